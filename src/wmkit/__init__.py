@@ -1,0 +1,1 @@
+"""World-model components for PyTorch, TorchRL and TensorDict."""

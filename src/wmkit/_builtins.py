@@ -1,0 +1,18 @@
+"""wmkit's own parts by name: the table that ``wmkit list KIND`` prints."""
+
+from __future__ import annotations
+
+from wmkit.registry import register
+
+for _name, _target in {
+    "gru": "wmkit.backbones.gru:GRU",
+    "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
+}.items():
+    register("backbone", _name, _target)
+
+for _name, _target in {
+    "labels": "wmkit.affordance.scorers.labels:LabelScorer",
+    "embedded": "wmkit.affordance.scorers.embedded:EmbeddedScorer",
+    "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
+}.items():
+    register("scorer", _name, _target)

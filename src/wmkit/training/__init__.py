@@ -1,0 +1,1 @@
+"""wmkit.training."""
