@@ -1,1 +1,72 @@
-"""World-model components for PyTorch, TorchRL and TensorDict."""
+"""World-model components for PyTorch, TorchRL and TensorDict.
+
+A *system* (LS-Imagine, DreamerV3, ...) is a YAML page that names parts and numbers; the
+parts live in rooms, each a subpackage that imports only from the rooms below it::
+
+    cli > training > systems > envs > data > objectives > affordance > dynamics
+        > heads > codecs > backbones > nn > functional
+
+``import wmkit`` imports none of them: names are looked up on first use (PEP 562), so the
+import costs milliseconds and torch is loaded when something needs it.
+
+>>> import wmkit
+>>> "ls_imagine" in wmkit.available("system")
+True
+>>> wmkit.functional.symlog.__module__.startswith("wmkit.functional")
+True
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wmkit.registry import available, register
+    from wmkit.systems import build
+
+ROOMS = (
+    "cli",
+    "training",
+    "systems",
+    "envs",
+    "data",
+    "objectives",
+    "affordance",
+    "dynamics",
+    "heads",
+    "codecs",
+    "backbones",
+    "nn",
+    "functional",
+)
+"""The subpackages from the roof to the ground: each imports only from those after it."""
+
+_MODULES = frozenset({*ROOMS, "errors", "registry"})
+_ATTRIBUTES = {
+    "available": "wmkit.registry",
+    "register": "wmkit.registry",
+    "build": "wmkit.systems",
+}
+
+__all__ = ["ROOMS", "__version__", "available", "build", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    value: Any
+    if name in _MODULES:
+        value = importlib.import_module(f"wmkit.{name}")
+    elif name in _ATTRIBUTES:
+        value = getattr(importlib.import_module(_ATTRIBUTES[name]), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("wmkit")
+    else:
+        raise AttributeError(f"module 'wmkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *_ATTRIBUTES, "__version__"})

@@ -1,0 +1,60 @@
+"""A leaky integrator as a wmkit backbone: the smallest sequence model that obeys the contract.
+
+``u_t = (1 - leak) * u_{t-1} + leak * tanh(W x_t)``, with one learned leak per channel.
+Install this folder (``pip install ./examples/plugin``) and ``wmkit list backbone`` shows
+``leaky``; ``wmkit train ls_imagine backbone=leaky`` trains with it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LeakyIntegrator(nn.Module):
+    """A diagonal linear recurrence with a squashed input.
+
+    The four laws of a sequence model hold: ``scan`` equals looped ``step``; nothing before
+    a reset reaches what follows it; a scan may be cut anywhere; outputs depend on the past only.
+
+    Args:
+        in_dim: width of the inputs.
+        out_dim: width of the outputs, and of the carry.
+
+    >>> model = LeakyIntegrator(3, 4)
+    >>> u, carry = model.scan(torch.zeros(2, 5, 3), model.initial(2), torch.zeros(2, 5, dtype=torch.bool))
+    >>> u.shape, carry.shape
+    (torch.Size([2, 5, 4]), torch.Size([2, 4]))
+    """
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.input = nn.Linear(in_dim, out_dim)
+        self.leak_logit = nn.Parameter(torch.zeros(out_dim))
+
+    def initial(self, batch: int) -> Tensor:
+        """The carry before anything was seen: zeros ``[batch, out_dim]``."""
+        return self.leak_logit.new_zeros(batch, self.out_dim)
+
+    def step(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: ``x [B, in_dim]``, ``carry [B, out_dim]``, ``reset [B]`` bool."""
+        u, carry = self.scan(x[:, None], carry, reset[:, None])
+        return u[:, 0], carry
+
+    def scan(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Many steps: ``x [B, T, in_dim]``, ``reset [B, T]`` bool; returns ``[B, T, out_dim]`` and the carry."""
+        leak = torch.sigmoid(self.leak_logit)  # [U]
+        drive = leak * torch.tanh(self.input(x))  # [B, T, U], hoisted out of the loop
+        outputs = []
+        for t in range(x.shape[1]):
+            carry = torch.where(reset[:, t, None], 0.0, carry) * (1 - leak) + drive[:, t]
+            outputs.append(carry)
+        return torch.stack(outputs, 1), carry
+
+
+def register() -> None:
+    """Called by wmkit when it first looks a part up by name."""
+    from wmkit.registry import register
+
+    register("backbone", "leaky", LeakyIntegrator)
