@@ -1,1 +1,6 @@
-"""wmkit.codecs."""
+"""Encoders and decoders: observations to embeddings, features back to observations."""
+
+from wmkit.codecs.decoder import Decoder, ImageDecoder
+from wmkit.codecs.encoder import Encoder, ImageEncoder
+
+__all__ = ["Decoder", "Encoder", "ImageDecoder", "ImageEncoder"]

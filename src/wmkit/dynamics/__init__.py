@@ -1,1 +1,19 @@
-"""wmkit.dynamics."""
+"""Dynamics: how a state follows from a state, imagined or observed."""
+
+from wmkit.dynamics.imagination import JumpGate, Trajectory, imagine
+from wmkit.dynamics.latent import Latent, Observed
+from wmkit.dynamics.long_short import JumpObserved, LongShortRSSM
+from wmkit.dynamics.rssm import RSSM
+from wmkit.dynamics.world_model import WorldModel
+
+__all__ = [
+    "RSSM",
+    "JumpGate",
+    "JumpObserved",
+    "Latent",
+    "LongShortRSSM",
+    "Observed",
+    "Trajectory",
+    "WorldModel",
+    "imagine",
+]

@@ -1,1 +1,18 @@
-"""wmkit.nn."""
+"""Layers and predictions without transport: importable without TorchRL or TensorDict."""
+
+from wmkit.nn.conv import ChannelNorm
+from wmkit.nn.init import init_hidden, init_output
+from wmkit.nn.mlp import MLP, DenseNormAct
+from wmkit.nn.predictions import Bernoulli, OneHotCategorical, SquaredError, SymlogTwoHot
+
+__all__ = [
+    "MLP",
+    "Bernoulli",
+    "ChannelNorm",
+    "DenseNormAct",
+    "OneHotCategorical",
+    "SquaredError",
+    "SymlogTwoHot",
+    "init_hidden",
+    "init_output",
+]

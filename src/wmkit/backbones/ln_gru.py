@@ -1,0 +1,44 @@
+"""GRU with LayerNorm over its gates (DreamerV2 and DreamerV3 of 2023).
+
+``r, c, u = LN(W [x, h])``; the reset gate acts on the candidate's pre-activation, and the
+update gate starts nearly closed: ``h' = σ(u-1) tanh(σ(r) c) + (1 - σ(u-1)) h``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wmkit.backbones.base import RecurrentCell
+from wmkit.nn import init_hidden
+
+
+class LayerNormGRU(RecurrentCell):
+    """The recurrent cell of DreamerV3 (2023) and LS-Imagine.
+
+    Args:
+        in_dim: input width D.
+        out_dim: state width U.
+        learned_initial: see :class:`~wmkit.backbones.base.RecurrentCell`.
+        norm_eps: epsilon of the LayerNorm (PyTorch's default in the 2023 PyTorch code).
+
+    >>> gru = LayerNormGRU(3, 8)
+    >>> u, carry = gru.step(torch.zeros(2, 3), gru.initial(2), torch.tensor([True, False]))
+    >>> u.shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(
+        self, in_dim: int, out_dim: int, *, learned_initial: bool = False, norm_eps: float = 1e-3
+    ) -> None:
+        super().__init__(in_dim, out_dim, learned_initial=learned_initial)
+        # Rows: reset, candidate, update; columns: input, then state.
+        self.linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=False))
+        self.norm = nn.LayerNorm(3 * out_dim, eps=norm_eps)
+
+    def cell(self, x: Tensor, belief: Tensor) -> Tensor:
+        """One step without reset."""
+        gates = self.norm(self.linear(torch.cat([x, belief], -1)))  # [B, 3U]
+        reset, candidate, update = gates.chunk(3, -1)
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        return torch.lerp(belief, candidate, torch.sigmoid(update - 1))

@@ -1,0 +1,126 @@
+"""Observations to embeddings: convolutions for images, a symlog MLP for vectors.
+
+DreamerV3 of 2023 (arXiv:2301.04104v1): four stride-2 convolutions of doubling width with
+LayerNorm over channels; images enter as ``x / 255 - 0.5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wmkit.errors import SpecError
+from wmkit.functional import symlog
+from wmkit.nn import MLP, ChannelNorm, init_hidden
+
+IMAGE_SIZE = 64
+STAGES = 4
+
+
+class ImageEncoder(nn.Module):
+    """Images ``[N, C, 64, 64]`` to ``[N, 8 * depth * 16]``.
+
+    Args:
+        channels: of all image keys together.
+        depth: width of the first convolution; each of the four stages doubles it.
+
+    >>> ImageEncoder(4, 8)(torch.zeros(2, 4, 64, 64)).shape
+    torch.Size([2, 1024])
+    """
+
+    def __init__(self, channels: int, depth: int) -> None:
+        super().__init__()
+        widths = [channels, *(depth * 2**i for i in range(STAGES))]
+        self.layers = nn.Sequential()
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            conv = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
+            self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
+        self.out_dim = widths[-1] * (IMAGE_SIZE // 2**STAGES) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``image`` float, centred on zero."""
+        return self.layers(image.contiguous(memory_format=torch.channels_last)).flatten(1)
+
+
+class Encoder(nn.Module):
+    """The encoder half of a codec: every observation key in, one embedding out.
+
+    Args:
+        spaces: shape of one observation for each key the encoder reads.
+        images: image keys, joined along channels in this order.
+        vectors: vector keys, joined in this order, squashed by symlog.
+        depth: see :class:`ImageEncoder`.
+        units: width of the vector MLP.
+        layers: depth of the vector MLP.
+
+    Raises:
+        SpecError: an image that is not ``[C, 64, 64]``, or nothing to encode.
+
+    >>> encoder = Encoder({"pixels": (3, 64, 64)}, images=["pixels"], vectors=[], depth=4, units=8, layers=1)
+    >>> encoder({"pixels": torch.zeros(2, 5, 3, 64, 64, dtype=torch.uint8)}).shape
+    torch.Size([2, 5, 512])
+    """
+
+    def __init__(
+        self,
+        spaces: Mapping[str, Sequence[int]],
+        *,
+        images: Sequence[str],
+        vectors: Sequence[str],
+        depth: int,
+        units: int,
+        layers: int,
+    ) -> None:
+        super().__init__()
+        self.images, self.vectors = tuple(images), tuple(vectors)
+        for key in self.images:
+            check_image(key, spaces[key])
+        self.out_dim = 0
+        self.image: ImageEncoder | None = None
+        self.vector: MLP | None = None
+        if self.images:
+            self.image = ImageEncoder(sum(spaces[key][0] for key in self.images), depth)
+            self.out_dim += self.image.out_dim
+        if self.vectors:
+            self.vector = MLP(sum(spaces[key][-1] for key in self.vectors), units, layers)
+            self.out_dim += units
+        if not self.out_dim:
+            raise SpecError(
+                "the encoder has no observation to read: found no image and no vector key, wanted at "
+                "least one; add a key to encoder.images or encoder.vectors"
+            )
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Embed observations of any leading dimensions.
+
+        Args:
+            observations: ``[*B, C, 64, 64]`` uint8 for image keys (float in [0, 1] is taken
+                too), ``[*B, D]`` float for vector keys.
+
+        Returns:
+            ``[*B, out_dim]`` float: image features first, then vector features.
+        """
+        parts = []
+        if self.image is not None:
+            image = torch.cat([_unit(observations[key]) for key in self.images], -3) - 0.5
+            lead = image.shape[:-3]
+            parts.append(self.image(image.flatten(0, -4)).unflatten(0, lead))
+        if self.vector is not None:
+            vector = torch.cat([observations[key].float() for key in self.vectors], -1)
+            parts.append(self.vector(symlog(vector)))
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+
+def check_image(key: str, shape: Sequence[int]) -> None:
+    """Raise :class:`SpecError` unless ``shape`` is ``[C, 64, 64]``."""
+    if len(shape) != 3 or tuple(shape[1:]) != (IMAGE_SIZE, IMAGE_SIZE):
+        raise SpecError(
+            f"image {key!r} has shape {list(shape)}: wanted [channels, {IMAGE_SIZE}, {IMAGE_SIZE}]; "
+            "resize it (torchrl.envs.Resize) and put channels first (torchrl.envs.ToTensorImage)"
+        )
+
+
+def _unit(image: Tensor) -> Tensor:
+    return image.float() / 255 if image.dtype == torch.uint8 else image

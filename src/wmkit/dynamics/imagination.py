@@ -1,0 +1,113 @@
+"""Imagined roll-outs: tensors inside, fixed shapes, uniforms drawn before the loop.
+
+Each transition is a step or, where the jump gate opens, a jump (LS-Imagine,
+arXiv:2410.03618, section 3.3). The gate's uniforms are drawn last, so that without jumps
+the roll-out equals DreamerV3's number for number under the same seed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from wmkit.dynamics.latent import Latent
+from wmkit.dynamics.world_model import WorldModel
+
+
+class Trajectory(NamedTuple):
+    """``H`` transitions from each of ``N`` states.
+
+    Attributes:
+        states: ``[N, H+1, G*C]``.
+        beliefs: ``[N, H+1, U]``.
+        actions: ``[N, H, A]`` what the policy chose; without effect where ``jumps`` is set.
+        jumps: ``[N, H, 1]`` bool.
+        continuations: ``[N, H+1, 1]`` probability of going on at each state.
+    """
+
+    states: Tensor
+    beliefs: Tensor
+    actions: Tensor
+    jumps: Tensor
+    continuations: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """``[N, H+1, G*C + U]``."""
+        return torch.cat([self.states, self.beliefs], -1)
+
+
+class JumpGate:
+    """Opens where the model expects a jump to be worth it, and a coin agrees.
+
+    Args:
+        prob: chance that an expected jump is taken (0.7 in LS-Imagine).
+        threshold: on P(jump | s) times the probability of going on.
+
+    >>> JumpGate(prob=0.0).prob
+    0.0
+    """
+
+    def __init__(self, prob: float = 0.7, threshold: float = 0.5) -> None:
+        self.prob, self.threshold = prob, threshold
+
+    def open(self, jump: Tensor, continuation: Tensor, uniform: Tensor) -> Tensor:
+        """``[N, 1]`` each -> ``[N]`` bool.
+
+        >>> one = torch.ones(1, 1)
+        >>> JumpGate(0.7).open(0.9 * one, one, 0.5 * one)
+        tensor([True])
+        """
+        return ((jump * continuation > self.threshold) & (uniform < self.prob)).squeeze(-1)
+
+
+@torch.no_grad()
+def imagine(
+    world_model: WorldModel,
+    actor: Any,
+    start: Latent,
+    horizon: int,
+    *,
+    gate: JumpGate | None = None,
+) -> Trajectory:
+    """Roll the policy out in the model, recording no gradients.
+
+    Args:
+        world_model: with a ``jump`` head and long-short dynamics if a gate is given.
+        actor: features ``[N, F]`` to a distribution over actions.
+        start: states to start from, leaves ``[N, ...]``.
+        horizon: transitions H per start.
+        gate: where to jump; steps only if not given.
+    """
+    dynamics = world_model.dynamics
+    rows, device = start.state.shape[0], start.state.device
+    state_noise = torch.rand(horizon, rows, dynamics.groups, 1, device=device)
+    action_noise = torch.rand(horizon, rows, 1, device=device)
+    gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None
+
+    latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
+    states, beliefs, actions, jumps, continuations = [start.state], [start.belief], [], [], []
+    for t in range(horizon):
+        feature = latent.feature
+        action = actor(feature).sample(action_noise[t])
+        if gate is None or gate_noise is None:
+            jump = no_jump
+            latent = dynamics.step(latent, action, noise=state_noise[t])
+        else:
+            continuations.append(world_model.continuation(feature))
+            jump = gate.open(world_model.heads["jump"](feature).mean, continuations[-1], gate_noise[t])
+            latent = dynamics.step(latent, action, jump, noise=state_noise[t])
+        states.append(latent.state)
+        beliefs.append(latent.belief)
+        actions.append(action)
+        jumps.append(jump)
+    state_seq, belief_seq = torch.stack(states, 1), torch.stack(beliefs, 1)
+    if continuations:
+        continuation = torch.stack([*continuations, world_model.continuation(latent.feature)], 1)
+    else:
+        continuation = world_model.continuation(torch.cat([state_seq, belief_seq], -1))
+    return Trajectory(
+        state_seq, belief_seq, torch.stack(actions, 1), torch.stack(jumps, 1).unsqueeze(-1), continuation
+    )

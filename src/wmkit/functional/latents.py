@@ -1,0 +1,74 @@
+"""Maths of categorical latents: unimix, sampling by inverse transform, KL divergence.
+
+A latent is ``G`` independent categoricals of ``C`` classes (Hafner et al. 2021,
+arXiv:2010.02193, section 2.1). Samples come from uniforms that the caller draws before
+its time loop, so that a scan is a pure function of its inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unimix_probs(logits: Tensor, mix: float) -> Tensor:
+    """Softmax mixed with a uniform: ``(1 - mix) * softmax(logits) + mix / C``.
+
+    Args:
+        logits: ``[*B, C]`` float.
+        mix: share of the uniform, 0.01 in DreamerV3.
+
+    Returns:
+        ``[*B, C]`` probabilities, none below ``mix / C``.
+
+    >>> unimix_probs(torch.tensor([100.0, 0.0, 0.0, 0.0]), 0.01)
+    tensor([0.9925, 0.0025, 0.0025, 0.0025])
+    """
+    return torch.softmax(logits, -1) * (1.0 - mix) + mix / logits.shape[-1]
+
+
+def sample_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one-hot samples by inverting the cumulative distribution.
+
+    Args:
+        probs: ``[*B, C]`` probabilities.
+        uniform: ``[*B, 1]`` in [0, 1), one number per categorical.
+
+    Returns:
+        ``[*B, C]`` one-hot, dtype of ``probs``, no gradient.
+
+    >>> sample_one_hot(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
+    tensor([0., 1., 0.])
+    """
+    with torch.no_grad():
+        # The last cumulative sum may fall short of one by rounding: it is left out.
+        index = (probs[..., :-1].cumsum(-1) <= uniform).sum(-1, keepdim=True)
+        return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+
+
+def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
+    """Value of ``sample``, gradient of ``probs`` (Bengio et al. 2013, arXiv:1308.3432).
+
+    >>> p = torch.tensor([0.3, 0.7], requires_grad=True)
+    >>> straight_through(torch.tensor([0.0, 1.0]), p).detach()
+    tensor([0., 1.])
+    """
+    return sample + (probs - probs.detach())
+
+
+def categorical_kl(p_logits: Tensor, q_logits: Tensor, mix: float) -> Tensor:
+    """``KL(p || q)`` summed over the categoricals of a latent, both with unimix.
+
+    Args:
+        p_logits: ``[*B, G, C]`` float.
+        q_logits: ``[*B, G, C]`` float.
+        mix: share of the uniform in both.
+
+    Returns:
+        ``[*B]`` float, nats.
+
+    >>> categorical_kl(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4), 0.01)
+    tensor([0.])
+    """
+    p = unimix_probs(p_logits, mix)
+    return (p * (torch.log(p) - torch.log(unimix_probs(q_logits, mix)))).sum((-2, -1))

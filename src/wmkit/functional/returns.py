@@ -1,0 +1,103 @@
+"""λ-returns over transitions of any duration (LS-Imagine, arXiv:2410.03618, eq. 6).
+
+With durations of one step and no jump return this is the λ-return of Dreamer
+(arXiv:1912.01603, eq. 6).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from wmkit.errors import SpecError
+
+
+def lambda_return_jumpy(
+    reward: Tensor,
+    next_value: Tensor,
+    continuation: Tensor,
+    steps: Tensor,
+    jump_return: Tensor,
+    *,
+    gamma: float | Tensor,
+    lmbda: float | Tensor,
+    continuation_at: Literal["next", "current"] = "next",
+) -> Tensor:
+    """λ-return of transitions that may span several environment steps.
+
+    With ``continuation_at="next"``, for transition t of duration Δ::
+
+        R_t = γ^(Δ-1) r_{t+1} + G_t + c_{t+1} γ^Δ [(1-λ) v_{t+1} + λ R_{t+1}]
+
+    With ``continuation_at="current"`` (LS-Imagine) ``c_t`` multiplies the whole right
+    side instead. After the last transition the return is its ``next_value``.
+
+    Args:
+        reward: ``[*B, T, 1]`` reward on arriving at the end of each transition.
+        next_value: ``[*B, T, 1]`` value of the state each transition arrives at.
+        continuation: ``[*B, T, 1]`` probability of going on: of the state arrived at
+            (``"next"``) or of the state left (``"current"``).
+        steps: ``[*B, T, 1]`` duration Δ in environment steps, 1 or more.
+        jump_return: ``[*B, T, 1]`` discounted reward G inside the transition, before arrival.
+        gamma: discount of one environment step.
+        lmbda: λ of the mixture.
+        continuation_at: which continuation the tensor holds.
+
+    Returns:
+        ``[*B, T, 1]`` float.
+
+    Raises:
+        SpecError: the shapes differ, or ``continuation_at`` is neither name.
+
+    >>> one = torch.ones(3, 1)
+    >>> lambda_return_jumpy(one, 0 * one, one, one, 0 * one, gamma=0.5, lmbda=1.0).squeeze(-1)
+    tensor([1.7500, 1.5000, 1.0000])
+    """
+    if continuation_at not in ("next", "current"):
+        raise SpecError(
+            f"continuation_at is {continuation_at!r}: wanted 'next' or 'current'; "
+            "use 'next' for Dreamer and 'current' for LS-Imagine"
+        )
+    shapes = {tuple(x.shape) for x in (reward, next_value, continuation, steps, jump_return)}
+    if len(shapes) != 1 or reward.ndim < 2:
+        raise SpecError(
+            f"lambda_return_jumpy got shapes {sorted(shapes)}: wanted one shape [*B, T, 1] for "
+            "reward, next_value, continuation, steps and jump_return; expand the ones that differ"
+        )
+    gamma = torch.as_tensor(gamma, dtype=reward.dtype, device=reward.device)
+    discount = gamma**steps  # [*B, T, 1]
+    gain = gamma ** (steps - 1) * reward + jump_return
+    if continuation_at == "next":
+        discount = discount * continuation
+    else:
+        gain, discount = gain * continuation, discount * continuation
+    # R_t = base_t + slope_t * R_{t+1}
+    base = gain + discount * (1 - lmbda) * next_value
+    slope = discount * lmbda
+    last = next_value[..., -1, :]
+    returns = []
+    for t in reversed(range(reward.shape[-2])):
+        last = base[..., t, :] + slope[..., t, :] * last
+        returns.append(last)
+    return torch.stack(returns[::-1], -2)
+
+
+def discount_sum(steps: Tensor, gamma: float) -> Tensor:
+    """Sum of discounts over the steps inside a transition: ``Γ(Δ) = Σ_{k=0}^{max(Δ-2, 0)} γ^k``.
+
+    LS-Imagine predicts the *mean* reward inside a jump; this turns it into the sum
+    (released code; the arrival reward is counted apart).
+
+    Args:
+        steps: any shape, Δ in environment steps.
+        gamma: discount of one step, below one.
+
+    Returns:
+        Same shape, float.
+
+    >>> discount_sum(torch.tensor([1.0, 2.0, 4.0]), 0.5)
+    tensor([1.0000, 1.0000, 1.7500])
+    """
+    return (1.0 - gamma ** (steps - 1).clamp(min=1)) / (1.0 - gamma)
