@@ -22,7 +22,9 @@ PLUGIN = TREE / "examples" / "plugin"
 
 def tracked_files() -> list[Path]:
     """The project's own files: git's list where there is one, a walk otherwise."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=TREE, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=TREE, capture_output=True, text=True
+    )
     if listed.returncode == 0 and listed.stdout:
         return [TREE / name for name in listed.stdout.splitlines() if (TREE / name).is_file()]
     folders = ("src", "tests", "docs", "examples", "benchmarks")

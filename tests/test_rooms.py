@@ -59,7 +59,9 @@ def test_rooms_import_only_from_below():
             continue
         for line, dotted in imports(path):
             there = room_of(dotted)
-            allowed = there in FREE or there == "__version__" or RANK.get(there, -1) >= RANK.get(here, len(RANK))
+            allowed = (
+                there in FREE or there == "__version__" or RANK.get(there, -1) >= RANK.get(here, len(RANK))
+            )
             if here == "registry" and dotted == "wmkit._builtins":
                 allowed = True
             if not allowed:

@@ -43,7 +43,7 @@ class LeakyIntegrator(nn.Module):
         return u[:, 0], carry
 
     def scan(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Many steps: ``x [B, T, in_dim]``, ``reset [B, T]`` bool; returns ``[B, T, out_dim]`` and the carry."""
+        """Many steps: ``x [B, T, in_dim]``, ``reset [B, T]`` bool to ``[B, T, out_dim]`` and the carry."""
         leak = torch.sigmoid(self.leak_logit)  # [U]
         drive = leak * torch.tanh(self.input(x))  # [B, T, U], hoisted out of the loop
         outputs = []
