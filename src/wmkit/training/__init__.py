@@ -1,1 +1,44 @@
-"""wmkit.training."""
+"""Training: collect, replay, update, evaluate, save, report.
+
+    run.py               the run directory and its logs
+    checkpoints.py       whole or absent, newest two and the best
+    trainer.py           the recipe; read this first
+    parts.py             how a configuration becomes environments, system and replay
+    affordance_stage.py  scorer, random frames, labels, U-Net
+    collect.py           TorchRL's collector over batched environments
+    evaluate.py          one record per reset
+    guard.py             NaN and infinity, without a synchronisation per update
+    schedule.py          ratios, intervals, deadlines, interrupts
+    progress.py          one bar per stage
+    report/              report.html
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wmkit.training.affordance_stage import fit_only
+    from wmkit.training.report import write_report
+    from wmkit.training.revisit import revisit
+    from wmkit.training.run import RunDirectory
+    from wmkit.training.trainer import Summary, Trainer, train
+
+_HOMES = {
+    "RunDirectory": "run",
+    "Summary": "trainer",
+    "Trainer": "trainer",
+    "fit_only": "affordance_stage",
+    "revisit": "revisit",
+    "train": "trainer",
+    "write_report": "report",
+}
+
+__all__ = ["RunDirectory", "Summary", "Trainer", "fit_only", "revisit", "train", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

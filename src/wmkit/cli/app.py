@@ -1,0 +1,217 @@
+"""The commands. What they do lives in :mod:`wmkit.training`; here are arguments, errors and last words.
+
+Exit codes: 0 done, 1 a loss became NaN or infinite, 2 something the user gave does not fit
+(one sentence, no traceback), 130 interrupted (everything is saved).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from wmkit.errors import ConfigError, NonFiniteLossError, WmkitError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+app = typer.Typer(
+    help="World models for PyTorch: train them, look at what they imagine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+affordance_app = typer.Typer(help="Affordance maps: where in a frame a goal can be approached.", no_args_is_help=True)
+app.add_typer(affordance_app, name="affordance")
+
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045  (typer reads this at run time)
+    typer.Argument(help="Hydra overrides, for example size=small env.num_envs=8 training.steps=50000"),
+]
+Run = Annotated[Path, typer.Argument(help="A run directory that `wmkit train` made.")]
+
+
+def main() -> None:
+    """Entry point of ``wmkit`` and ``python -m wmkit``."""
+    app(prog_name="wmkit")
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what went wrong into one sentence on standard error and an exit code."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        _fail(str(error), 1)
+    except WmkitError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"wmkit: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def train(
+    system: Annotated[Optional[str], typer.Argument(help="A name from `wmkit list system`.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+) -> None:
+    """Train SYSTEM; without a system, list the systems.
+
+    preset=smoke|quick|full chooses the budget, run_dir=PATH the folder, resume=RUN continues a run.
+    """
+    with reported():
+        if system is None:
+            _print_names("system")
+            return
+        config = read_config(system, overrides or [])
+        from wmkit.training import train as run_training
+
+        summary = run_training(config)
+        _print_summary(summary)
+    if summary.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command("eval")
+def evaluate(
+    run: Run,
+    episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1)] = 20,
+    best: Annotated[bool, typer.Option(help="Use the best-scored checkpoint instead of the newest.")] = False,
+) -> None:
+    """Play episodes with the policy's mode, one record per reset, and refresh the report."""
+    with reported():
+        from wmkit.training import revisit
+
+        numbers = revisit(run, episodes=episodes, best=best).numbers()
+        for name, value in numbers.items():
+            typer.echo(f"{name.replace('_', ' '):<14} {value:.3g}")
+        typer.echo(f"{'report':<14} {run / 'report.html'}")
+
+
+@app.command()
+def imagine(run: Run) -> None:
+    """Lay an imagined roll-out beside what really happened, in the run's report."""
+    with reported():
+        from wmkit.training import revisit
+
+        revisit(run, episodes=2)
+        typer.echo(f"report {run / 'report.html'}")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write report.html anew from what lies in the run directory."""
+    with reported():
+        from wmkit.training import RunDirectory, write_report
+
+        typer.echo(f"report {write_report(RunDirectory.open(run))}")
+
+
+@affordance_app.command("fit")
+def fit(
+    overrides: Overrides = None,
+    system: Annotated[str, typer.Option(help="The system whose affordance block is used.")] = "ls_imagine",
+) -> None:
+    """Collect frames with a random agent, label them by virtual exploration, train the U-Net, report agreement."""
+    with reported():
+        config = read_config(system, overrides or [])
+        from wmkit.training import fit_only
+
+        path, agreement = fit_only(config)
+        for name, value in agreement.items():
+            typer.echo(f"{name.replace('_', ' '):<26} {value:.3f}")
+        typer.echo(f"{'model':<26} {path}  (use it with affordance.model={path})")
+
+
+@app.command("list")
+def list_names(kind: Annotated[str, typer.Argument(help="system, backbone, scorer, env, ...")] = "system") -> None:
+    """Print the names of every part of KIND, plug-ins included."""
+    with reported():
+        _print_names(kind)
+
+
+@app.command()
+def doctor(
+    system: Annotated[Optional[str], typer.Argument(help="Also size up this system.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+) -> None:
+    """Show versions, what is missing and what it costs."""
+    with reported():
+        from wmkit.cli.doctor import examine
+
+        config = read_config(system, overrides or []) if system else None
+        for name, finding in examine(config):
+            typer.echo(f"{name:<24} {finding}")
+
+
+def read_config(system: str, overrides: list[str]) -> DictConfig:
+    """Compose a system's configuration, or continue the one of ``resume=RUN`` with further overrides.
+
+    Raises:
+        ConfigError: an unknown system or override, or a run of another system.
+    """
+    resume = next((o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("resume=")), "")
+    if resume in ("", "null"):
+        from wmkit.systems import compose
+
+        return compose(system, overrides)
+    from omegaconf import OmegaConf
+
+    from wmkit.training.run import RunDirectory
+
+    run = RunDirectory.open(resume)
+    if run.config.system != system:
+        raise ConfigError(
+            f"run {resume!r} cannot be resumed as {system!r}: found a run of {str(run.config.system)!r}, wanted "
+            f"one of {system!r}; use wmkit train {run.config.system} resume={resume}"
+        )
+    config = run.config.copy()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if name.lstrip("+") == "resume":
+            continue
+        if not equals or OmegaConf.select(config, name, default=_MISSING) is _MISSING:
+            raise ConfigError(
+                f"override {override!r} does not fit a resumed run: found no {name!r} in its config.yaml, wanted "
+                "NAME=VALUE of a name that is there; choose sizes and presets when a run begins"
+            )
+        OmegaConf.update(config, name, OmegaConf.create(f"value: {text}").value)
+    config.resume, config.run_dir = str(resume), str(resume)
+    return config
+
+
+_MISSING: Any = object()
+
+
+def _print_names(kind: str) -> None:
+    from wmkit.registry import available
+
+    for name in available(kind):
+        typer.echo(name)
+
+
+def _print_summary(summary: Any) -> None:
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.0f} %"
+
+    lines = [("run", summary.run)]
+    if summary.interrupted:
+        lines.append(("interrupted", f"saved; go on with resume={summary.run}"))
+    lines.append(("environment steps", f"{summary.steps:,} in {summary.minutes:.1f} min"))
+    lines.append(("updates", f"{summary.updates:,}"))
+    if summary.success_rate is not None:
+        lines.append(("success rate", f"{percent(summary.success_rate)} of {summary.episodes} evaluation episodes"))
+        lines.append(("return", f"{summary.episode_return:.2f}"))
+    lines.append(("success in training", f"{percent(summary.training_success_rate)} of the last episodes"))
+    if (Path(summary.run) / "report.html").exists() and not summary.interrupted:
+        lines.append(("report", str(Path(summary.run) / "report.html")))
+    for name, value in lines:
+        typer.echo(f"{name:<20} {value}")

@@ -1,0 +1,177 @@
+"""Runs the policy in the training environments, a few steps at a time.
+
+    Collector (TorchRL)  ->  TensorDict [N, k], root/next layout  ->  memory, statistics
+
+N environments take k steps between two looks at the learner. The collector keeps the
+environments' state from one call to the next, so episodes run across calls.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.transforms import InitTracker
+
+from wmkit.training.evaluate import Episode
+
+
+class RandomFirst(TensorDictModuleBase):
+    """The policy, with its actions replaced by random ones while :attr:`random` is true.
+
+    The policy still runs, so that the latents stored with random steps are the ones it would carry.
+
+    Args:
+        policy: writes ``action`` and the carry.
+        action_spec: the batched specification random actions are drawn from, ``[N, A]``.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, action_spec: Any) -> None:
+        super().__init__()
+        self.policy = policy
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+        self._action_spec = action_spec
+        self.random = False
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act."""
+        tensordict = self.policy(tensordict)
+        if self.random:
+            action = self._action_spec.rand().to(tensordict["action"].dtype)  # [N, A]
+            tensordict.set("action", action)
+            if ("next", "previous_action") in tensordict.keys(True):
+                tensordict.set(("next", "previous_action"), action.to(tensordict["next", "previous_action"].dtype))
+        return tensordict
+
+
+def with_carry(env: EnvBase, policy: Any, *transforms: Any) -> TransformedEnv:
+    """Wrap ``env``: mark first observations (``is_init``), add ``transforms``, carry the policy's latents."""
+    wrapped = TransformedEnv(env, InitTracker())
+    for transform in transforms:
+        wrapped.append_transform(transform)
+    if hasattr(policy, "make_tensordict_primer"):
+        primer = policy.make_tensordict_primer()
+        for transform in primer if isinstance(primer, (list, tuple)) else (primer,):
+            wrapped.append_transform(transform)
+    return wrapped
+
+
+class Collection:
+    """The training environments and the collector that steps them.
+
+    Args:
+        env: batched, ``batch_size [N]``, transforms included.
+        policy: the system's policy.
+        length: steps per environment and call (k).
+    """
+
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, length: int) -> None:
+        self.num_envs, self.length = env.batch_size[0], length
+        self.policy = RandomFirst(policy, env.full_action_spec["action"])
+        self._collector = Collector(
+            env,
+            self.policy,
+            frames_per_batch=self.num_envs * length,
+            total_frames=-1,
+            auto_register_policy_transforms=False,
+            trust_policy=True,
+        )
+        self._batches: Iterator[TensorDictBase] | None = None
+
+    def collect(self, random: bool = False) -> TensorDictBase:
+        """Take N * k steps.
+
+        Returns:
+            TensorDict ``[N, k]`` in TorchRL's root/``next`` layout; valid until the next call.
+        """
+        self.policy.random = random
+        if self._batches is None:
+            self._batches = iter(self._collector)
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Stop the environments."""
+        self._collector.shutdown(close_env=True)
+
+
+class EpisodeTracker:
+    """Follows returns, lengths and successes over calls, and averages what jump labelling did.
+
+    Args:
+        num_envs: N.
+        window: episodes in "success rate so far".
+
+    >>> from tensordict import TensorDict
+    >>> step = {"reward": torch.ones(1, 3, 1), "done": torch.tensor([[[False], [True], [False]]])}
+    >>> tracker = EpisodeTracker(1)
+    >>> tracker.add(TensorDict({"next": step}, [1, 3]))
+    [(1, Episode(episode_return=2.0, length=2, success=False))]
+    """
+
+    KEYS = ("jump", "is_zoomed", "jump_probability", "intrinsic_reward", "score")
+
+    def __init__(self, num_envs: int, window: int = 100) -> None:
+        self._returns, self._lengths = [0.0] * num_envs, [0] * num_envs
+        self._succeeded = [False] * num_envs
+        self.recent: deque[Episode] = deque(maxlen=window)
+        self._sums: dict[str, list[torch.Tensor]] = {}
+
+    @property
+    def success_rate(self) -> float | None:
+        """Mean over the last ``window`` episodes; None before the first one ends."""
+        return sum(e.success for e in self.recent) / len(self.recent) if self.recent else None
+
+    def add(self, batch: TensorDictBase) -> list[tuple[int, Episode]]:
+        """Take one collected batch ``[N, k]``.
+
+        Returns:
+            The episodes that ended in it, each with the step (0..k-1) at which it did.
+        """
+        arrived = batch["next"]
+        count, length = batch.batch_size
+        for key in self.KEYS:
+            value = arrived.get(key, None)
+            if value is not None:
+                self._sums.setdefault(key, []).append(value.float().mean())
+        reward = arrived["reward"].reshape(count, length).tolist()
+        done = arrived["done"].reshape(count, length).tolist()
+        success_or_none = arrived.get("success", None)
+        success = success_or_none.reshape(count, length).tolist() if success_or_none is not None else None
+        ended = []
+        for t in range(length):
+            for env in range(count):
+                self._returns[env] += reward[env][t]
+                self._lengths[env] += 1
+                self._succeeded[env] |= bool(success[env][t]) if success is not None else False
+                if done[env][t]:
+                    episode = Episode(self._returns[env], self._lengths[env], self._succeeded[env])
+                    self.recent.append(episode)
+                    ended.append((t, episode))
+                    self._returns[env], self._lengths[env], self._succeeded[env] = 0.0, 0, False
+        return ended
+
+    def numbers(self) -> dict[str, float]:
+        """Means since the last call, and success rate, return and length over the window."""
+        sums, self._sums = self._sums, {}
+        names = {"jump": "jump_rate", "is_zoomed": "zoom_rate"}
+        numbers = {f"collect/{names.get(k, k)}": torch.stack(v).mean().item() for k, v in sums.items()}
+        if self.recent:
+            count = len(self.recent)
+            numbers["success_rate"] = self.success_rate or 0.0
+            numbers["return"] = sum(e.episode_return for e in self.recent) / count
+            numbers["length"] = sum(e.length for e in self.recent) / count
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window; unfinished episodes are not kept, since a resumed run resets its environments."""
+        return {"recent": [[e.episode_return, e.length, e.success] for e in self.recent]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.recent.extend(Episode(*entry) for entry in state["recent"])

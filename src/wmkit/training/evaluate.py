@@ -1,0 +1,186 @@
+"""Plays whole episodes with the policy's mode and counts each of them once.
+
+The released LS-Imagine evaluator records an episode again while jump pairs are pending
+(specification 10.3). Here an episode yields exactly one record, between a reset and the
+first ``done``. Episodes are shared out evenly over the environments before the first
+step: taking the first k to finish would favour short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+RECORD_KEYS = (
+    "pixels",
+    "affordance",
+    "observation",
+    "is_init",
+    "jump",
+    "is_zoomed",
+    "jump_probability",
+    "score",
+    "intrinsic_reward",
+    "success",
+)
+BIG_KEYS = ("frame", "goal_mask")
+
+
+@dataclass
+class Episode:
+    """What one evaluation episode was: undiscounted return, steps, success."""
+
+    episode_return: float
+    length: int
+    success: bool
+
+    def line(self) -> dict[str, Any]:
+        """As written to ``episodes.jsonl``."""
+        record = asdict(self)
+        return {"return": record.pop("episode_return"), **record}
+
+
+@dataclass
+class Evaluation:
+    """All episodes of one evaluation, and the first trajectories in full.
+
+    ``trajectories`` are arrival-aligned TensorDicts ``[T]`` (see the sequence layout); ``views`` hold
+    ``frame`` and ``goal_mask`` of evenly spaced steps, with their ``step`` index, ``[V]``.
+    """
+
+    episodes: list[Episode] = field(default_factory=list)
+    trajectories: list[TensorDictBase] = field(default_factory=list)
+    views: list[TensorDictBase] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, float]:
+        """Means over the episodes; empty when none was finished."""
+        if not self.episodes:
+            return {}
+        count = len(self.episodes)
+        return {
+            "success_rate": sum(e.success for e in self.episodes) / count,
+            "return": sum(e.episode_return for e in self.episodes) / count,
+            "length": sum(e.length for e in self.episodes) / count,
+            "episodes": float(count),
+        }
+
+
+class Recorder:
+    """Keeps one environment's first episode: small keys at every step, frames at up to ``views`` steps."""
+
+    def __init__(self, env: int, views: int = 48) -> None:
+        self.env, self.limit, self.stride = env, views, 1
+        self.records: list[TensorDictBase] = []
+        self.views: list[TensorDictBase] = []
+
+    def add(self, observed: TensorDictBase, action: torch.Tensor | None, next_of: TensorDictBase | None) -> None:
+        """Append the record of one observation ``[N]``; ``next_of`` carries reward and ends (None at a reset)."""
+        here = observed[self.env]
+        record = here.select(*RECORD_KEYS, strict=False).clone()
+        zoomed = here.get("zoomed", None)
+        if zoomed is not None:
+            record.set("zoomed", zoomed.clone())
+        no, zero = torch.zeros(1, dtype=torch.bool), torch.zeros(1)
+        ends = next_of[self.env] if next_of is not None else None
+        record.set("reward", ends["reward"].clone() if ends is not None else zero)
+        for key in ("terminated", "done"):
+            record.set(key, ends[key].clone() if ends is not None else no.clone())
+        record.set("is_init", torch.full((1,), ends is None))
+        if action is not None:
+            record.set("previous_action", (action[self.env] if ends is not None else action[self.env] * 0).float())
+        step = len(self.records)
+        self.records.append(record)
+        if step % self.stride == 0 and any(key in here.keys() for key in BIG_KEYS):
+            self.views.append(here.select(*BIG_KEYS, strict=False).clone().set("step", torch.tensor([step])))
+            if len(self.views) > self.limit:
+                self.views, self.stride = self.views[::2], self.stride * 2
+
+    def stacked(self) -> tuple[TensorDictBase, TensorDictBase | None]:
+        """The trajectory ``[T]`` and its views ``[V]``."""
+        keys = set.intersection(*(set(r.keys(True, True)) for r in self.records))
+        records = [r.select(*keys) for r in self.records]
+        return torch.stack(records), torch.stack(self.views) if self.views else None
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[TensorDictBase], TensorDictBase],
+    env: EnvBase,
+    episodes: int,
+    *,
+    seed: int | None = None,
+    record: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    on_episode: Callable[[Episode], None] = lambda episode: None,
+) -> Evaluation:
+    """Play ``episodes`` episodes.
+
+    Args:
+        policy: reads observations and the carry, writes ``action`` and the new carry.
+        env: batched over N environments, ``batch_size [N]``.
+        episodes: how many to finish.
+        seed: seeds the environments first, so that every evaluation meets the same worlds.
+        record: how many environments keep their first episode in full.
+        stop: asked at every step; when true, the unfinished episodes are dropped.
+        on_episode: called with each finished episode.
+
+    Returns:
+        One record per reset.
+    """
+    count = env.batch_size[0]
+    quota = [episodes // count + (index < episodes % count) for index in range(count)]
+    recorders = [Recorder(index) for index in range(min(record, count)) if quota[index]]
+    result = Evaluation()
+    totals, lengths, succeeded = [0.0] * count, [0] * count, [False] * count
+    if seed is not None:
+        env.set_seed(seed)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        current = env.reset()
+        first = True
+        while any(quota) and not stop():
+            current = policy(current)
+            if first:
+                for recorder in recorders:
+                    recorder.add(current, current["action"], None)
+                first = False
+            action = current["action"].clone()
+            stepped, current = env.step_and_maybe_reset(current)
+            arrived = stepped["next"]
+            for recorder in recorders:
+                recorder.add(arrived, action, arrived)
+            reward = arrived["reward"].reshape(count).tolist()
+            done = arrived["done"].reshape(count).tolist()
+            success = _flags(arrived, "success", count)
+            for index in range(count):
+                if not quota[index]:
+                    continue
+                totals[index] += reward[index]
+                lengths[index] += 1
+                succeeded[index] |= success[index]
+                if done[index]:
+                    quota[index] -= 1
+                    result.episodes.append(Episode(totals[index], lengths[index], succeeded[index]))
+                    on_episode(result.episodes[-1])
+                    totals[index], lengths[index], succeeded[index] = 0.0, 0, False
+            finished = [r for r in recorders if done[r.env]]
+            recorders = [r for r in recorders if not done[r.env]]
+            _keep(result, finished)
+    return result
+
+
+def _keep(result: Evaluation, finished: list[Recorder]) -> None:
+    for recorder in finished:
+        trajectory, views = recorder.stacked()
+        result.trajectories.append(trajectory)
+        result.views.append(views if views is not None else TensorDict({}, batch_size=[0]))
+
+
+def _flags(arrived: TensorDictBase, key: str, count: int) -> list[bool]:
+    value = arrived.get(key, None)
+    return [False] * count if value is None else value.reshape(count).tolist()

@@ -1,0 +1,127 @@
+"""Replay and jump pairs of a run: what the collector brings goes in, batches come out.
+
+    write    transitions [N, k] -> records -> streams; pairs that a record resolves are patched
+    sample   windows [B, L] for one update
+    patch    latents that an update computed, back to where the window came from
+
+Every step is on disk when :meth:`ReplayMemory.write` returns; nothing waits for a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from wmkit.data import ReplayStreams, StreamWriter
+from wmkit.data.pending_pairs import PendingPairs
+
+
+class ReplayMemory:
+    """Replay streams, their writer and the pending jump pairs.
+
+    Args:
+        folder: where the streams lie; None keeps them in memory.
+        num_envs: environments N, one stream each.
+        batch_shape: (B, L) that the system's update expects, context included.
+        context: leading records whose stored latents the system uses; with 0 every window starts
+            as an episode does (``is_init``), as in DreamerV3 of 2023 and LS-Imagine.
+        capacity: records over all streams.
+        options: further keyword arguments of :class:`~wmkit.data.ReplayStreams`.
+        pairs: keyword arguments of :class:`~wmkit.data.pending_pairs.PendingPairs`; None for systems
+            without jumps.
+        seed: of the sampling generator.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        num_envs: int,
+        batch_shape: Sequence[int],
+        context: int = 0,
+        capacity: int = 100_000,
+        options: Mapping[str, Any] | None = None,
+        pairs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.batch, self.length = int(batch_shape[0]), int(batch_shape[1])
+        self.context = context
+        self.streams = ReplayStreams(folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {}))
+        self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
+        self.writer = StreamWriter(self.streams, defaults=self._defaults())
+        self._spans: list[Tensor] = []
+
+    def _defaults(self) -> dict[str, Tensor]:
+        if self.pairs is None:
+            return {}
+        return {
+            "jump_steps": torch.full((1,), float(self.pairs.max_steps)),
+            "jump_return": torch.zeros(1),
+            "jump_resolved": torch.zeros(1, dtype=torch.bool),
+        }
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps ever written, those of earlier sessions included."""
+        return self.streams.total_steps
+
+    def write(self, transitions: TensorDictBase) -> None:
+        """Append a collector's batch ``[N, k]`` and settle the jump pairs it reaches."""
+        for written in self.writer.write(transitions):
+            if self.pairs is None:
+                continue
+            count = self.streams.num_streams
+            reached = self.pairs.process(written.records, written.stream, int(written.index[0]) // count)
+            if len(reached):
+                values = TensorDict(
+                    {
+                        "jump_steps": reached.steps[:, None],
+                        "jump_return": reached.jump_return[:, None],
+                        "jump_resolved": torch.ones(len(reached), 1, dtype=torch.bool),
+                    },
+                    [len(reached)],
+                )
+                self.streams.patch(reached.index * count + written.stream, values)
+                self._spans.append(reached.steps)
+
+    def ready(self) -> bool:
+        """Whether one window can be drawn."""
+        return self.streams.num_windows(self.length) > 0
+
+    def sample(self) -> TensorDict:
+        """Windows ``[B, L]``."""
+        return self.streams.sample(self.batch, self.length, force_init=self.context == 0)
+
+    def write_back(self, batch: TensorDictBase, latents: TensorDictBase) -> None:
+        """Store latents ``[B, T]`` that an update computed; T counts from the window's end."""
+        index = batch["index"]
+        length = latents["state" if "state" in latents.keys() else "belief"].shape[1]
+        self.streams.patch(index[:, index.shape[1] - length :], latents)
+
+    def numbers(self) -> dict[str, float]:
+        """For the log: records held, and what became of the jump pairs."""
+        numbers = {"replay/records": float(len(self.streams))}
+        if self.pairs is not None:
+            numbers |= {f"pairs/{name}": float(value) for name, value in self.pairs.counts().items()}
+            if self._spans:
+                numbers["pairs/span_mean"] = torch.cat(self._spans).mean().item()
+                self._spans = []
+        return numbers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sampling state and pending pairs; the records lie in the folder."""
+        state: dict[str, Any] = {"streams": self.streams.state_dict()}
+        if self.pairs is not None:
+            state["pairs"] = self.pairs.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo :meth:`state_dict`; pairs of episodes that were cut short are dropped with the next record."""
+        self.streams.load_state_dict(state["streams"])
+        if self.pairs is not None and "pairs" in state:
+            self.pairs.load_state_dict(state["pairs"])

@@ -1,0 +1,137 @@
+"""How a configuration becomes environments, a system and a replay.
+
+The trainer asks for these through one small object, so that tests can hand it stand-ins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from torchrl.envs import Compose, EnvBase, TransformedEnv
+
+from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
+from wmkit.training.collect import with_carry
+from wmkit.training.memory import ReplayMemory
+from wmkit.training.run import RunDirectory
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The makers a trainer uses; replace any of them in a test.
+
+    Attributes:
+        make_env: ``(config, affordance, *, seed, evaluation=False) -> EnvBase`` with ``batch_size [N]``.
+        build: ``(config, env, device) -> System``.
+        make_memory: ``(config, run, system, num_envs) -> ReplayMemory``.
+        prepare_affordance: ``(config, run, stages) -> AffordanceTools | None``.
+    """
+
+    make_env: Callable[..., EnvBase]
+    build: Callable[[DictConfig, EnvBase, torch.device], Any]
+    make_memory: Callable[[DictConfig, RunDirectory, Any, int], ReplayMemory]
+    prepare_affordance: Callable[..., AffordanceTools | None]
+
+    def carry(self, env: EnvBase, system: Any) -> TransformedEnv:
+        """Add ``is_init`` and the policy's carried latents to an environment."""
+        return with_carry(env, system.policy)
+
+    def find_transform(self, env: EnvBase) -> Any:
+        """The AffordanceTransform of an environment, whose statistics a checkpoint keeps; None without one."""
+        while isinstance(env, TransformedEnv):
+            for transform in env.transform if isinstance(env.transform, Compose) else (env.transform,):
+                if hasattr(transform, "labeller"):
+                    return transform
+            env = env.base_env
+        return None
+
+
+def default_parts() -> Parts:
+    """The makers that read the configuration."""
+    return Parts(make_training_env, build_system, make_memory, prepare_affordance)
+
+
+def make_training_env(
+    config: DictConfig, affordance: AffordanceTools | None, *, seed: int, evaluation: bool = False
+) -> EnvBase:
+    """The environments of ``config.env``, with the affordance transform where the system reads maps.
+
+    Args:
+        config: reads ``env.name``, ``env.num_envs``, ``env.parallel``, ``env.options`` and
+            ``affordance.transform``.
+        affordance: model and text features; None for systems without.
+        seed: of the worlds.
+        evaluation: maps without rewards, labels and learning thresholds; frames and masks stay for the report.
+
+    Returns:
+        ``batch_size [N]``.
+    """
+    from wmkit.envs import make_env
+
+    options = to_options(config.env.get("options"))
+    if config.env.name.startswith("vizdoom/"):
+        masks = evaluation or (affordance is not None and affordance.reads == "goal_mask")
+        options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
+    env = make_env(
+        config.env.name,
+        num_envs=int(config.env.get("num_envs", 1)),
+        parallel=bool(config.env.get("parallel", False)),
+        seed=seed,
+        **options,
+    )
+    if affordance is None:
+        return env
+    return TransformedEnv(env, affordance.transform(config, evaluation=evaluation))
+
+
+def build_system(config: DictConfig, env: EnvBase, device: torch.device) -> Any:
+    """The system of ``config`` for one environment of the batch."""
+    from wmkit import systems
+
+    observation_spec, action_spec = env.observation_spec[0], env.full_action_spec["action"][0]
+    return systems.build_from(config, observation_spec, action_spec).to(device)
+
+
+def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: int) -> ReplayMemory:
+    """The replay of a run: ``training.replay`` and, for systems with jumps, ``training.pairs``."""
+    options = to_options(config.training.get("replay"))
+    pairs = None
+    if config.get("affordance") is not None:
+        limit = OmegaConf.select(config, "env.options.max_steps", default=1000)
+        pairs = {"max_steps": int(limit), **to_options(config.training.get("pairs"))}
+    return ReplayMemory(
+        run.folder("replay"),
+        num_envs=num_envs,
+        batch_shape=system.batch_shape,
+        context=int(getattr(system, "context", 0)),
+        capacity=int(options.pop("capacity", 100_000)),
+        options=options,
+        pairs=pairs,
+        seed=int(config.get("seed", 0)),
+    )
+
+
+def to_options(block: Any) -> dict[str, Any]:
+    """A configuration block as keyword arguments; an absent one is empty."""
+    if block is None:
+        return {}
+    options: Any = OmegaConf.to_container(block, resolve=True)
+    return options
+
+
+def record_bytes(batch: TensorDictBase) -> int:
+    """Bytes that one record of a batch ``[B, L]`` takes in replay, sparse zoomed views at a quarter.
+
+    >>> from tensordict import TensorDict
+    >>> record_bytes(TensorDict({"pixels": torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)}, [2, 3]))
+    192
+    """
+    total = 0.0
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        size = value[0, 0].numel() * value.element_size()
+        total += size / 4 if isinstance(key, tuple) and key[0] == "zoomed" else size
+    return round(total)

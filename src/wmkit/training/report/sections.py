@@ -1,0 +1,176 @@
+"""One function per section of the report: run files in, HTML out, an empty string without data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from wmkit.training.report.charts import Series, chart
+from wmkit.training.report.pictures import heat, image, outline_mask, overlay
+from wmkit.training.run import RunDirectory
+
+Lines = list[dict[str, Any]]
+
+
+def cards(run: RunDirectory) -> str:
+    """Headline numbers."""
+    metrics, episodes = list(run.metrics()), list(run.episodes())
+    final = next((m for m in reversed(metrics) if "eval/success_rate" in m), None)
+    trained = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
+    entries: list[tuple[str, str]] = []
+    if final is not None:
+        entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {final['eval/episodes']:.0f} evaluation episodes"))
+        entries.append((f"{final['eval/return']:.2f}", "return in evaluation"))
+    if trained.get("success_rate") is not None:
+        entries.append((f"{100 * trained['success_rate']:.0f} %", "success, last training episodes"))
+    steps = max((m["step"] for m in metrics if m["stage"] != "affordance"), default=0)
+    entries.append((f"{steps:,}", "environment steps"))
+    entries.append((f"{sum(e['stage'] in ('prefill', 'train') for e in episodes):,}", "training episodes"))
+    if trained.get("updates") is not None:
+        entries.append((f"{trained['updates']:,.0f}", "updates"))
+    if metrics:
+        entries.append((f"{metrics[-1]['wall'] / 60:.1f} min", "wall clock"))
+    return "".join(f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in entries)
+
+
+def affordance(run: RunDirectory) -> str:
+    """Maps over frames beside the simulator's true object mask."""
+    data = _evidence(run, "affordance")
+    if data is None:
+        return ""
+    columns = ["frame", "affordance map"]
+    if "labels" in data:
+        columns.insert(1, "virtual exploration")
+    if "masks" in data:
+        columns.append("true object mask")
+    rows = []
+    for index, frame in enumerate(data["frames"]):
+        cells = [image(frame, photo=True)]
+        if "labels" in data:
+            cells.append(image(overlay(frame, data["labels"][index]), photo=True))
+        cells.append(image(overlay(frame, data["maps"][index]), photo=True))
+        if "masks" in data:
+            cells.append(image(outline_mask(frame, data["masks"][index]), photo=True))
+        rows.append(f'<div class="row">{"".join(cells)}</div>')
+    head = "".join(f"<div>{name}</div>" for name in columns)
+    scale = image(np.repeat(heat(np.linspace(0, 1, 160)[None]), 8, 0), style="width:160px;border-radius:4px;vertical-align:middle")
+    body = f'<div class="maps" style="--columns:{len(columns)}"><div class="head">{head}</div>{"".join(rows)}</div>'
+    note = f"Where the goal can be approached, from 0 {scale} to 1, beside the pixels that really are the goal."
+    agreement = next((m for m in reversed(list(run.metrics("affordance"))) if "iou" in str(m)), None)
+    if agreement is not None:
+        numbers = {k: v for k, v in agreement.items() if k not in ("step", "stage", "wall") and v is not None}
+        note += " " + ", ".join(f"{escape(k.rsplit('/', 1)[-1].replace('_', ' '))} {v:.2f}" for k, v in numbers.items()) + "."
+    return section("Affordance maps", note, body)
+
+
+def imagination(run: RunDirectory) -> str:
+    """An imagined roll-out beside what really happened."""
+    data = _evidence(run, "imagination")
+    if data is None:
+        return ""
+    context, strips = int(data["context"]), []
+    for row in range(len(data["real"])):
+        real, imagined = data["real"][row], data["imagined"][row]
+        jumps = data["jump"][row] if "jump" in data else np.zeros(len(real), bool)
+        spans = data["jump_steps"][row] if "jump_steps" in data else np.zeros(len(real))
+        strips.append(_strip(real, imagined, jumps, spans, context))
+    note = (
+        f"The model sees the first {context} frames (pale); from there on it is told only the actions. "
+        "Where it would jump, the frame is outlined and Δ says how many steps it expects to skip."
+    )
+    return section("Imagined and real", note, "".join(strips))
+
+
+def _strip(real: np.ndarray, imagined: np.ndarray, jumps: np.ndarray, spans: np.ndarray, context: int) -> str:
+    top, bottom = [], []
+    for t in range(len(real)):
+        kind = "frame context" if t < context else "frame"
+        top.append(f'<div class="{kind}">{image(real[t])}{t}</div>')
+        label = f"Δ {spans[t]:.0f}" if jumps[t] else "&nbsp;"
+        bottom.append(f'<div class="{kind}{" jump" if jumps[t] else ""}">{image(imagined[t])}{label}</div>')
+    return (
+        f'<div class="strip"><div class="name">real</div><div class="frames">{"".join(top)}</div>'
+        f'<div class="name">imagined</div><div class="frames">{"".join(bottom)}</div></div>'
+    )
+
+
+def curves(run: RunDirectory) -> str:
+    """Success rate, return and episode length over environment steps."""
+    train, played = list(run.metrics("train")), [m for m in run.metrics() if "eval/success_rate" in m]
+    charts = []
+    for name, title, percent in (
+        ("success_rate", "Success rate", True),
+        ("return", "Return", False),
+        ("length", "Episode length", False),
+    ):
+        both = [_series("training", train, name), _series("evaluation", played, f"eval/{name}")]
+        both[1].dots = len(both[1].points) < 3
+        charts.append(chart(title, both, y_range=(0.0, 1.0) if percent else None, percent=percent))
+    return section("Learning", "", _grid(charts))
+
+
+def jumps(run: RunDirectory) -> str:
+    """How often jumps fire, and predicted against real spans."""
+    train, charts = list(run.metrics("train")), []
+    rates = [_series("labelled in the world", train, "collect/jump_rate")]
+    rates.append(_series("zoomed pairs", train, "collect/zoom_rate"))
+    rates.append(_series("in imagination", train, "jump_rate"))
+    charts.append(chart("How often jumps fire (share of steps)", rates, percent=True))
+    pairs = [_series(name, train, f"pairs/{name}") for name in ("reached", "timed_out", "abandoned", "waiting")]
+    charts.append(chart("What became of the pairs", pairs))
+    spans = [_series("of reached pairs", train, "pairs/span_mean"), _series("in imagination", train, "jump_span")]
+    charts.append(chart("Mean Δ", spans))
+    data = _evidence(run, "spans")
+    if data is not None:
+        clouds = [
+            Series(title, data[f"{key}_real"].tolist(), data[f"{key}_predicted"].tolist(), dots=True)
+            for key, title in (("goal", "to the goal, in evaluation"), ("pair", "to the jump's target, in replay"))
+            if f"{key}_real" in data
+        ]
+        charts.append(
+            chart("Steps: predicted Δ against what it really took", clouds, x_label="real steps", diagonal=True)
+        )
+    grid = _grid(charts)
+    return section("Jumps", "", grid) if "<svg" in grid else ""
+
+
+def losses(run: RunDirectory) -> str:
+    """Every loss term as a small chart."""
+    train = list(run.metrics("train"))
+    names = [name for name in _names(train) if "loss" in name][:24]
+    charts = [chart(_plain(name), [_series(name, train, name)], size=(300, 180)) for name in names]
+    grid = _grid(charts, "charts small")
+    return section("Losses", "", grid) if "<svg" in grid else ""
+
+
+def section(title: str, note: str, body: str) -> str:
+    """The frame around one section."""
+    return f"<section><h2>{escape(title)}</h2><p>{note}</p>{body}</section>"
+
+
+def _grid(charts: Sequence[str], kind: str = "charts") -> str:
+    return f'<div class="{kind}">{"".join(charts)}</div>'
+
+
+def _series(title: str, lines: Lines, name: str) -> Series:
+    found = [line for line in lines if line.get(name) is not None]
+    return Series(title, [line["step"] for line in found], [line[name] for line in found])
+
+
+def _names(lines: Lines) -> list[str]:
+    return sorted({name for line in lines for name in line} - {"step", "stage", "wall"})
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("loss/").removeprefix("loss_").replace("_", " ").replace("/", ": ")
+
+
+def _evidence(run: RunDirectory, name: str) -> dict[str, np.ndarray] | None:
+    path = run.path / "evidence" / f"{name}.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as data:
+        return {key: data[key] for key in data.files}

@@ -1,0 +1,193 @@
+"""A run directory: one folder that holds everything a training run leaves behind.
+
+    config.yaml      the resolved configuration, enough to rebuild the system
+    metrics.jsonl    one JSON object per line: step, stage, wall (seconds), then numbers
+    episodes.jsonl   one line per finished episode: step, stage, return, length, success
+    tensorboard/     the same numbers for TensorBoard
+    checkpoints/     see :mod:`wmkit.training.checkpoints`
+    replay/          see :class:`wmkit.data.ReplayStreams`
+    affordance/      frames, labels and the fitted affordance model
+    evidence/        arrays that the report draws (maps, imagined roll-outs, spans)
+    report.html      self-contained, opens without a network
+
+Lines are appended whole and flushed, so a killed run loses at most the line being written;
+:meth:`RunDirectory.open` cuts a half-written last line off before it appends.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from wmkit.errors import CheckpointError, ConfigError
+
+
+class RunDirectory:
+    """The files of one run, opened for appending.
+
+    Use :meth:`create` for a new run and :meth:`open` for one that exists.
+
+    Args:
+        path: the folder.
+        config: the resolved configuration.
+
+    >>> import tempfile
+    >>> from omegaconf import OmegaConf
+    >>> folder = tempfile.mkdtemp()
+    >>> run = RunDirectory.create(OmegaConf.create({"system": "toy", "seed": 0, "run_dir": folder + "/r"}))
+    >>> run.log(10, "train", {"loss/total": 0.5})
+    >>> run.episode(10, "train", {"return": 1.0, "length": 7, "success": True})
+    >>> run.close()
+    >>> [line["loss/total"] for line in RunDirectory.open(folder + "/r").metrics()]
+    [0.5]
+    """
+
+    def __init__(self, path: Path, config: DictConfig) -> None:
+        self.path = Path(path)
+        self.config = config
+        self._started = time.monotonic()
+        self._wall_before = 0.0
+        self._tensorboard: Any = None
+
+    @classmethod
+    def create(cls, config: DictConfig) -> RunDirectory:
+        """Make the folder (``run_dir``, or ``runs/<system>-<env>-<time>-s<seed>``) and write ``config.yaml``.
+
+        Raises:
+            ConfigError: the folder already holds a run.
+        """
+        path = Path(str(config.get("run_dir") or Path("runs") / default_name(config)))
+        if (path / "config.yaml").exists():
+            raise ConfigError(
+                f"run directory {str(path)!r} is taken: found a config.yaml in it, wanted an empty folder; "
+                f"continue that run with resume={path}, or choose another run_dir"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, config)
+        run.write_config()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """Open the run at ``path`` and repair the ends of its logs.
+
+        Raises:
+            CheckpointError: no run lies there.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(
+                f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
+                "`wmkit train` made; check the path"
+            )
+        config = OmegaConf.load(path / "config.yaml")
+        assert isinstance(config, DictConfig)
+        run = cls(path, config)
+        for name in ("metrics.jsonl", "episodes.jsonl"):
+            _cut_partial_line(path / name)
+        last = next(reversed(list(run.metrics())), None)
+        run._wall_before = float(last["wall"]) if last else 0.0
+        return run
+
+    def write_config(self) -> None:
+        """Write ``config.yaml`` anew (after a resume with further overrides)."""
+        temporary = self.path / ".config.yaml.tmp"
+        OmegaConf.save(self.config, temporary, resolve=True)
+        temporary.replace(self.path / "config.yaml")
+
+    def folder(self, name: str) -> Path:
+        """A sub-folder of the run, made on first use."""
+        path = self.path / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def wall(self) -> float:
+        """Seconds spent on this run, earlier sessions included."""
+        return self._wall_before + time.monotonic() - self._started
+
+    def log(self, step: int, stage: str, numbers: Mapping[str, float]) -> None:
+        """Append one line to ``metrics.jsonl`` and the same numbers to TensorBoard.
+
+        Args:
+            step: environment steps so far (or the stage's own step for stages without an environment).
+            stage: ``affordance``, ``prefill``, ``train``, ``evaluate`` or ``final``.
+            numbers: name to float; names with a slash are grouped by TensorBoard. NaN is written as null.
+        """
+        clean = {name: _number(value) for name, value in numbers.items()}
+        _append(self.path / "metrics.jsonl", {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean})
+        writer = self._writer()
+        for name, value in clean.items():
+            if value is not None:
+                writer.log_scalar(name if "/" in name else f"{stage}/{name}", value, step=step)
+
+    def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
+        """Append one finished episode to ``episodes.jsonl``."""
+        _append(self.path / "episodes.jsonl", {"step": step, "stage": stage, **record})
+
+    def metrics(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``, oldest first."""
+        return _read(self.path / "metrics.jsonl", stage)
+
+    def episodes(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
+        """The lines of ``episodes.jsonl``, oldest first."""
+        return _read(self.path / "episodes.jsonl", stage)
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.experiment.close()
+            self._tensorboard = None
+
+    def _writer(self) -> Any:
+        if self._tensorboard is None:
+            from torchrl.record import TensorboardLogger
+
+            self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.path))
+        return self._tensorboard
+
+
+def default_name(config: DictConfig) -> str:
+    """``<system>-<env>-<timestamp>-s<seed>`` with the slashes of the environment's name left out."""
+    env = str(OmegaConf.select(config, "env.name") or "env").rsplit("/", 1)[-1]
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{config.get('system', 'system')}-{env}-{stamp}-s{config.get('seed', 0)}"
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _append(path: Path, line: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if not text.endswith("\n"):
+                return
+            line = json.loads(text)
+            if stage is None or line["stage"] == stage:
+                yield line
+
+
+def _cut_partial_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)

@@ -1,0 +1,123 @@
+"""When the next thing is due: updates per step, events every n steps, the end of the time."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class UpdateRatio:
+    """How many updates a number of environment steps pays for.
+
+    ``train_ratio`` counts replayed steps per environment step, so one update costs
+    ``batch_steps / train_ratio`` environment steps; fractions are carried over. What is owed
+    grows only with steps taken in this session, so a resumed run makes no burst of updates.
+
+    Args:
+        train_ratio: replayed steps per environment step.
+        batch_steps: steps one update replays (B * L, without context).
+
+    >>> ratio = UpdateRatio(train_ratio=16, batch_steps=512)
+    >>> [ratio.due(20) for _ in range(4)]
+    [0, 1, 0, 1]
+    """
+
+    def __init__(self, train_ratio: float, batch_steps: int) -> None:
+        self.per_step = train_ratio / batch_steps
+        self.owed = 0.0
+
+    def due(self, steps: int) -> int:
+        """Count ``steps`` environment steps and return the whole updates they pay for."""
+        self.owed += steps * self.per_step
+        whole = int(self.owed + 1e-9)
+        self.owed -= whole
+        return whole
+
+
+class Every:
+    """True once per ``interval`` steps.
+
+    Args:
+        interval: 0 means never.
+        start: the step counting begins at.
+
+    >>> every = Every(10)
+    >>> [every(step) for step in (4, 12, 16, 20)]
+    [False, True, False, True]
+    """
+
+    def __init__(self, interval: int, start: int = 0) -> None:
+        self.interval = int(interval)
+        self._last = start // self.interval if self.interval else 0
+
+    def __call__(self, step: int) -> bool:
+        """Whether a multiple of the interval was passed since the last true answer."""
+        if not self.interval or step // self.interval == self._last:
+            return False
+        self._last = step // self.interval
+        return True
+
+
+class Deadline:
+    """The time limit of one command, split so that evaluation and report still fit.
+
+    Args:
+        minutes: for everything; None for no limit.
+        learning: part of the time after which learning stops.
+        playing: part after which the final evaluation stops.
+    """
+
+    def __init__(self, minutes: float | None, learning: float = 0.86, playing: float = 0.96) -> None:
+        self._started = time.monotonic()
+        self._seconds = float("inf") if minutes is None else 60.0 * float(minutes)
+        self._learning, self._playing = learning, playing
+
+    def learning_over(self) -> bool:
+        """Learning should stop now."""
+        return time.monotonic() - self._started > self._learning * self._seconds
+
+    def playing_over(self) -> bool:
+        """The final evaluation should stop now."""
+        return time.monotonic() - self._started > self._playing * self._seconds
+
+
+class Interrupt:
+    """Turns the first SIGINT into a flag; a second one raises KeyboardInterrupt at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    @contextmanager
+    def watching(self) -> Iterator[Interrupt]:
+        """Catch SIGINT inside the ``with`` block (main thread only; elsewhere nothing is caught)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        previous = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, self._handle)
+        try:
+            yield self
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextmanager
+def children_ignore_sigint() -> Iterator[None]:
+    """Processes started inside inherit an ignored SIGINT, so that Ctrl-C reaches only the trainer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

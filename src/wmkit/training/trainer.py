@@ -1,0 +1,349 @@
+"""One training run from the first frame to the report, readable from top to bottom.
+
+    affordance   scorer, random frames, labels, U-Net        (systems with an ``affordance`` block)
+    prefill      random steps into the replay
+    train        collect k steps -> replay -> updates by ratio -> log, evaluate, save
+    final        evaluation with the policy's mode, report
+
+Everything the run leaves behind lies in its :class:`~wmkit.training.run.RunDirectory`. The replay
+holds every step that was taken; a checkpoint holds the rest. A run killed at any moment goes
+on with ``resume=RUN``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from wmkit.errors import EnvironmentCrashError, NonFiniteLossError
+from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
+from wmkit.training.collect import Collection, EpisodeTracker
+from wmkit.training.evaluate import Episode, Evaluation, evaluate
+from wmkit.training.guard import FiniteGuard, scalars
+from wmkit.training.parts import Parts, default_parts
+from wmkit.training.progress import Stage, Stages
+from wmkit.training.run import RunDirectory
+from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio, children_ignore_sigint
+
+EVALUATION_SEED = 1_000_000  # evaluation worlds are the same in every run and never met in training
+
+
+@dataclass
+class Summary:
+    """Headline numbers of a run, printed at its end."""
+
+    run: str
+    steps: int
+    updates: int
+    minutes: float
+    success_rate: float | None
+    episode_return: float | None
+    episodes: int
+    training_success_rate: float | None
+    interrupted: bool
+
+
+class Trainer:
+    """Trains one system on one environment.
+
+    Args:
+        config: the resolved configuration; ``training``, ``env`` and ``affordance`` blocks are read here.
+        run: where everything is written. A run that has checkpoints is continued.
+        parts: how the system, the environments and the replay are made; tests pass small stand-ins.
+        stages: draws the progress bars.
+    """
+
+    def __init__(
+        self, config: DictConfig, run: RunDirectory, *, parts: Parts | None = None, stages: Stages | None = None
+    ) -> None:
+        self.config, self.run, self.settings = config, run, config.training
+        self.parts = parts or default_parts()
+        self.stages = stages or Stages()
+        self.deadline = Deadline(self.settings.get("time_limit"))
+        self.interrupt = Interrupt()
+        self.checkpoints = CheckpointStore(run.path / "checkpoints")
+        self.step = 0  # environment steps, over all environments and sessions
+        self.updates = 0
+        self.score: float | None = None  # success rate of the newest evaluation
+
+    # ------------------------------------------------------------------------------------------ the recipe
+
+    def train(self) -> Summary:
+        """Run every stage that is not done yet.
+
+        Raises:
+            NonFiniteLossError: a loss term became NaN or infinite; the last good state was saved.
+        """
+        self._set_up()
+        self.affordance = self.parts.prepare_affordance(self.config, self.run, self.stages)
+        self._open_worlds()
+        try:
+            self._restore()
+            with self.interrupt.watching():
+                self._learn()
+                self._save()
+            evaluation = None if self.interrupt.requested else self._finish()
+        finally:
+            self._close()
+        return self._summary(evaluation)
+
+    def _set_up(self) -> None:
+        if self.config.get("threads"):
+            torch.set_num_threads(int(self.config.threads))
+        name = str(self.config.get("device") or "cpu")
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        seed = int(self.config.get("seed", 0))
+        torch.manual_seed(seed)
+        self.seed = seed
+
+    def _open_worlds(self) -> None:
+        with children_ignore_sigint():
+            base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
+        self.transform = self.parts.find_transform(base)
+        self.system = self.parts.build(self.config, base, self.device)
+        self.env = self.parts.carry(base, self.system)
+        self.env.set_seed(self.seed)
+        self.num_envs = self.env.batch_size[0]
+        self.collection = Collection(self.env, self.system.policy, int(self.settings.get("collect_length", 4)))
+        self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
+        self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
+        batch, length = self.system.batch_shape
+        replayed = batch * (length - int(getattr(self.system, "context", 0)))
+        self.ratio = UpdateRatio(float(self.settings.train_ratio), replayed)
+        self.guard = FiniteGuard(self._state, int(self.settings.get("check_every", 10)))
+        self._evaluation_env: Any = None
+
+    def _learn(self) -> None:
+        settings = self.settings
+        prefill, steps = min(int(settings.prefill), int(settings.steps)), int(settings.steps)
+        if self.step < prefill:
+            with self.stages.stage("prefill", prefill) as bar:
+                bar.start_at(self.step)
+                while self.step < prefill and not self._stopping():
+                    self._collect(bar, "prefill", random=True)
+        if self.step >= steps or self._stopping():
+            return
+        log, evaluation, save = (
+            Every(int(settings.get(key, default)), self.step)
+            for key, default in (("log_every", 500), ("evaluate_every", 0), ("checkpoint_every", 2000))
+        )
+        self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
+        with self.stages.stage("train", steps) as bar:
+            bar.start_at(self.step)
+            if not self.updates:
+                self._save()  # there is a good state from here on
+                self._update(int(settings.get("pretrain", 0)))
+            while self.step < steps and not self._stopping():
+                collected = self._collect(bar, "train")
+                self._update(self.ratio.due(collected))
+                if log(self.step):
+                    self._log()
+                if evaluation(self.step) and self.step < steps and not self._stopping():
+                    self._evaluate(int(settings.get("evaluate_episodes", 4)), "evaluate")
+                if save(self.step):
+                    self._save()
+            if self._logged_at != self.step:
+                self._log()
+
+    def _collect(self, bar: Stage, stage: str, random: bool = False) -> int:
+        try:
+            batch = self.collection.collect(random=random)
+        except EnvironmentCrashError:
+            if self.interrupt.requested:  # Ctrl-C reached the simulator's process as well
+                return 0
+            raise
+        self.memory.write(batch)
+        collected = batch.numel()
+        for t, episode in self.tracker.add(batch):
+            self.run.episode(self.step + (t + 1) * self.num_envs, stage, episode.line())
+        self.step += collected
+        bar.advance(collected, success_rate=self.tracker.success_rate)
+        return collected
+
+    def _update(self, count: int) -> None:
+        for _ in range(count):
+            if self.interrupt.requested or not self.memory.ready():
+                return
+            batch = self.memory.sample().to(self.device)
+            metrics = self.system.update(batch)
+            self.updates += 1
+            context = metrics.get("replay_context", None)
+            if context is not None:
+                self.memory.write_back(batch, context)
+            try:
+                self.guard.add(scalars(metrics.exclude("replay_context")))
+            except NonFiniteLossError as error:
+                raise self._rescued(error) from None
+
+    # ------------------------------------------------------------------------------------------ bookkeeping
+
+    def _stopping(self) -> bool:
+        return self.interrupt.requested or self.deadline.learning_over()
+
+    def _log(self) -> None:
+        wall, updates = self.run.wall, self.updates
+        numbers = {**self._checked_means(), **self.tracker.numbers(), **self.memory.numbers()}
+        seconds = max(wall - self._logged_wall, 1e-9)
+        numbers["speed/steps_per_second"] = (self.step - self._logged_at) / seconds
+        numbers["speed/updates_per_second"] = (updates - self._logged_updates) / seconds
+        numbers["updates"] = updates
+        self._logged_wall, self._logged_at, self._logged_updates = wall, self.step, updates
+        self.run.log(self.step, "train", numbers)
+
+    def _checked_means(self) -> dict[str, float]:
+        try:
+            return self.guard.means()
+        except NonFiniteLossError as error:
+            raise self._rescued(error) from None
+
+    def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
+        if self._evaluation_env is None:
+            with children_ignore_sigint():
+                base = self.parts.make_env(self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True)
+            self._evaluation_env = self.parts.carry(base, self.system)
+        done: list[Episode] = []
+
+        def count(episode: Episode) -> None:
+            done.append(episode)
+            if bar is not None:
+                bar.advance(success_rate=sum(e.success for e in done) / len(done))
+
+        states = rng_state()  # evaluations do not change what training draws
+        torch.manual_seed(self.seed)
+        result = evaluate(
+            self.system.policy,
+            self._evaluation_env,
+            episodes,
+            seed=EVALUATION_SEED,
+            record=record,
+            stop=lambda: self.interrupt.requested or self.deadline.playing_over(),
+            on_episode=count,
+        )
+        set_rng_state(states)
+        for episode in result.episodes:
+            self.run.episode(self.step, stage, episode.line())
+        if result.episodes:
+            numbers = result.numbers()
+            self.score = numbers["success_rate"]
+            self.run.log(self.step, stage, {f"eval/{name}": value for name, value in numbers.items()})
+        return result
+
+    def _finish(self) -> Evaluation:
+        episodes = int(self.settings.get("final_episodes", 20))
+        with self.stages.stage("final evaluation", episodes, "episodes") as bar:
+            evaluation = self._evaluate(episodes, "final", record=2, bar=bar)
+        self._save()
+        if self.settings.get("report", True):
+            from wmkit.training.report import gather_evidence, write_report
+
+            gather_evidence(self.run, self.system, evaluation, self.memory, self.device, self.affordance)
+            write_report(self.run)
+        return evaluation
+
+    # ------------------------------------------------------------------------------------------ saving
+
+    def _state(self) -> dict[str, Any]:
+        state = {
+            "system": self.system.state_dict(),
+            "counters": {
+                "step": self.step,
+                "updates": self.updates,
+                "owed": self.ratio.owed,
+                "score": self.score,
+                "replay_steps": self.memory.env_steps,
+            },
+            "tracker": self.tracker.state_dict(),
+            "memory": self.memory.state_dict(),
+            "rng": rng_state(),
+        }
+        if self.transform is not None:
+            state["transform"] = dict(self.transform.state_dict())
+        return state
+
+    def _save(self) -> None:
+        if self.updates:
+            try:
+                self.guard.check()
+            except NonFiniteLossError as error:
+                raise self._rescued(error) from None
+        self.checkpoints.save(self.step, self._state(), self.score)
+
+    def _rescued(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        """Save the last good state, then say where it lies."""
+        if self.guard.good is not None:
+            self.checkpoints.save(self.guard.good["counters"]["step"], self.guard.good, self.score)
+        latest = self.checkpoints.latest()
+        return NonFiniteLossError(f"{error} (saved in {latest})")
+
+    def _restore(self) -> None:
+        path = self.checkpoints.latest()
+        if path is None:
+            self.step = self.memory.env_steps  # killed before the first checkpoint: the replay is all there is
+            return
+        state = self.checkpoints.load(path)
+        restore_system(self.system, state["system"], str(path))
+        counters = state["counters"]
+        self.updates, self.ratio.owed, self.score = counters["updates"], counters["owed"], counters["score"]
+        # Steps written after the checkpoint are in the replay and count; they owe no updates.
+        self.step = counters["step"] + max(self.memory.env_steps - counters["replay_steps"], 0)
+        self.guard.updates = self.updates
+        self.tracker.load_state_dict(state["tracker"])
+        self.memory.load_state_dict(state["memory"])
+        if self.transform is not None and "transform" in state:
+            self.transform.load_state_dict(state["transform"])
+        set_rng_state(state["rng"])
+        self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # an environment that died must not hide the first error
+            self.collection.close()
+        if self._evaluation_env is not None:
+            with contextlib.suppress(Exception):
+                self._evaluation_env.close()
+        self.run.close()
+
+    def _summary(self, evaluation: Evaluation | None) -> Summary:
+        numbers = evaluation.numbers() if evaluation is not None else {}
+        return Summary(
+            run=str(self.run.path),
+            steps=self.step,
+            updates=self.updates,
+            minutes=self.run.wall / 60,
+            success_rate=numbers.get("success_rate"),
+            episode_return=numbers.get("return"),
+            episodes=int(numbers.get("episodes", 0)),
+            training_success_rate=self.tracker.success_rate,
+            interrupted=self.interrupt.requested,
+        )
+
+
+def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
+    """Load a system's state after comparing every shape.
+
+    Raises:
+        CheckpointError: names the first parameter that does not fit.
+    """
+    check_shapes(state, system.state_dict(), source)
+    system.load_state_dict(state)
+
+
+def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | None = None) -> Summary:
+    """Start a run, or continue the one that ``config.resume`` names.
+
+    Args:
+        config: resolved; see :class:`Trainer`.
+        parts: stand-ins for tests.
+        stages: draws the progress bars.
+    """
+    resume = OmegaConf.select(config, "resume")
+    if resume:
+        run = RunDirectory.open(resume)
+        run.config = config
+        run.write_config()
+    else:
+        run = RunDirectory.create(config)
+    return Trainer(config, run, parts=parts, stages=stages).train()

@@ -1,0 +1,278 @@
+"""Training: whole checkpoints, exact resumes, real signals, losses that blow up, one record per reset."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModuleBase
+from torchrl.data import Unbounded
+from torchrl.envs import SerialEnv
+from torchrl.envs.transforms import TensorDictPrimer
+
+from wmkit.envs.counting import CountingEnv
+from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
+from wmkit.training.collect import with_carry
+from wmkit.training.evaluate import evaluate
+from wmkit.training.parts import Parts, make_memory
+from wmkit.training.run import RunDirectory
+from wmkit.training.trainer import Trainer, restore_system, train
+
+LENGTH = 7  # steps per counting episode
+
+
+class ToyPolicy(TensorDictModuleBase):
+    """Random one-hot actions and a latent that counts how often it acted."""
+
+    def __init__(self, actions: int):
+        super().__init__()
+        self.in_keys, self.out_keys = ["observation", "belief", "is_init"], ["action", "belief", ("next", "belief")]
+        self.actions = actions
+
+    def make_tensordict_primer(self):
+        return TensorDictPrimer({"belief": Unbounded((1,)), "state": Unbounded((1,))}, expand_specs=True)
+
+    def forward(self, tensordict):
+        belief = torch.where(tensordict["is_init"], 0, tensordict["belief"]) + 1
+        index = torch.randint(self.actions, tensordict.batch_size)
+        tensordict["action"] = torch.nn.functional.one_hot(index, self.actions).float()
+        tensordict["belief"] = belief
+        tensordict["next", "belief"] = belief
+        return tensordict
+
+
+class ToySystem(torch.nn.Module):
+    """Fits a line through rewards; fails, sleeps or reports on request."""
+
+    batch_shape, context = (2, 5), 1
+
+    def __init__(self, width=1, nan_at=None, pause=0.0):
+        super().__init__()
+        self.line = torch.nn.Linear(1, width)
+        self.policy = ToyPolicy(3)
+        self.nan_at, self.pause, self.count = nan_at, pause, 0
+        self.optimiser = torch.optim.Adam(self.line.parameters(), lr=0.01)
+
+    def update(self, batch):
+        self.count += 1
+        time.sleep(self.pause)
+        assert torch.equal(batch["observation"], batch["reward"]), "records are shifted"
+        loss = (self.line(batch["observation"]) - batch["reward"]).square().mean()
+        if self.nan_at is not None and self.count >= self.nan_at:
+            loss = loss * float("nan")
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        metrics = {"loss": {"line": loss.detach(), "total": loss.detach()}}
+        metrics["replay_context"] = {"belief": torch.full_like(batch["reward"], -1.0)[:, 1:]}
+        return TensorDict(metrics)
+
+    def state_dict(self, *args, **kwargs):
+        return {"line": dict(self.line.state_dict()), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state):
+        self.line.load_state_dict(state["line"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def toy_env(config, affordance, *, seed, evaluation=False):
+    return SerialEnv(2, lambda: CountingEnv(length=LENGTH))
+
+
+def toy_parts(**options):
+    return Parts(toy_env, lambda config, env, device: ToySystem(**options), make_memory, lambda *_: None)
+
+
+def toy_config(folder, **training):
+    settings = {
+        "steps": 160,
+        "prefill": 24,
+        "train_ratio": 4.0,
+        "collect_length": 4,
+        "log_every": 40,
+        "check_every": 3,
+        "evaluate_every": 80,
+        "evaluate_episodes": 3,
+        "final_episodes": 3,
+        "checkpoint_every": 40,
+        "report": False,
+        "replay": {"capacity": 1000},
+    }
+    config = {"system": "toy", "seed": 0, "threads": 1, "run_dir": str(folder), "env": {"name": "counting"}}
+    return OmegaConf.create({**config, "training": {**settings, **training}})
+
+
+def test_a_run_leaves_everything_behind(tmp_path):
+    summary = train(toy_config(tmp_path / "run"), parts=toy_parts())
+    run = RunDirectory.open(summary.run)
+    assert summary.steps == 160 and summary.updates == (160 - 24) * 4 // 8
+    assert summary.success_rate == 0.0 and summary.episodes == 3
+    assert summary.episode_return == sum(range(LENGTH + 1))
+    episodes = list(run.episodes())
+    assert {(e["length"], e["return"]) for e in episodes} == {(LENGTH, 28.0)}
+    assert sum(e["stage"] in ("prefill", "train") for e in episodes) == 2 * (80 // LENGTH)
+    lines = list(run.metrics("train"))
+    assert lines[-1]["step"] == 160 and lines[-1]["loss/line"] > 0
+    assert [line["step"] for line in run.metrics("evaluate")] == [80]
+    assert len(CheckpointStore(run.path / "checkpoints").steps()) <= 3
+    assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):
+    config = toy_config(tmp_path / "run", steps=80)
+    first = train(config, parts=toy_parts())
+    config.resume, config.training.steps = first.run, 160
+    trainer = Trainer(config, RunDirectory.open(first.run), parts=toy_parts())
+    second = trainer.train()
+    assert (first.updates, second.updates) == ((80 - 24) // 2, (160 - 24) // 2)
+    assert trainer.memory.env_steps == 160
+    ids = trainer.memory.streams.ids(0)
+    records = trainer.memory.streams.get(ids)
+    assert int((~records["is_init"]).sum()) == 80
+    assert torch.equal(records["observation"], records["reward"])
+    assert trainer.system.optimiser.state_dict()["state"][0]["step"] == second.updates
+
+
+def test_non_finite_losses_name_the_term_after_saving_the_last_good_state(tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"'loss/line' is not finite: found nan in update 14, .*step-"):
+        train(toy_config(tmp_path / "run"), parts=toy_parts(nan_at=14))
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    state = store.load(store.latest())
+    assert torch.isfinite(state["system"]["line"]["weight"]).all()
+    assert state["counters"]["updates"] > 0
+
+
+def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
+    started = time.monotonic()
+    summary = train(toy_config(tmp_path / "run", steps=100_000, time_limit=0.05), parts=toy_parts(pause=0.005))
+    assert time.monotonic() - started < 6 and summary.steps < 100_000
+    assert summary.episodes == 3
+
+
+def test_a_checkpoint_of_another_shape_names_the_parameter(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = store.save(1, {"system": ToySystem(width=2).state_dict()})
+    with pytest.raises(CheckpointError, match=r"'line.weight' .*found shape \(2, 1\), wanted \(1, 1\)"):
+        restore_system(ToySystem(), store.load(path)["system"], "old run")
+
+
+def test_checkpoints_keep_the_newest_two_and_the_best(tmp_path):
+    store = CheckpointStore(tmp_path)
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (4, 0.3)):
+        store.save(step, {"step": step}, score)
+    assert list(store.steps()) == [2, 3, 4]
+    assert store.load(store.best())["step"] == 2 and store.meta(store.latest())["score"] == 0.3
+    (store.latest() / "state.pt").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        store.load(store.latest())
+
+
+def test_random_states_come_back():
+    state = rng_state()
+    first = (torch.rand(3), __import__("random").random(), __import__("numpy").random.rand())
+    set_rng_state(state)
+    assert torch.equal(torch.rand(3), first[0])
+    assert (__import__("random").random(), __import__("numpy").random.rand()) == first[1:]
+
+
+def test_evaluation_counts_one_record_per_reset_and_keeps_trajectories():
+    system = ToySystem()
+    env = with_carry(toy_env(None, None, seed=0), system.policy)
+    result = evaluate(system.policy, env, 5, seed=3, record=1)
+    assert [e.length for e in result.episodes] == [LENGTH] * 5
+    (trajectory,) = result.trajectories
+    assert trajectory.batch_size == (LENGTH + 1,)
+    assert trajectory["observation"].flatten().tolist() == list(range(LENGTH + 1))
+    assert torch.equal(trajectory["observation"], trajectory["reward"])
+    assert trajectory["is_init"].flatten().tolist() == [True] + [False] * LENGTH
+    assert trajectory["done"].flatten().tolist() == [False] * LENGTH + [True]
+    assert trajectory["previous_action"][0].sum() == 0 and (trajectory["previous_action"][1:].sum(-1) == 1).all()
+
+
+def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_path):
+    config = toy_config(tmp_path / "run")
+    run = RunDirectory.create(config)
+    run.log(5, "train", {"loss": float("nan")})
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "sta')
+    again = RunDirectory.open(run.path)
+    again.log(7, "train", {"loss": 1.0})
+    assert [line["loss"] for line in again.metrics()] == [None, 1.0]
+    with pytest.raises(ConfigError, match="is taken"):
+        RunDirectory.create(config)
+    with pytest.raises(CheckpointError, match=r"found no config\.yaml"):
+        RunDirectory.open(tmp_path)
+
+
+# ---- real processes, real signals ---------------------------------------------------------------------
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from test_training import toy_config, toy_parts, train
+    config = toy_config({folder!r}, steps=int(sys.argv[1]), checkpoint_every=16)
+    config.resume = sys.argv[2] if len(sys.argv) > 2 else None
+    summary = train(config, parts=toy_parts(pause=0.003))
+    sys.exit(130 if summary.interrupted else 0)
+"""
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    script = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent), folder=str(folder))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> None:
+    for _ in range(600):
+        path = folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        if lines and json.loads(lines[-1])["step"] >= step:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError("the run did not get going")
+
+
+def test_killed_and_interrupted_runs_go_on(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, "1000000")
+    wait_for_training(process, folder, 120)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    process = start(folder, "1000000", str(folder))
+    wait_for_training(process, folder, 400)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130, process.stderr.read()
+    store = CheckpointStore(folder / "checkpoints")
+    before = store.load(store.latest())["counters"]
+
+    process = start(folder, str(before["step"] + 40), str(folder))
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    after = store.load(store.latest())["counters"]
+    assert after["step"] - before["step"] in range(40, 48)
+    assert after["updates"] - before["updates"] in range(19, 25)  # one per two steps: no burst
+    assert after["replay_steps"] == after["step"]
+    config = toy_config(folder, steps=0)
+    memory = make_memory(config, RunDirectory.open(folder), ToySystem(), 2)
+    for stream in range(2):
+        records = memory.streams.get(memory.streams.ids(stream))
+        assert torch.equal(records["observation"], records["reward"]), "a record was torn"
