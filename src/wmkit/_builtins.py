@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from wmkit.registry import register
 
+for _name in ("dreamer_v3_2023", "ls_imagine"):
+    register("system", _name, "wmkit.systems.build:build")
+
 for _name, _target in {
     "gru": "wmkit.backbones.gru:GRU",
     "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",

@@ -29,7 +29,7 @@ class RSSM(nn.Module):
     Args:
         action_dim: width A of an action.
         embed_dim: width E of an embedding.
-        backbone: called as ``backbone(in_dim, out_dim)``, gives the sequence model.
+        backbone: called as ``backbone(in_dim=..., out_dim=...)``, gives the sequence model.
         deter: width U of the belief.
         groups: categoricals G in a state.
         classes: classes C of each.
@@ -52,7 +52,7 @@ class RSSM(nn.Module):
         action_dim: int,
         embed_dim: int,
         *,
-        backbone: Callable[[int, int], SequenceModel],
+        backbone: Callable[..., SequenceModel],
         deter: int,
         groups: int = 32,
         classes: int = 32,
@@ -66,7 +66,7 @@ class RSSM(nn.Module):
         self.state_dim, self.belief_dim = groups * classes, deter
         self.feature_dim = self.state_dim + deter
         self.input = DenseNormAct(self.state_dim + action_dim, hidden)
-        self.backbone = backbone(hidden, deter)
+        self.backbone = backbone(in_dim=hidden, out_dim=deter)
         self.prior = nn.Sequential(
             *MLP(deter, hidden, prior_layers), init_output(nn.Linear(hidden, self.state_dim))
         )

@@ -1,1 +1,6 @@
-"""wmkit.systems."""
+"""Systems: one page each, composed of parts, ready to act and to learn."""
+
+from wmkit.systems.build import build, build_from, compose
+from wmkit.systems.system import System
+
+__all__ = ["System", "build", "build_from", "compose"]

@@ -1,0 +1,197 @@
+"""Behaviour learning in imagination: REINFORCE actor, two-hot critic, jumpy λ-returns.
+
+DreamerV3 of 2023 (arXiv:2301.04104v1, eq. 7-11); LS-Imagine (arXiv:2410.03618, eq. 6-8)
+adds jumps, whose transitions train the critic and not the actor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, imagine
+from wmkit.functional import discount_sum
+
+
+class ActorCriticOutput(NamedTuple):
+    """What one behaviour loss yields.
+
+    Attributes:
+        actor_loss: scalar; gradients reach the actor only.
+        critic_loss: scalar; gradients reach the critic only.
+        metrics: detached scalars by name.
+    """
+
+    actor_loss: Tensor
+    critic_loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class ActorCriticLoss(nn.Module):
+    """Losses of actor and critic on roll-outs of the current policy in the model.
+
+    Args:
+        horizon: transitions H of a roll-out.
+        estimator: a TorchRL value estimator; its ``gamma`` also discounts the weights.
+        rewards: heads whose predictions add up to the reward, with their factors.
+        gate: where to jump; none for systems without jumps.
+        entropy: factor on the policy's entropy.
+        return_norm: divides advantages by the range of returns; none leaves them raw.
+        max_span: longest span of a jump, environment steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        horizon: int,
+        estimator: Any,
+        rewards: Mapping[str, float],
+        gate: JumpGate | None = None,
+        entropy: float = 3e-4,
+        return_norm: nn.Module | None = None,
+        max_span: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.horizon, self.gate, self.entropy, self.max_span = horizon, gate, entropy, max_span
+        self.rewards = dict(rewards)
+        self.estimator = estimator
+        self.return_norm = return_norm
+
+    @property
+    def continuation_at(self) -> str:
+        """Which state's continuation the returns use."""
+        return getattr(self.estimator, "continuation_at", "next")
+
+    def forward(
+        self,
+        world_model: WorldModel,
+        actor: Any,
+        critic: Any,
+        slow_critic: Any,
+        starts: Latent,
+        start_mask: Tensor,
+        start_continuation: Tensor,
+    ) -> ActorCriticOutput:
+        """Imagine from ``starts`` and score actor and critic.
+
+        Args:
+            world_model: read only; no gradient reaches it.
+            actor: features to a distribution over actions.
+            critic: features to a prediction of the return.
+            slow_critic: regulariser target of the critic.
+            starts: leaves ``[S, ...]``.
+            start_mask: ``[S, 1]`` bool, starts that count.
+            start_continuation: ``[S, 1]`` float, one where the episode goes on after the start.
+        """
+        trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate)
+        features = trajectory.features  # [S, H+1, F]
+        before = features[:, :-1]
+        transitions = self.transitions(world_model, trajectory)
+
+        values = critic(features)
+        value = values.mean.detach()  # [S, H+1, 1]
+        transitions.set(("next", "state_value"), value[:, 1:])
+        target = self.estimator.value_estimate(transitions).detach()  # [S, H, 1]
+        weight = self._weights(transitions, start_continuation) * start_mask.unsqueeze(1)  # [S, H, 1]
+        count = start_mask.sum() * self.horizon
+
+        with torch.no_grad():
+            slow = slow_critic(before).mean
+        online = _first(values, self.horizon)
+        critic_loss = online.loss(target) + online.loss(slow)  # [S, H]
+        critic_loss = (weight.squeeze(-1) * critic_loss).sum() / count
+
+        policy = actor(before)
+        advantage = target - value[:, :-1]
+        if self.return_norm is not None:
+            self.return_norm.update(target)
+            advantage = self.return_norm.normalize(advantage)
+        acted = ~trajectory.jumps  # [S, H, 1] no action was taken in a jump
+        gain = policy.log_prob(trajectory.actions).unsqueeze(-1) * advantage * acted
+        entropy = policy.entropy.unsqueeze(-1)
+        actor_loss = -(weight * (gain + self.entropy * entropy)).sum() / count
+
+        metrics = {
+            "loss_actor": actor_loss,
+            "loss_critic": critic_loss,
+            "imagined_return": _masked_mean(target, start_mask, self.horizon),
+            "imagined_value": _masked_mean(value[:, :-1], start_mask, self.horizon),
+            "imagined_reward": _masked_mean(transitions["next", "reward"], start_mask, self.horizon),
+            "policy_entropy": _masked_mean(entropy, start_mask, self.horizon),
+        }
+        if self.gate is not None:
+            jumps = trajectory.jumps.float()
+            span = (transitions["next", "steps_to_next_obs"] * jumps).sum() / jumps.sum().clamp(min=1)
+            metrics |= {"jump_rate": _masked_mean(jumps, start_mask, self.horizon), "jump_span": span}
+        if self.return_norm is not None:
+            metrics["return_scale"] = self.return_norm.scale().squeeze()
+        return ActorCriticOutput(actor_loss, critic_loss, {k: v.detach() for k, v in metrics.items()})
+
+    @torch.no_grad()
+    def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
+        """A roll-out as TorchRL transitions ``[S, H]``.
+
+        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``. Under ``next``:
+        ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``, ``jump_return``,
+        ``done``, ``terminated``.
+        """
+        features = trajectory.features
+        after = features[:, 1:]
+        reward = sum(
+            (scale * world_model.heads[name](after).mean for name, scale in self.rewards.items()),
+            torch.zeros_like(after[..., :1]),
+        )
+        steps, jump_return = torch.ones_like(reward), torch.zeros_like(reward)
+        if self.gate is not None:
+            pair = torch.cat([features[:, :-1], after], -1)
+            span = world_model.heads["jump_steps"](pair).mean.clamp(1, self.max_span).floor()
+            mean_reward = world_model.heads["jump_return"](pair).mean
+            total = mean_reward * discount_sum(span, float(self.estimator.gamma))
+            steps = torch.where(trajectory.jumps, span, steps)
+            jump_return = torch.where(trajectory.jumps, total, jump_return)
+        never = torch.zeros_like(trajectory.jumps)
+        return TensorDict(
+            {
+                "state": trajectory.states[:, :-1],
+                "belief": trajectory.beliefs[:, :-1],
+                "action": trajectory.actions,
+                "jump": trajectory.jumps,
+                "continuation": trajectory.continuations[:, :-1],
+                "next": {
+                    "state": trajectory.states[:, 1:],
+                    "belief": trajectory.beliefs[:, 1:],
+                    "reward": reward,
+                    "continuation": trajectory.continuations[:, 1:],
+                    "steps_to_next_obs": steps,
+                    "jump_return": jump_return,
+                    "done": never,
+                    "terminated": never,
+                },
+            },
+            batch_size=list(reward.shape[:2]),
+        )
+
+    def _weights(self, transitions: TensorDict, start_continuation: Tensor) -> Tensor:
+        """Probability, discounted, that each transition happens at all: ``[S, H, 1]``."""
+        discount = self.estimator.gamma ** transitions["next", "steps_to_next_obs"]
+        if self.continuation_at == "next":
+            discount = discount * transitions["next", "continuation"]
+            first = start_continuation
+        else:  # the return of a state already holds that state's continuation
+            discount = discount * transitions["continuation"]
+            first = torch.ones_like(start_continuation)
+        return torch.cat([first.unsqueeze(1), discount[:, :-1]], 1).cumprod(1)
+
+
+def _first(prediction: Any, steps: int) -> Any:
+    """The prediction at the first ``steps`` of ``[S, T]``."""
+    return type(prediction)(prediction.logits[:, :steps], prediction.bins)
+
+
+def _masked_mean(x: Tensor, mask: Tensor, horizon: int) -> Tensor:
+    """Mean of ``[S, H, 1]`` over the starts that count."""
+    return (x * mask.unsqueeze(1)).sum() / (mask.sum() * horizon)

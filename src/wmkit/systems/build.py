@@ -1,0 +1,167 @@
+"""From a page to a system: compose with Hydra, check against the environment, instantiate."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torchrl.data import Composite, TensorSpec
+
+from wmkit.errors import ConfigError
+from wmkit.registry import available
+from wmkit.systems.spaces import read_spaces
+from wmkit.systems.system import System
+
+CONF = Path(__file__).parent / "conf"
+GROUPS = ("size", "env", "preset", "affordance", "backbone")
+
+
+def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The resolved configuration of a system.
+
+    Args:
+        system: one of ``wmkit.available()``.
+        overrides: Hydra strings, e.g. ``["size=small", "behaviour.gate.prob=0"]``.
+
+    Raises:
+        ConfigError: unknown system, group choice or key, or a value that does not parse.
+
+    >>> compose("ls_imagine", ["size=small"]).size.deter
+    512
+    """
+    if system not in available("system"):
+        raise _unknown("system", system, available("system"), "run `wmkit list system`")
+    for name in available("backbone"):
+        node = {"_target_": "wmkit.backbones.build", "_partial_": True, "name": name}
+        if name == "ln_gru":
+            node["learned_initial"] = True
+        ConfigStore.instance().store(name=name, node=node, group="backbone")
+    for override in overrides:
+        _check_override(override)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = hydra_compose(system, overrides=list(overrides))
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error, overrides)) from error
+    return config
+
+
+def build(
+    system: str,
+    *,
+    observation_spec: Composite,
+    action_spec: TensorSpec,
+    overrides: Sequence[str] = (),
+) -> System:
+    """A ready system for an environment.
+
+    Args:
+        system: one of ``wmkit.available()``.
+        observation_spec: of the environment.
+        action_spec: of the environment.
+        overrides: Hydra strings.
+
+    Raises:
+        ConfigError: see :func:`compose`.
+        SpecError: the system cannot see or act in this environment.
+
+    >>> from torchrl.data import Composite, OneHot, UnboundedDiscrete
+    >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
+    >>> system = build("dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(4))
+    >>> system.batch_shape
+    (16, 64)
+    """
+    return build_from(compose(system, overrides), observation_spec, action_spec)
+
+
+def build_from(config: DictConfig, observation_spec: Composite, action_spec: TensorSpec) -> System:
+    """A ready system from a configuration of :func:`compose`."""
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    spaces = read_spaces(
+        observation_spec,
+        action_spec,
+        images=_plain(config.observations.images),
+        vectors=_plain(config.observations.vectors),
+        system=config.system,
+    )
+    _expand_auto(config, spaces.images, spaces.vectors)
+    heads = config.world_model.heads
+    for name, head in heads.items():
+        if name in ("intrinsic_reward", "jump"):
+            spaces.optional[head.target] = torch.bool if name == "jump" else torch.float32
+    if config.world_model_loss.get("long_branch"):
+        spaces.zoomed = True
+        spaces.optional |= {"is_zoomed": torch.bool, "jump_resolved": torch.bool}
+        spaces.optional |= {"jump_steps": torch.float32, "jump_return": torch.float32}
+    parts = ("world_model", "actor", "critic", "world_model_loss", "behaviour", "schedule")
+    return System(
+        config.system,
+        spaces,
+        batch=dict(config.batch),
+        **{part: instantiate(config[part], _convert_="all") for part in parts},
+    )
+
+
+def _expand_auto(config: DictConfig, images: Sequence[str], vectors: Sequence[str]) -> None:
+    """Write the observation keys that were found where the page says ``auto``."""
+    for codec in (config.world_model.encoder, config.world_model.decoder):
+        if codec.images == "auto":
+            codec.images = list(images)
+        if codec.vectors == "auto":
+            codec.vectors = list(vectors)
+    weights = config.world_model_loss.weights
+    if "observations" in weights:
+        weight = weights.pop("observations")
+        for key in (*config.world_model.decoder.images, *config.world_model.decoder.vectors):
+            weights[key] = weight
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if OmegaConf.is_config(value) else value
+
+
+@cache
+def _choices(group: str) -> tuple[str, ...]:
+    """Names of a configuration group."""
+    if group == "backbone":
+        return tuple(available("backbone"))
+    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+
+
+def _check_override(override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise ConfigError(
+            f"override {override!r} has no value: found {override!r}, wanted key=value; write it like size=small"
+        )
+    if key in GROUPS and value not in _choices(key):
+        raise _unknown(key, value, _choices(key), f"pick one with {key}=NAME")
+
+
+def _unknown(kind: str, found: str, wanted: Sequence[str], hint: str) -> ConfigError:
+    near = difflib.get_close_matches(found, wanted, 1)
+    hint = f"did you mean {near[0]!r}?" if near else hint
+    return ConfigError(f"{kind} {found!r} is unknown: wanted one of {', '.join(wanted)}; {hint}")
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One sentence for what Hydra has to say."""
+    text = " ".join(str(error.__cause__ or error).split())
+    return (
+        f"the configuration does not fit: {text} (overrides: {', '.join(overrides) or 'none'}); wanted keys "
+        "of the system's page; look at it with `wmkit list config` or prefix a new key with +"
+    )

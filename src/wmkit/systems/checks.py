@@ -1,0 +1,40 @@
+"""What a batch must look like before an update touches it: shapes and dtypes only."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+
+from wmkit.errors import SpecError
+from wmkit.systems.spaces import Spaces
+
+_FLAGS = ("is_init", "terminated")
+
+
+def check_batch(batch: TensorDictBase, spaces: Spaces) -> None:
+    """Raise :class:`SpecError` unless ``batch`` is a ``[B, T]`` sequence of the system's records."""
+    if batch.ndim != 2:
+        raise SpecError(
+            f"the batch has batch size {list(batch.batch_size)}: wanted [B, T]; reshape the sample to "
+            "sequences first (batch.reshape(B, T))"
+        )
+    lead = tuple(batch.batch_size)
+    wanted: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
+        key: (spaces.shapes[key], (torch.uint8, torch.float32)) for key in spaces.images
+    }
+    wanted |= {key: (spaces.shapes[key], (torch.float32,)) for key in spaces.vectors}
+    wanted |= {"previous_action": ((spaces.action_dim,), (torch.float32, torch.int64, torch.bool))}
+    wanted |= {"reward": ((1,), (torch.float32,))}
+    wanted |= {key: ((1,), (torch.bool,)) for key in _FLAGS}
+    for key, (shape, dtypes) in wanted.items():
+        value = batch.get(key, None)
+        if value is None:
+            raise SpecError(
+                f"the batch has no {key!r}: found {', '.join(sorted(map(str, batch.keys())))}, wanted the "
+                "sequence layout; convert collected data with wmkit.data.to_sequence"
+            )
+        if tuple(value.shape) != (*lead, *shape) or value.dtype not in dtypes:
+            raise SpecError(
+                f"batch key {key!r} is {list(value.shape)} of {value.dtype}: wanted {[*lead, *shape]} of "
+                f"{' or '.join(map(str, dtypes))}; check the environment's transforms"
+            )

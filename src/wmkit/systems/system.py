@@ -1,0 +1,160 @@
+"""A system: world model, actor, critic, losses and schedule, ready to act and to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from wmkit.dynamics import Latent, WorldModel, imagine
+from wmkit.systems.checks import check_batch
+from wmkit.systems.policy import Policy
+from wmkit.systems.spaces import Spaces
+
+
+class System(nn.Module):
+    """Everything a page describes, assembled.
+
+    Made by :func:`wmkit.build`; its parts are ordinary modules.
+
+    Args:
+        name: the page's name.
+        spaces: what the environment shows and takes.
+        world_model: called as ``world_model(shapes, action_dim)``.
+        actor: called as ``actor(feature_dim, action_dim)``.
+        critic: called as ``critic(feature_dim)``.
+        world_model_loss: see :class:`~wmkit.objectives.WorldModelLoss`.
+        behaviour: see :class:`~wmkit.objectives.ActorCriticLoss`.
+        schedule: called as ``schedule(system)``, gives the order of learning.
+        batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
+
+    Attributes:
+        policy: for a TorchRL collector.
+        batch_shape: (B, L) that :meth:`update` expects, context included.
+        context: leading steps that only supply stored latents.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spaces: Spaces,
+        *,
+        world_model: Callable[..., WorldModel],
+        actor: Callable[..., nn.Module],
+        critic: Callable[..., nn.Module],
+        world_model_loss: nn.Module,
+        behaviour: nn.Module,
+        schedule: Callable[..., Any],
+        batch: Mapping[str, int],
+    ) -> None:
+        super().__init__()
+        self.name, self.spaces = name, spaces
+        self.world_model = world_model(spaces.shapes, spaces.action_dim)
+        width = self.world_model.dynamics.feature_dim
+        self.actor = actor(width, spaces.action_dim)
+        self.critic = critic(width)
+        self.world_model_loss, self.behaviour = world_model_loss, behaviour
+        self.context = int(batch["context"])
+        self.batch_shape = (int(batch["size"]), int(batch["length"]) + self.context)
+        self.schedule = schedule(self)
+        self.policy = Policy(self.world_model, self.actor, spaces.action_dim, spaces.observations)
+
+    def update(self, batch: TensorDictBase) -> TensorDict:
+        """One full training update.
+
+        Args:
+            batch: the sequence layout ``[B, L]``; with :attr:`context` steps in front whose
+                stored ``state`` and ``belief`` start the window. Without stored latents the
+                window starts from the initial state.
+
+        Returns:
+            Detached scalars by name, and ``replay_context`` ``[B, L - context]`` with the fresh
+            ``state`` and ``belief`` for writing back to replay.
+
+        Raises:
+            SpecError: a key is missing or has the wrong rank or dtype.
+        """
+        check_batch(batch, self.spaces)
+        latent = None
+        if self.context:
+            if "state" in batch.keys():
+                first = batch[:, self.context - 1]
+                latent = self.world_model.dynamics.resume(first["state"].float(), first["belief"].float())
+            batch = batch[:, self.context :]
+        metrics, observed = self.schedule.update(self, self.fill(batch), latent)
+        fresh = observed.latent
+        context = TensorDict(
+            {"state": fresh.state.detach(), "belief": fresh.belief.detach()}, batch.batch_size
+        )
+        return TensorDict({**metrics, "replay_context": context})
+
+    @torch.no_grad()
+    def imagine(self, start: TensorDictBase, horizon: int) -> TensorDict:
+        """Roll the policy out in the model.
+
+        Args:
+            start: ``[N]`` with ``state`` and ``belief``.
+            horizon: transitions H.
+
+        Returns:
+            TorchRL transitions ``[N, H]``, see :meth:`ActorCriticLoss.transitions
+            <wmkit.objectives.ActorCriticLoss.transitions>`.
+        """
+        latent = self.world_model.dynamics.resume(start["state"], start["belief"])
+        trajectory = imagine(self.world_model, self.actor, latent, horizon, gate=self.behaviour.gate)
+        return self.behaviour.transitions(self.world_model, trajectory)
+
+    @torch.no_grad()
+    def open_loop(self, batch: TensorDictBase, context: int) -> dict[str, Tensor]:
+        """Predict a window from its first steps and the real actions alone.
+
+        Args:
+            batch: the sequence layout ``[B, T]``.
+            context: steps that are observed; the rest is imagined with the real actions.
+
+        Returns:
+            ``{key: [B, T, ...]}``: a prediction in [0, 1] for every image key, and where the system
+            jumps, ``jump`` ``[B, T]`` (probability) and ``jump_steps`` ``[B, T]`` (predicted span Δ
+            of a jump from that step).
+        """
+        dynamics = self.world_model.dynamics
+        filled = self.fill(batch)
+        seen = self.world_model.observe({key: value[:, :context] for key, value in filled.items()}).latent
+        latent = seen.map(lambda x: x[:, -1])
+        features = [seen.feature]
+        for action in batch["previous_action"][:, context:].float().unbind(1):
+            latent = dynamics.step(latent, action)
+            features.append(latent.feature.unsqueeze(1))
+        feature = torch.cat(features, 1)
+        predictions = self.world_model.decoder(feature)
+        out = {key: predictions[key].mean for key in self.world_model.decoder.images}
+        if "jump" in self.world_model.heads:
+            out["jump"] = self.world_model.heads["jump"](feature).mean.squeeze(-1)
+            out["jump_steps"] = self._spans(feature)
+        return out
+
+    def example_batch(self, seed: int = 0) -> TensorDict:
+        """A random valid batch of :attr:`batch_shape`."""
+        return self.spaces.example_batch(self.batch_shape, seed)
+
+    def fill(self, batch: TensorDictBase) -> dict[str, Any]:
+        """The batch as a mapping, with neutral values for labels it does not carry."""
+        filled = {key: batch[key] for key in batch.keys()}
+        zero = torch.zeros_like(batch["reward"])
+        for key, label in self.spaces.optional.items():
+            filled.setdefault(key, zero.to(label))
+        return filled
+
+    def _spans(self, feature: Tensor) -> Tensor:
+        """Predicted span ``[B, T]`` of a jump from features ``[B, T, F]``."""
+        dynamics = self.world_model.dynamics
+        flat = feature.flatten(0, 1)
+        before = dynamics.resume(flat[:, : dynamics.state_dim], flat[:, dynamics.state_dim :])
+        jump = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device)
+        after = dynamics.step(before, flat.new_zeros(flat.shape[0], self.spaces.action_dim), jump)
+        head: Any = self.world_model.heads["jump_steps"]
+        span = head(torch.cat([flat, after.feature], -1)).mean
+        return span.clamp(1, self.behaviour.max_span).view(feature.shape[:2])
