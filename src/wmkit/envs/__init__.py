@@ -1,7 +1,26 @@
-"""Environments: the embedded ViZDoom worlds, gymnasium by name, and a toy that counts."""
+"""Environments: the embedded ViZDoom worlds, gymnasium by name, and a toy that counts.
+
+>>> env = make_env("vizdoom/harvest_log_in_plains", world="small", max_steps=2)
+>>> sorted(env.reset().keys())
+['done', 'frame', 'goal_mask', 'pixels', 'success', 'terminated', 'truncated']
+>>> env.close()
+"""
 
 from __future__ import annotations
 
 from wmkit.envs.counting import CountingEnv
+from wmkit.envs.make import make_env
+from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
+from wmkit.envs.tasks import TASKS, Task, task_prompt
+from wmkit.envs.vizdoom_env import VizdoomEnv
 
-__all__ = ["CountingEnv"]
+__all__ = [
+    "ACTIONS",
+    "TASKS",
+    "CountingEnv",
+    "Task",
+    "VizdoomEnv",
+    "VizdoomSimulator",
+    "make_env",
+    "task_prompt",
+]

@@ -1,0 +1,90 @@
+"""Environments by name, alone or in a batch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torchrl.envs import EnvBase, EnvCreator, ParallelEnv, SerialEnv
+
+from wmkit.errors import ConfigError
+from wmkit.envs.tasks import PREFIX, TASKS, find_task
+from wmkit.registry import register, resolve
+
+for _task in TASKS:
+    register("env", PREFIX + _task, f"wmkit.envs.vizdoom_env:{_task}")
+register("env", "counting", "wmkit.envs.counting:CountingEnv")
+
+
+def make_env(
+    name: str, *, num_envs: int | None = None, parallel: bool = False, seed: int = 0, **options: Any
+) -> EnvBase:
+    """An environment, or ``num_envs`` of them side by side.
+
+    Args:
+        name: ``vizdoom/<task>``, ``counting``, ``gym/<Id>``, or any name that a plug-in registered
+            under the kind ``env`` (a callable that takes ``seed`` and options and returns an EnvBase).
+        num_envs: None for one unbatched environment, else the batch size.
+        parallel: a process for each environment instead of one after another.
+        seed: environment i of a batch plays the stream ``seed + i``.
+        **options: of the environment.
+
+    Raises:
+        ConfigError: an unknown name or option, or an option out of range.
+
+    >>> make_env("counting", num_envs=2).rollout(7)["next", "reward"].shape
+    torch.Size([2, 7, 1])
+    """
+    if num_envs is not None and num_envs < 1:
+        raise ConfigError(
+            f"num_envs={num_envs} is out of range: wanted at least 1, or None for an unbatched one"
+        )
+    create = partial(_constructor(name), **options)
+    _check_options(name, create)
+    if num_envs is None:
+        return create(seed=seed)
+    constructors = [partial(create, seed=seed + i) for i in range(num_envs)]
+    if not parallel:
+        return SerialEnv(num_envs, constructors)
+    probe = create(seed=seed)  # option values fail here, in one sentence, and not in a worker
+    probe.close()
+    return ParallelEnv(num_envs, [EnvCreator(one) for one in constructors])
+
+
+def _constructor(name: str) -> Callable[..., EnvBase]:
+    if name.startswith("gym/"):
+        return partial(_gym, name.removeprefix("gym/"))
+    if name.startswith(PREFIX):
+        find_task(name)  # its message is the better one
+    return resolve("env", name)
+
+
+def _check_options(name: str, create: partial) -> None:
+    """Refuse options that the constructor of ``name`` does not have."""
+    target: Any = create.func
+    arguments = create.args
+    if isinstance(target, type):  # EnvBase's metaclass hides the constructor's signature
+        target, arguments = target.__init__, (None, *arguments)  # type: ignore[misc]
+    try:
+        inspect.signature(target).bind(*arguments, seed=0, **create.keywords)
+    except TypeError as error:
+        raise ConfigError(
+            f"env {name!r} cannot take these options: {error}; see its documentation"
+        ) from error
+
+
+def _gym(gym_id: str, *, seed: int = 0, **options: Any) -> EnvBase:
+    """A gymnasium environment through TorchRL's wrapper, keys as TorchRL names them."""
+    from torchrl.envs import GymEnv
+
+    try:
+        env = GymEnv(gym_id, **options)
+    except Exception as error:
+        raise ConfigError(
+            f"env 'gym/{gym_id}' could not be made: {error}; install the package that registers it, "
+            "or check the id and its options"
+        ) from error
+    env.set_seed(seed)
+    return env
