@@ -1,0 +1,156 @@
+"""Any CLIP of transformers as a scorer (Radford et al. 2021, arXiv:2103.00020).
+
+Frames are encoded one by one and averaged over the zoom; a score is CLIP's own ``logit_scale * cos``, which
+for published models lies around 20 to 30, near the common scale already. :meth:`HFClipScorer.calibrate` puts it
+there exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkit.affordance.scorers.base import fit_affine
+from wmkit.errors import MissingWeightsError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, where a model does not say
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class HFClipScorer(nn.Module):
+    """Scores zooms with a CLIP model given by name or path.
+
+    Args:
+        model: a name on the Hugging Face hub, or a folder with model, tokenizer and (optionally)
+            preprocessor configuration.
+        scale: multiplies the logit.
+        shift: added after scaling; ``scale=1, shift=0`` keeps CLIP's own logit.
+        template: what the prompt is put into, e.g. ``"a photo of: {}"``.
+        local_files_only: never go to the network.
+        last: average only the last so many frames of the zoom; all 16 by default.
+
+    Raises:
+        MissingWeightsError: transformers is not installed, or the model cannot be found.
+
+    Shapes: frames ``[N, 16, 3, H, W]`` in 0..255, scores ``[N, P]``.
+    """
+
+    reads: Literal["frame", "goal_mask"] = "frame"
+
+    def __init__(
+        self,
+        model: str = "openai/clip-vit-base-patch16",
+        *,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        template: str = "{}",
+        local_files_only: bool = False,
+        last: int = 16,
+    ) -> None:
+        super().__init__()
+        self.clip, self.tokenizer = _load(model, local_files_only)
+        self.clip.eval().requires_grad_(False)
+        side = int(self.clip.config.vision_config.image_size)
+        self.resolution = (side, side)
+        self.text_dim = int(self.clip.config.projection_dim)
+        self.scale, self.shift, self.template, self.last = scale, shift, template, last
+        mean, std = _pixel_statistics(model, local_files_only)
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
+        self._texts: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``[N, 16, 3, H, W]`` to ``[N, P]`` logits."""
+        return self.pool(self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]), prompts)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frame features of unit length: ``[M, 3, H, W]`` in 0..255 to ``[M, D]``."""
+        pixels = frames.float()
+        if pixels.shape[-2:] != self.resolution:
+            pixels = F.interpolate(pixels, self.resolution, mode="bilinear", align_corners=False, antialias=True)
+        pixels = (pixels / 255 - self.mean) / self.std
+        return F.normalize(_tensor(self.clip.get_image_features(pixel_values=pixels)), dim=-1)
+
+    @torch.no_grad()
+    def pool(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``[N, 16, D] -> [N, P]``."""
+        return self.scale * self._raw(features, prompts) + self.shift
+
+    def _raw(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
+        video = F.normalize(features[:, -self.last :].mean(1), dim=-1)  # [N, D]
+        text = F.normalize(self.text_features(prompts), dim=-1)  # [P, D]
+        return self.clip.logit_scale.exp() * video @ text.T
+
+    @torch.no_grad()
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """``[P, D]`` text vectors before normalisation, cached."""
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._texts]
+        if missing:
+            inputs = self.tokenizer(
+                [self.template.format(p) for p in missing], padding=True, truncation=True, return_tensors="pt"
+            ).to(self.mean.device)
+            tokens = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+            self._texts.update(zip(missing, _tensor(self.clip.get_text_features(**tokens)), strict=True))
+        return torch.stack([self._texts[p] for p in prompts]).to(self.mean.device)
+
+    @torch.no_grad()
+    def calibrate(self, positive: Tensor, negative: Tensor, prompt: str) -> tuple[float, float]:
+        """Set ``scale`` and ``shift`` from clips that show the prompt and clips that do not.
+
+        Args:
+            positive: ``[n, 16, 3, H, W]``.
+            negative: ``[m, 16, 3, H, W]``.
+            prompt: what the positive clips show.
+
+        Returns:
+            The new ``(scale, shift)``.
+        """
+        raw = [
+            self._raw(self.encode(clips.flatten(0, 1)).unflatten(0, clips.shape[:2]), [prompt])[:, 0].cpu()
+            for clips in (positive, negative)
+        ]
+        self.scale, self.shift = fit_affine(*raw)
+        return self.scale, self.shift
+
+
+def _load(model: str, local_files_only: bool) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoTokenizer, CLIPModel
+    except ImportError:
+        raise MissingWeightsError(
+            "scorer 'hf_clip' cannot run: found no transformers, wanted transformers>=4.48; "
+            "install it with pip install 'wmkit[clip]'"
+        ) from None
+    try:
+        return (
+            CLIPModel.from_pretrained(model, local_files_only=local_files_only),
+            AutoTokenizer.from_pretrained(model, local_files_only=local_files_only),
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingWeightsError(
+            f"scorer 'hf_clip' has no weights: found no CLIP model at {model!r} ({first.rstrip('.')}), wanted a model name "
+            "that can be downloaded or a folder written by save_pretrained; pass model=FOLDER"
+        ) from None
+
+
+def _pixel_statistics(model: str, local_files_only: bool) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation from the model's preprocessor configuration, CLIP's own without one."""
+    from transformers import CLIPImageProcessor
+
+    try:
+        processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local_files_only)
+    except (OSError, ValueError, ImportError):
+        return MEAN, STD
+    return processor.image_mean, processor.image_std
+
+
+def _tensor(output: Any) -> Tensor:
+    """The projected features: a tensor up to transformers 4, ``pooler_output`` of a record from 5 on."""
+    return output if isinstance(output, Tensor) else output.pooler_output
