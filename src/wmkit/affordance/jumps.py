@@ -1,0 +1,303 @@
+"""Jump labels: when a region of the map stands out, zoom into it and see whether it pays.
+
+LS-Imagine, arXiv:2410.03618, section 3.3; released rules: spec sections 4.1 to 4.4. Per record:
+
+1. P_jump from the map; go on only if it exceeds the stream's running mean + std.
+2. Crop the best window, upsample it to the full frame: the zoomed view o'.
+3. Map and score of o'. ``is_zoomed`` (a long-branch pair exists) if the score rose by at least two
+   running standard deviations; ``jump`` if a blob of the map was central as well.
+
+The second pass of the model runs only on records that passed step 1. Maps are float ``[H, W]`` in
+[0, 1]; windows and images are in pixels of the simulator's frame (160 x 256).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkit.affordance.maps import ZoomWindow, affordance_score, jump_probability, zoom_window
+from wmkit.errors import ConfigError
+
+Predict = Callable[[Tensor], Tensor]
+
+
+class RunningStatistics(nn.Module):
+    """Mean and population standard deviation of everything seen so far, one pair per stream (Welford).
+
+    Kept in float64 buffers, so a checkpoint keeps the thresholds. Loading or resizing to another
+    number of streams merges the streams and gives each the result (4 training environments to 1 for
+    evaluation, say).
+
+    Args:
+        decay: weight of the past at each new value; 1 counts the whole lifetime (the released rule),
+            0.999 forgets over about a thousand steps.
+
+    >>> statistics = RunningStatistics()
+    >>> for x in (1.0, 2.0, 6.0):
+    ...     mean, std = statistics.update(torch.tensor([x]))
+    >>> mean.item(), round(std.item() ** 2, 6)
+    (3.0, 4.666667)
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    def __init__(self, *, decay: float = 1.0) -> None:
+        super().__init__()
+        if not 0.0 < decay <= 1.0:
+            raise ConfigError(
+                f"decay={decay} of the running statistics is out of range: wanted 0 < decay <= 1; "
+                "use 1 for lifetime"
+            )
+        self.decay = decay
+        for name in ("count", "mean", "m2"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+
+    @property
+    def streams(self) -> int:
+        """Number of streams; 0 before the first value."""
+        return self.count.shape[0]
+
+    def resize(self, streams: int) -> None:
+        """Make room for ``streams`` streams; a change of number merges what was seen."""
+        if streams == self.streams:
+            return
+        count, mean, m2 = self.pooled()
+        self.count, self.mean, self.m2 = (x.expand(streams).clone() for x in (count, mean, m2))
+
+    def pooled(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Count, mean and sum of squared deviations over all streams together (Chan et al. 1979)."""
+        count = self.count.sum()
+        mean = (self.count * self.mean).sum() / count.clamp_min(1e-12)
+        return count, mean, self.m2.sum() + (self.count * (self.mean - mean) ** 2).sum()
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Mean and std over all streams together, 0-d float64; zeros before the first value."""
+        count, mean, m2 = self.pooled()
+        return mean, (m2 / count.clamp_min(1e-12)).sqrt()
+
+    def update(self, value: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Take in one value per stream.
+
+        Args:
+            value: ``[n]``.
+            rows: int64 ``[n]``, the streams the values belong to; None for all.
+
+        Returns:
+            Mean and std ``[n]`` float64 of those streams, the new value included.
+        """
+        if rows is None:
+            self.resize(value.shape[0])
+        value = value.to(self.mean)
+        count, mean, m2 = (x if rows is None else x[rows] for x in (self.count, self.mean, self.m2))
+        count = self.decay * count + 1
+        shift = value - mean
+        mean = mean + shift / count
+        m2 = self.decay * m2 + shift * (value - mean)
+        if rows is None:
+            self.count, self.mean, self.m2 = count, mean, m2
+        else:
+            for name, new in (("count", count), ("mean", mean), ("m2", m2)):
+                setattr(self, name, getattr(self, name).index_copy(0, rows, new))
+        return mean, (m2 / count).sqrt()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("count", "mean", "m2"):
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Zooms(NamedTuple):
+    """Labels of N records and the views of those that zoomed.
+
+    ``is_zoomed``, ``jump``, ``score``, ``value`` are ``[N]``; ``score`` is s'_aff and ``value`` the mean of
+    the map in the window (0 where not zoomed). ``rows`` int64 ``[M]`` tells which records zoomed;
+    ``pixels`` uint8 ``[M, 3, H, W]`` and ``affordance`` ``[M, H, W]`` are their views, both None if M = 0.
+    """
+
+    is_zoomed: Tensor
+    jump: Tensor
+    score: Tensor
+    value: Tensor
+    rows: Tensor
+    pixels: Tensor | None
+    affordance: Tensor | None
+
+
+def zoom_view(frame: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Crop a window and upsample it to the whole frame: bilinear, no aligned corners, truncated.
+
+    Args:
+        frame: uint8 ``[C, H, W]`` (bool is upsampled to bool: any coverage of one half or more).
+        top: first row of the window.
+        left: first column.
+        height: rows.
+        width: columns.
+
+    Returns:
+        Same shape and dtype as ``frame``.
+
+    >>> frame = torch.arange(16, dtype=torch.uint8).view(1, 4, 4)
+    >>> zoom_view(frame, 0, 0, 2, 2)[0, 0].tolist()
+    [0, 0, 0, 1]
+    """
+    crop = frame[None, :, top : top + height, left : left + width].float()
+    view = F.interpolate(crop, frame.shape[-2:], mode="bilinear", align_corners=False)[0]
+    if frame.dtype == torch.bool:
+        return view >= 0.5
+    return (view + 1e-4).to(frame.dtype)  # the guard keeps 99.99999 from becoming 99
+
+
+class JumpLabeller(nn.Module):
+    """Thresholds, zooms and labels; holds the running statistics of P_jump and of the score.
+
+    Args:
+        kurtosis: ``"excess"`` (released code) or ``"raw"`` (paper) in P_jump.
+        sigma: of the score's Gaussian, as fractions of width and height.
+        normalise: divide the score by the Gaussian's mean (released code).
+        decay: of both running statistics; 1 is lifetime.
+        margin: standard deviations above the mean that P_jump must exceed; P_jump of a confident map lies
+            just below 1, so where the target is in view more than half the time ``mean + std`` passes 1
+            and nothing jumps any more: a smaller margin (or a ``decay``) keeps jumps alive.
+        rise: standard deviations by which the zoomed score must exceed the current one.
+        chunk: views per call of the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        kurtosis: str = "excess",
+        sigma: tuple[float, float] = (0.5, 0.5),
+        normalise: bool = True,
+        decay: float = 1.0,
+        margin: float = 1.0,
+        rise: float = 2.0,
+        chunk: int = 64,
+    ) -> None:
+        super().__init__()
+        if kurtosis not in ("excess", "raw"):
+            raise ConfigError(
+                f"kurtosis={kurtosis!r} of the jump labeller is unknown: wanted excess (released code) or "
+                "raw (paper); pick one of them"
+            )
+        self.kurtosis, self.sigma, self.normalise = kurtosis, sigma, normalise
+        self.margin, self.rise, self.chunk = margin, rise, chunk
+        self.probability_statistics = RunningStatistics(decay=decay)
+        self.score_statistics = RunningStatistics(decay=decay)
+
+    @property
+    def seen(self) -> bool:
+        """Whether the statistics hold anything."""
+        return bool(self.probability_statistics.count.sum() > 0)
+
+    def resize(self, streams: int) -> None:
+        """Make room for ``streams`` streams in both statistics."""
+        self.probability_statistics.resize(streams)
+        self.score_statistics.resize(streams)
+
+    def fresh(self) -> JumpLabeller:
+        """A labeller with the same rules that has seen nothing."""
+        return JumpLabeller(
+            kurtosis=self.kurtosis,
+            sigma=self.sigma,
+            normalise=self.normalise,
+            decay=self.probability_statistics.decay,
+            margin=self.margin,
+            rise=self.rise,
+            chunk=self.chunk,
+        )
+
+    def score(self, maps: Tensor) -> Tensor:
+        """s_aff of maps ``[N, H, W]``: ``[N]``."""
+        return affordance_score(maps, sigma=self.sigma, normalise=self.normalise)
+
+    def probability(self, maps: Tensor) -> Tensor:
+        """P_jump of maps ``[N, H, W]``: ``[N]``."""
+        return jump_probability(maps, kurtosis=self.kurtosis)
+
+    def thresholds(
+        self, probability: Tensor, score: Tensor, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take in T consecutive records of n streams.
+
+        Args:
+            probability: P_jump ``[n, T]``.
+            score: s_aff ``[n, T]``.
+            rows: the streams, int64 ``[n]``; None for all.
+
+        Returns:
+            ``passed`` bool ``[n, T]`` (P_jump strictly above its mean + margin * std, the current value
+            included)
+            and the ``bar`` ``[n, T]`` float64 that a zoomed score must reach.
+        """
+        passed, bar = [], []
+        for p, s in zip(probability.unbind(1), score.unbind(1), strict=True):
+            mean, std = self.probability_statistics.update(p, rows)
+            passed.append(p > mean + self.margin * std)
+            bar.append(s + self.rise * self.score_statistics.update(s, rows)[1])
+        return torch.stack(passed, 1), torch.stack(bar, 1)
+
+    def frozen_thresholds(self, probability: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`thresholds`, from the statistics of all streams as they stand, learning nothing."""
+        mean, std = self.probability_statistics.read()
+        return probability > mean + self.margin * std, score + self.rise * self.score_statistics.read()[1]
+
+    @torch.no_grad()
+    def zoom(
+        self,
+        frames: Tensor,
+        sources: Tensor,
+        maps: Tensor,
+        passed: Tensor,
+        bar: Tensor,
+        predict: Predict,
+    ) -> Zooms:
+        """Label N records, looking closer at those that passed.
+
+        Args:
+            frames: uint8 ``[N, 3, H, W]``, what the agent would see.
+            sources: what the model reads: ``frames`` again, or masks ``[N, 1, H, W]``.
+            maps: ``[N, H, W]``.
+            passed: bool ``[N]``.
+            bar: ``[N]``, the score a zoomed view must reach.
+            predict: sources ``[M, ...]`` to maps ``[M, H, W]``.
+        """
+        zero, no = maps.new_zeros(len(maps)), torch.zeros_like(passed)
+        rows = passed.nonzero()[:, 0]
+        if len(rows):
+            windows = zoom_window(maps[rows])
+            found = windows.found
+            windows, rows = ZoomWindow(*(x[found] for x in windows)), rows[found]
+        if not len(rows):
+            return Zooms(no, no, zero, zero, rows, None, None)
+        boxes = torch.stack(windows[:4], 1).tolist()
+        picks = zip(rows.tolist(), boxes, strict=True)
+        views = torch.stack([zoom_view(sources[row], *box) for row, box in picks])
+        zoomed_maps = torch.cat([predict(part) for part in views.split(self.chunk)])  # [M, H, W]
+        score = self.score(zoomed_maps)  # [M]
+        good = score >= bar[rows]
+        if not bool(good.any()):
+            return Zooms(no, no, zero, zero, rows[good], None, None)
+        kept = good.nonzero()[:, 0].tolist()
+        if frames is sources:
+            pixels = views[good]
+        else:
+            pixels = torch.stack([zoom_view(frames[rows[i]], *boxes[i]) for i in kept])
+        score, value = score * good, windows.value * good
+        return Zooms(
+            no.index_copy(0, rows, good),
+            no.index_copy(0, rows, good & windows.central),
+            zero.index_copy(0, rows, score.to(zero)),
+            zero.index_copy(0, rows, value.to(zero)),
+            rows[good],
+            pixels,
+            zoomed_maps[good],
+        )

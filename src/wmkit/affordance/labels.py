@@ -1,0 +1,260 @@
+"""Everything LS-Imagine adds to records, tensors in and tensors out.
+
+LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3; released rules: spec sections 3 and 4.1 to 4.4.
+A step of E environments, a partial reset and sequences from replay are one computation over
+``[n, T]`` records, in four passes:
+
+    parallel   maps, scores, P_jump of all n*T frames         the model's first pass
+    in order   thresholds                                     RunningStatistics, lifetime
+    parallel   zoomed views of the few records that passed    the model's second pass
+    in order   gates                                          Memory, per episode
+
+What must survive between calls goes in and comes out as a :class:`Memory`; the statistics are
+buffers, so that a checkpoint keeps them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wmkit.affordance.jumps import JumpLabeller, Zooms
+from wmkit.affordance.rewards import ClipReward, Gate
+
+
+class Records(NamedTuple):
+    """T consecutive records of n streams; images by key ``[n, T, C, H, W]``, the rest ``[n, T]``."""
+
+    images: dict[str, Tensor]
+    reward: Tensor  # float32
+    is_init: Tensor  # bool
+    terminated: Tensor  # bool
+
+    def pick(self, rows: Tensor) -> Records:
+        """The records of some streams."""
+        images = {key: value[rows] for key, value in self.images.items()}
+        return Records(images, self.reward[rows], self.is_init[rows], self.terminated[rows])
+
+
+class Memory(NamedTuple):
+    """What gates and video score remember of E running episodes: gates float32 ``[E]``."""
+
+    affordance: Tensor
+    clip: Tensor
+    zoomed_affordance: Tensor
+    zoomed_clip: Tensor
+    history: Tensor | None = None  # [E, 15, *F]
+
+    @classmethod
+    def empty(cls, streams: int, device: torch.device) -> Memory:
+        """The memory before the first record."""
+        zero = torch.zeros(streams, device=device)
+        return cls(zero, zero, zero, zero)
+
+    def pick(self, rows: Tensor) -> Memory:
+        """The memory of some streams."""
+        history = None if self.history is None else self.history[rows]
+        return Memory(*(x[rows] for x in self[:4]), history=history)
+
+    def put(self, rows: Tensor, new: Memory) -> Memory:
+        """This memory with some streams replaced."""
+        history = self.history
+        if new.history is not None:
+            history = blank(new.history, len(self.clip)) if history is None else history
+            history = history.index_copy(0, rows, new.history)
+        gates = (old.index_copy(0, rows, value) for old, value in zip(self[:4], new[:4], strict=True))
+        return Memory(*gates, history=history)
+
+
+class RecordLabels(nn.Module):
+    """Maps, intrinsic rewards, jump labels and zoomed views of records.
+
+    Args:
+        model: ``predict(images [B, C, H, W], text) -> maps [B, H, W]`` in [0, 1], reading the images
+            of the key ``model.reads`` (``frame`` if it has none). Shared, not copied.
+        text: features of the prompt, or None.
+        gate: when scores are paid.
+        labeller: thresholds and zooms.
+        clip: the video score, or None.
+        weight: of the affordance score.
+        clip_weight: of the video score.
+        alpha: further factor of the affordance score in the rewards.
+        size: of the small images.
+        labels: False for the map only.
+        chunk: images per call of the model.
+        save_model: register the model as a submodule.
+    """
+
+    model: Any
+    text: Tensor | None
+
+    def __init__(
+        self,
+        model: Any,
+        text: Tensor | None,
+        gate: Gate,
+        labeller: JumpLabeller,
+        clip: ClipReward | None,
+        *,
+        weight: float = 0.01,
+        clip_weight: float = 0.01,
+        alpha: float = 1.0,
+        size: tuple[int, int] = (64, 64),
+        labels: bool = True,
+        chunk: int = 64,
+        save_model: bool = False,
+    ) -> None:
+        super().__init__()
+        if save_model and isinstance(model, nn.Module):
+            self.model = model
+        else:
+            self.__dict__["model"] = model  # shared: neither in state_dict() nor moved by to()
+        self.register_buffer("text", text, persistent=False)
+        self.reads: str = getattr(model, "reads", "frame")
+        self.gate, self.labeller, self.clip = gate, labeller, clip
+        self.weight, self.clip_weight, self.alpha = weight, clip_weight, alpha
+        self.size, self.labels, self.chunk = (int(size[0]), int(size[1])), labels, chunk
+
+    @property
+    def keys(self) -> list[str]:
+        """The images that :meth:`forward` looks at."""
+        if not self.labels:
+            return [self.reads]
+        return sorted({"frame", self.reads} | ({self.clip.reads} if self.clip is not None else set()))
+
+    @torch.no_grad()
+    def forward(
+        self, records: Records, memory: Memory, *, rows: Tensor | None = None, learn: bool = False
+    ) -> tuple[dict[Any, Tensor], Memory]:
+        """Label T consecutive records of n streams.
+
+        Args:
+            records: see :class:`Records`.
+            memory: of the n streams.
+            rows: which of the labeller's streams these are, int64 ``[n]``; None for all.
+            learn: update the running statistics. Otherwise they are used as they stand, all streams
+                together, or, where they are empty, every stream runs its own from zero.
+
+        Returns:
+            The keys of :class:`~wmkit.affordance.transform.AffordanceTransform`, images
+            ``[n, T, C, h, w]`` and scalars ``[n, T]``; and the memory after the last record.
+        """
+        shape = records.is_init.shape
+        sources = records.images[self.reads].flatten(0, 1)  # [N, C, H, W], N = n * T
+        maps = self._maps(sources)  # [N, H, W]
+        out: dict[Any, Tensor] = {"affordance": self._small_map(maps).unflatten(0, shape)}
+        if not self.labels:
+            return out, memory
+        score = self.labeller.score(maps).view(shape)
+        probability = self.labeller.probability(maps).view(shape)
+        passed, bar = self._thresholds(probability, score, rows, learn)
+        frames = sources if self.reads == "frame" else records.images["frame"].flatten(0, 1)
+        zooms = self.labeller.zoom(frames, sources, maps, passed.flatten(), bar.flatten(), self._predict)
+        is_zoomed = zooms.is_zoomed.view(shape)
+
+        zoomed = zooms.score.view(shape)
+        paid, paid_zoomed, best, best_zoomed = self._pay(
+            score, zoomed, is_zoomed, records, memory.affordance, memory.zoomed_affordance
+        )
+        intrinsic, intrinsic_zoomed = self.alpha * self.weight * paid, self.alpha * self.weight * paid_zoomed
+        total, total_zoomed = self.weight * score, self.weight * zoomed
+        memory = memory._replace(affordance=best, zoomed_affordance=best_zoomed)
+        if self.clip is not None:
+            video, history = self.clip(records.images[self.clip.reads], records.is_init, memory.history)
+            value = zooms.value.view(shape)  # stands in for the video score of the zoomed view
+            paid, paid_zoomed, best, best_zoomed = self._pay(
+                video, value, is_zoomed, records, memory.clip, memory.zoomed_clip
+            )
+            intrinsic = intrinsic + self.clip_weight * paid
+            intrinsic_zoomed = intrinsic_zoomed + self.clip_weight * paid_zoomed
+            total, total_zoomed = total + self.clip_weight * video, total_zoomed + self.clip_weight * value
+            memory = memory._replace(clip=best, zoomed_clip=best_zoomed, history=history)
+
+        pixels, small = self._views(zooms, maps)
+        out["intrinsic_reward"], out["score"], out["jump_probability"] = intrinsic, total, probability
+        out["jump"], out["is_zoomed"] = zooms.jump.view(shape), is_zoomed
+        out["zoomed", "pixels"] = pixels.unflatten(0, shape)
+        out["zoomed", "affordance"] = small.unflatten(0, shape)
+        out["zoomed", "reward"] = records.reward * is_zoomed
+        out["zoomed", "intrinsic_reward"], out["zoomed", "score"] = intrinsic_zoomed, total_zoomed
+        return out, memory
+
+    def _thresholds(
+        self, probability: Tensor, score: Tensor, rows: Tensor | None, learn: bool
+    ) -> tuple[Tensor, Tensor]:
+        if learn:
+            return self.labeller.thresholds(probability, score, rows)
+        if self.labeller.seen:
+            return self.labeller.frozen_thresholds(probability, score)
+        return self.labeller.fresh().thresholds(probability, score)
+
+    def _pay(
+        self,
+        score: Tensor,
+        zoomed: Tensor,
+        valid: Tensor,
+        records: Records,
+        memory: Tensor,
+        zoomed_memory: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the gate over T records ``[n, T]``: payments ``[n, T]`` twice, memories ``[n]`` twice."""
+        paid, paid_zoomed = [], []
+        columns = (score, zoomed, valid, records.is_init, records.terminated)
+        for s, z, v, first, end in zip(*(x.unbind(1) for x in columns), strict=True):
+            payment, memory = self.gate(s, memory, first, end)
+            zoomed_memory = zoomed_memory.masked_fill(first, 0.0)
+            payment_zoomed, zoomed_memory = self.gate.zoomed(z, s, memory, zoomed_memory, v)
+            paid.append(payment)
+            paid_zoomed.append(payment_zoomed)
+        return torch.stack(paid, 1), torch.stack(paid_zoomed, 1), memory, zoomed_memory
+
+    def _maps(self, images: Tensor) -> Tensor:
+        if len(images) <= self.chunk:
+            return self._predict(images)
+        return torch.cat([self._predict(part) for part in images.split(self.chunk)])
+
+    def _predict(self, images: Tensor) -> Tensor:
+        """The model's maps ``[B, H, W]``, computed where its weights are, on the device of the images."""
+        weight = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        device = images.device if weight is None else weight.device
+        text = None if self.text is None else self.text.to(device)
+        return self.model.predict(images.to(device), text).to(images.device, torch.float32)
+
+    def _views(self, zooms: Zooms, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Small zoomed images and maps of all N records, zero where not zoomed."""
+        pixels = maps.new_zeros(len(maps), 3, *self.size, dtype=torch.uint8)
+        small = maps.new_zeros(len(maps), 1, *self.size, dtype=torch.uint8)
+        if zooms.pixels is not None and zooms.affordance is not None:
+            pixels[zooms.rows] = resize_image(zooms.pixels, self.size)
+            small[zooms.rows] = self._small_map(zooms.affordance)
+        return pixels, small
+
+    def _small_map(self, maps: Tensor) -> Tensor:
+        """Maps ``[N, H, W]`` to uint8 ``[N, 1, h, w]``."""
+        small = F.interpolate(maps[:, None], self.size, mode="bilinear", align_corners=False)
+        return small.mul_(255).round_().to(torch.uint8)
+
+
+def resize_image(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear without antialiasing, rounded half up, as the environments make ``pixels``.
+
+    Args:
+        images: uint8 ``[N, C, H, W]``.
+        size: (h, w).
+
+    Returns:
+        uint8 ``[N, C, h, w]``.
+
+    >>> resize_image(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8), (1, 1)).item()
+    3
+    """
+    small = F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
+    return (small + 0.5).to(torch.uint8)
+
+
+def blank(like: Tensor, streams: int) -> Tensor:
+    """Zeros for all streams, shaped as the records of some: ``[n, ...] -> [streams, ...]``."""
+    return like.new_zeros(streams, *like.shape[1:])

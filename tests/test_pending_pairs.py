@@ -1,0 +1,202 @@
+"""Pending pairs against a literal reading of the rule, for every option and every way of feeding them."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from wmkit.data.pending_pairs import PendingPairs
+from wmkit.errors import CheckpointError, ConfigError, SpecError
+
+GAMMA = 0.9
+
+
+def literal(records, *, max_steps, gamma, allow_zero=False, label_timeouts=False, prolong=False):
+    """Section 4.5 as it reads: scan every pending pair at every record. Returns [(index, Delta, G)]."""
+    pending, out, start = [], [], 0
+    for k, record in enumerate(records):
+        if record["is_init"]:
+            pending = []
+            start = k
+        if record["is_zoomed"] and not record["done"]:
+            pending.append((record["promise"], k))
+        for pair in sorted(pending, key=lambda pair: pair[1]):
+            promise, t = pair
+            late = k - t >= max_steps
+            beaten = promise < record["score"] and (allow_zero or k > t)
+            if beaten or late:
+                pending.remove(pair)
+            if beaten or (late and label_timeouts):
+                steps = k - t
+                paid = [
+                    records[t + 1 + i]["reward"] + records[t + 1 + i]["intrinsic"] for i in range(steps - 1)
+                ]
+                norm = sum(gamma**i for i in range(steps - 1))
+                value = sum(gamma**i * x for i, x in enumerate(paid)) / norm if paid else 0.0
+                out.append((t, steps, value))
+                assert t >= start
+        if record["done"] and not prolong:
+            pending = []
+    return out
+
+
+LEVELS = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])  # few levels: ties are common
+RECORD = st.fixed_dictionaries(
+    {
+        "score": LEVELS,
+        "promise": LEVELS,
+        "is_zoomed": st.booleans(),
+        "reward": LEVELS,
+        "intrinsic": LEVELS,
+        "end": st.integers(0, 9).map(lambda x: x == 0),
+    }
+)
+
+
+def with_episodes(raw, prolong):
+    """Add is_init and done: an episode ends where ``end`` says so, two records later if prolonged."""
+    records, start, done = [], True, 0
+    for record in raw:
+        record = dict(record)
+        record["is_init"] = start
+        done = 0 if start else done
+        done = done + 1 if (done or (record["end"] and not start)) else 0
+        record["done"] = done > 0
+        start = done >= (3 if prolong else 1)
+        records.append(record)
+    return records
+
+
+def as_tensordict(records):
+    def column(key, dtype):
+        return torch.tensor([[record[key]] for record in records], dtype=dtype)
+
+    return TensorDict(
+        {
+            "score": column("score", torch.float32),
+            "zoomed": {"score": column("promise", torch.float32)},
+            "is_zoomed": column("is_zoomed", torch.bool),
+            "reward": column("reward", torch.float32),
+            "intrinsic_reward": column("intrinsic", torch.float32),
+            "is_init": column("is_init", torch.bool),
+            "done": column("done", torch.bool),
+        },
+        [len(records)],
+    )
+
+
+def rows(resolved):
+    return list(zip(*(column.tolist() for column in resolved), strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    raw=st.lists(RECORD, min_size=1, max_size=40),
+    max_steps=st.integers(1, 12),
+    allow_zero=st.booleans(),
+    label_timeouts=st.booleans(),
+    prolong=st.booleans(),
+    cut=st.integers(0, 40),
+    first=st.integers(0, 1000),
+)
+def test_every_path_equals_the_literal_rule(raw, max_steps, allow_zero, label_timeouts, prolong, cut, first):
+    options = {
+        "max_steps": max_steps,
+        "gamma": GAMMA,
+        "allow_zero": allow_zero,
+        "label_timeouts": label_timeouts,
+        "prolong": prolong,
+    }
+    records = with_episodes(raw, prolong)
+    want = [(t + first, steps, value) for t, steps, value in literal(records, **options)]
+
+    # One record at a time, in the second of two streams.
+    pairs, steps = PendingPairs(2, **options), []
+    for k, r in enumerate(records, first):
+        if r["is_init"]:
+            pairs.end_episode(1)
+        if r["is_zoomed"] and not r["done"]:
+            pairs.push(1, k, r["promise"])
+        steps += rows(pairs.step(1, k, r["score"], r["reward"], r["intrinsic"]))
+        if r["done"] and not prolong:
+            pairs.end_episode(1)
+        assert not pairs.has_pending(0)
+    assert [row[:2] for row in steps] == [row[:2] for row in want]
+    assert [row[2] for row in steps] == pytest.approx([row[2] for row in want], abs=1e-6)
+
+    # In two chunks, saved as JSON and loaded into a new object in between.
+    cut, chunks, table = min(cut, len(records)), PendingPairs(2, **options), as_tensordict(records)
+    got = rows(chunks.process(table[:cut], 1, first))
+    resumed = PendingPairs(2, **options)
+    resumed.load_state_dict(json.loads(json.dumps(chunks.state_dict())))
+    got += rows(resumed.process(table[cut:], 1, first + cut))
+    assert got == steps
+    assert resumed.counts() == pairs.counts()
+
+
+def test_golden_return():
+    rewards, intrinsics = [0.1, 0.0, 0.2], [0.01, 0.0, 0.0]
+    pairs = PendingPairs(1, max_steps=1000, gamma=0.997)
+    pairs.push(0, 0, 0.5)
+    pairs.step(0, 0, 0.1, 0.0)
+    for k, (r, i) in enumerate(zip(rewards, intrinsics, strict=True), 1):
+        assert pairs.step(0, k, 0.1, r, i).index.numel() == 0
+    index, steps, value = pairs.step(0, 4, 0.6, 5.0)  # the arrival's reward is not part of G
+    assert (index.item(), steps.item()) == (0, 4)
+    assert value.item() == pytest.approx(0.1032434, abs=5e-8)
+
+
+def test_own_record_counts_only_in_compat():
+    for pairs, want in ((PendingPairs(1), []), (PendingPairs.compat(1), [(3, 0.0, 0.0)])):
+        pairs.push(0, 3, 0.2)
+        assert rows(pairs.step(0, 3, 0.9, 1.0)) == want
+        assert pairs.has_pending(0) == (not want)
+
+
+def test_timeouts_are_censored_or_labelled():
+    for pairs, want in (
+        (PendingPairs(1, max_steps=3), []),
+        (PendingPairs(1, max_steps=3, label_timeouts=True), [(0, 3.0, 1.0)]),
+    ):
+        pairs.push(0, 0, 0.9)
+        got = [row for k in range(6) for row in rows(pairs.step(0, k, 0.1, 1.0))]
+        assert got == want
+        assert pairs.counts()["timed_out"] == 1 and not pairs.has_pending(0)
+        # A pair beaten exactly at max_steps was reached, not given up.
+        pairs.push(0, 6, 0.5)
+        assert [row for k in range(6, 10) for row in rows(pairs.step(0, k, 0.9 * (k == 9), 1.0))] == [
+            (6, 3.0, 1.0)
+        ]
+
+
+def test_long_episodes_keep_precision_and_bounded_memory():
+    pairs = PendingPairs(1, max_steps=50, gamma=0.5)
+    for k in range(5000):
+        if k % 100 == 10:
+            pairs.push(0, k, 0.5)
+        for row in rows(pairs.step(0, k, float(k % 100 == 40), 0.25)):
+            assert row == (k - 30, 30.0, 0.25)
+    assert pairs.reached == 50 and len(pairs._streams[0].values) <= 251
+
+
+def test_pickles_and_refuses_nonsense():
+    pairs = PendingPairs(2, max_steps=5)
+    pairs.push(1, 7, 0.5)
+    pairs.step(1, 7, 0.0, 0.0)
+    assert rows(pickle.loads(pickle.dumps(pairs)).step(1, 8, 0.6, 0.0)) == [(7, 1.0, 0.0)]
+    assert pairs.end_episode(1) == 1 and len(pairs) == 0
+    with pytest.raises(ConfigError, match="max_steps=0"):
+        PendingPairs(1, max_steps=0)
+    with pytest.raises(CheckpointError, match="2 streams"):
+        PendingPairs(3).load_state_dict(pairs.state_dict())
+    pairs.step(0, 0, 0.0, 0.0)
+    with pytest.raises(SpecError, match="wanted 1"):
+        pairs.step(0, 2, 0.0, 0.0)
+    with pytest.raises(SpecError, match="is_zoomed"):
+        pairs.process(
+            TensorDict({"score": torch.zeros(1, 1), "zoomed": {"score": torch.zeros(1, 1)}}, [1]), 0, 1
+        )
