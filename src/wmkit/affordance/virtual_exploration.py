@@ -16,7 +16,7 @@ from torch import Tensor
 from wmkit.affordance.maps import fuse_scores
 from wmkit.affordance.scorers.base import Scorer
 from wmkit.errors import ConfigError, SpecError
-from wmkit.functional.zoom import FRAMES, STEPS, crop_resize, exploration_boxes, zoom_schedule
+from wmkit.functional.zoom import FRAMES, STEPS, crop_resize, exploration_boxes, spread_frames, zoom_schedule
 
 KEPT = (0, 8, 13, 15)  # frames of a zoom that the fast mode renders; others are interpolated
 COARSE = (0, 2, 4, 6, 8)  # rows and columns of boxes that the fast mode scores first
@@ -130,7 +130,7 @@ class VirtualExploration:
         if not (hasattr(scorer, "pool") and (hasattr(scorer, "encode") or hasattr(scorer, "encode_boxes"))):
             per_chunk = max(self.chunk // FRAMES, 1)
             scores = [
-                scorer(_spread(self._render(image, part.flatten(0, 1)).unflatten(0, part.shape[:2]), kept), prompts)
+                scorer(spread_frames(self._render(image, part.flatten(0, 1)).unflatten(0, part.shape[:2]), kept), prompts)
                 for part in crops.split(per_chunk)
             ]
             return torch.cat(scores)
@@ -139,7 +139,7 @@ class VirtualExploration:
         features = self._encode(image, distinct)
         rest = features[1:].unflatten(0, (len(kept) - 1, len(boxes))).transpose(0, 1)  # [N, K-1, D]
         features = torch.cat((features[:1].expand(len(boxes), 1, -1), rest), 1)
-        return scorer.pool(_spread(features, kept), prompts)
+        return scorer.pool(spread_frames(features, kept), prompts)
 
     def _encode(self, image: Tensor, crops: Tensor) -> Tensor:
         """Features of crops, in chunks: ``[1, C, H, W], [M, 4] -> [M, D]``."""
@@ -153,14 +153,3 @@ class VirtualExploration:
         size = getattr(self.scorer, "resolution", None) or (int(image.shape[-2]), int(image.shape[-1]))
         return crop_resize(image, crops, size, truncate=self.truncate and self.scorer.reads == "frame")
 
-
-def _spread(kept_frames: Tensor, kept: tuple[int, ...]) -> Tensor:
-    """Fill a zoom up to 16 frames, linearly between those kept: ``[N, K, ...] -> [N, 16, ...]``."""
-    if len(kept) == FRAMES:
-        return kept_frames
-    time = torch.arange(FRAMES)
-    low = torch.searchsorted(torch.tensor(kept), time, right=True).sub(1).clamp_max(len(kept) - 2)
-    start = torch.tensor(kept)[low]
-    weight = (time - start) / (torch.tensor(kept)[low + 1] - start)
-    weight = weight.reshape(-1, *[1] * (kept_frames.ndim - 2)).to(kept_frames)
-    return torch.lerp(kept_frames[:, low], kept_frames[:, low + 1], weight)

@@ -110,17 +110,17 @@ def crop_resize(
     x0, x1, x_weight = _taps(key // (width + 1) % (width + 1), key % (width + 1), size[1])  # [U, w]
     y0, y1, y_weight = _taps(top, bottom, size[0])  # [N, h]
 
-    # Columns: one flat gather of pixels, channels innermost, so that each gathered row is contiguous.
-    pixels = images.permute(2, 0, 3, 1).reshape(height, -1, channels)  # [H, B*W, C]
+    # Columns: pixels as [x, (y, c)], so that each gathered column is contiguous.
+    pixels = images.permute(0, 3, 2, 1).reshape(-1, height * channels)  # [B*W, H*C]
     offset = source[:, None] * width
-    first = pixels.index_select(1, (offset + x0).flatten())  # [H, U*w, C]
-    second = pixels.index_select(1, (offset + x1).flatten())
-    columns = torch.lerp(first.float(), second.float(), x_weight.reshape(1, -1, 1))
-    rows = columns.reshape(height * len(key), size[1] * channels)  # row y of unit u at y*U + u
+    first = pixels.index_select(0, (offset + x0).flatten()).float()  # [U*w, H*C]
+    second = pixels.index_select(0, (offset + x1).flatten()).float()
+    columns = torch.lerp(first, second, x_weight.reshape(-1, 1)).reshape(len(key), size[1], height, channels)
+    rows = columns.transpose(1, 2).reshape(len(key) * height, size[1] * channels)  # row y of unit u at u*H + y
 
     unit = inverse[:, None]
-    first = rows.index_select(0, (y0 * len(key) + unit).flatten())  # [N*h, w*C]
-    second = rows.index_select(0, (y1 * len(key) + unit).flatten())
+    first = rows.index_select(0, (unit * height + y0).flatten())  # [N*h, w*C]
+    second = rows.index_select(0, (unit * height + y1).flatten())
     out = torch.lerp(first, second, y_weight.reshape(-1, 1))
     if truncate:
         out = (out + 1e-4).floor_()  # the guard keeps 99.99999 from becoming 99
@@ -135,3 +135,27 @@ def _taps(start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor
     low = centre.long()
     high = torch.minimum(low + 1, extent - 1)
     return start[:, None] + low, start[:, None] + high, (centre - low).float()
+
+
+def spread_frames(kept_frames: Tensor, kept: tuple[int, ...], frames: int = FRAMES) -> Tensor:
+    """Fill a zoom of which some frames are known up to its length, linearly in time.
+
+    Args:
+        kept_frames: ``[N, K, ...]`` frames or features.
+        kept: K frame numbers in order, 0 and ``frames - 1`` among them.
+        frames: length of the zoom.
+
+    Returns:
+        ``[N, frames, ...]``.
+
+    >>> spread_frames(torch.tensor([[0.0, 3.0]]), (0, 3), 4)
+    tensor([[0., 1., 2., 3.]])
+    """
+    if len(kept) == frames:
+        return kept_frames
+    known = torch.tensor(kept)
+    time = torch.arange(frames)
+    low = torch.searchsorted(known, time, right=True).sub(1).clamp_max(len(kept) - 2)  # [frames]
+    weight = (time - known[low]) / (known[low + 1] - known[low])
+    weight = weight.reshape(-1, *[1] * (kept_frames.ndim - 2)).to(kept_frames)
+    return torch.lerp(kept_frames[:, low], kept_frames[:, low + 1], weight)

@@ -93,11 +93,11 @@ class Clips(NamedTuple):
     captions: list[str]  # N
     growth: Tensor  # [N] how far the goal fills the view that it did not fill before
 
-    def render(self, source: ClipSource, size: tuple[int, int]) -> Tensor:
-        """Pixels of the clips: ``[N, 16, 3, h, w]`` float32 in 0..255."""
-        frames, index = torch.unique(self.index, return_inverse=True)
-        out = crop_resize(source.frames[frames], self.boxes.flatten(0, 1), size, index=index.flatten())
-        return out.unflatten(0, self.index.shape)
+    def render(self, source: ClipSource, size: tuple[int, int], kept: Sequence[int] = range(FRAMES)) -> Tensor:
+        """Pixels of the clips' frames ``kept``: ``[N, K, 3, h, w]`` float32 in 0..255."""
+        frames, index = torch.unique(self.index[:, list(kept)], return_inverse=True)
+        boxes = self.boxes[:, list(kept)].flatten(0, 1)
+        return crop_resize(source.frames[frames], boxes, size, index=index.flatten()).unflatten(0, index.shape)
 
 
 def make_clips(source: ClipSource, count: int, *, generator: torch.Generator, explore: bool = False) -> Clips:

@@ -23,13 +23,14 @@ from wmkit.affordance.scorers.base import TEXT_DIM, fit_affine
 from wmkit.affordance.scorers.clips import MOTIONS, ClipSource, caption_table, make_clips
 from wmkit.affordance.scorers.text import TextTower, tokenize
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
-from wmkit.functional.zoom import FRAMES
+from wmkit.functional.zoom import FRAMES, spread_frames
 
 PROMPTS = ("Cut a tree", "Obtain water", "Obtain sand", "Obtain wool", "Mine iron ore")
+TRAINED = 6  # frames of each clip that a training step encodes
 
 
 class EmbeddedScorer(nn.Module):
-    """Scores 16-frame zooms against prompts with a small trained model (about 1.4 million parameters).
+    """Scores 16-frame zooms against prompts with a small trained model (about 1.1 million parameters).
 
     Untrained it refuses to score; train it with :meth:`fit`, or read it with :meth:`load`.
 
@@ -77,6 +78,7 @@ class EmbeddedScorer(nn.Module):
         self.register_buffer("affine", torch.tensor([1.0, LOGIT_MIDPOINT]))  # onto the common scale
         self.register_buffer("fitted", torch.tensor(False))
         self._texts: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda module, keys: module._texts.clear())
         self.eval()
 
     # --- scoring ----------------------------------------------------------------------------
@@ -170,8 +172,11 @@ class EmbeddedScorer(nn.Module):
         self.train()
         history = []
         for step in range(steps):
-            frames, captions = self._batch([train for train, _ in parts], batch, generator)
-            features = self.encode(frames.flatten(0, 1)).unflatten(0, (-1, FRAMES))
+            # A few frames of each clip teach as much as 16, and what lies between is interpolated.
+            middle = torch.randperm(FRAMES - 2, generator=generator)[: TRAINED - 2] + 1
+            kept = (0, *sorted(middle.tolist()), FRAMES - 1)
+            frames, captions = self._batch([train for train, _ in parts], batch, kept, generator)
+            features = spread_frames(self.encode(frames.flatten(0, 1)).unflatten(0, (-1, TRAINED)), kept)
             table, own = caption_table(captions, bank)
             text = F.normalize(self.text(tokenize(table).to(self.time.device)), dim=-1)
             logits = self._raw(self._clip_vectors(features), text)  # [N, C]
@@ -191,14 +196,16 @@ class EmbeddedScorer(nn.Module):
         metrics = {"loss": float(tail[0]), "accuracy": float(tail[1])}
         return metrics | self._calibrate([held for _, held in parts], generator)
 
-    def _batch(self, sources: list[ClipSource], count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """``[N, 16, 3, h, w]`` in 0..255, flipped and with changed light, and N captions."""
+    def _batch(
+        self, sources: list[ClipSource], count: int, kept: Sequence[int], generator: torch.Generator
+    ) -> tuple[Tensor, list[str]]:
+        """``[N, K, 3, h, w]`` in 0..255, flipped and with changed light, and N captions."""
         shares = torch.randint(len(sources), (count,), generator=generator).bincount(minlength=len(sources))
         frames, captions = [], []
         for source, share in zip(sources, shares.tolist(), strict=True):
             if share:
                 clips = make_clips(source, share, generator=generator)
-                frames.append(clips.render(source, self.resolution))
+                frames.append(clips.render(source, self.resolution, kept))
                 captions += clips.captions
         pixels = torch.cat(frames).to(self.time.device)
         flip = torch.rand(count, 1, 1, 1, 1, generator=generator) < 0.5
