@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wmkit import registry
+
 
 class LeakyIntegrator(nn.Module):
     """A diagonal linear recurrence with a squashed input.
@@ -27,6 +29,8 @@ class LeakyIntegrator(nn.Module):
     (torch.Size([2, 5, 4]), torch.Size([2, 4]))
     """
 
+    carry_is_output = True  # a roll-out can go on from a stored output alone
+
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         self.in_dim, self.out_dim = in_dim, out_dim
@@ -36,6 +40,10 @@ class LeakyIntegrator(nn.Module):
     def initial(self, batch: int) -> Tensor:
         """The carry before anything was seen: zeros ``[batch, out_dim]``."""
         return self.leak_logit.new_zeros(batch, self.out_dim)
+
+    def output(self, carry: Tensor) -> Tensor:
+        """The last output that a carry stands for."""
+        return carry
 
     def step(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """One step: ``x [B, in_dim]``, ``carry [B, out_dim]``, ``reset [B]`` bool."""
@@ -55,6 +63,4 @@ class LeakyIntegrator(nn.Module):
 
 def register() -> None:
     """Called by wmkit when it first looks a part up by name."""
-    from wmkit.registry import register
-
-    register("backbone", "leaky", LeakyIntegrator)
+    registry.register("backbone", "leaky", LeakyIntegrator)
