@@ -1,0 +1,220 @@
+"""Which windows a replay hands out: uniform, fresh ones first, or the least visited.
+
+A sampler sees only :class:`Windows` (where each stream begins and ends) and returns global
+record ids of window starts. A record at position ``p`` of stream ``s`` has the id
+``p * S + s``; positions count up for ever, so an id never comes back after eviction. A
+window's length includes whatever extra frames a system wants (one context record for stored
+latents, one record before and one after for TWM: ask for ``length + 2``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from wmkit.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows that a replay can give now.
+
+    Args:
+        begin: int64 ``[S]``, position of the oldest record of each stream.
+        end: int64 ``[S]``, one past the newest.
+        capacity: records per stream C; position p lies in slot ``p % C``.
+        length: records per window.
+    """
+
+    begin: Tensor
+    end: Tensor
+    capacity: int
+    length: int
+
+    @property
+    def count(self) -> Tensor:
+        """int64 ``[S]``, number of valid starts of each stream."""
+        return (self.end - self.begin - self.length + 1).clamp_min(0)
+
+    def ids(self, stream: Tensor, position: Tensor) -> Tensor:
+        """Global ids of positions, any shape."""
+        return position * self.begin.numel() + stream
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The contract: ids of ``batch_size`` window starts, and a state that a checkpoint keeps."""
+
+    def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
+        """int64 ``[batch_size]`` ids."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later :meth:`draw` depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+
+
+class Uniform:
+    """Every valid start of every stream is equally likely, with replacement.
+
+    >>> windows = Windows(torch.tensor([0, 5]), torch.tensor([3, 9]), capacity=4, length=3)
+    >>> windows.count
+    tensor([1, 2])
+    >>> sorted(set(Uniform().draw(windows, 100, torch.Generator().manual_seed(0)).tolist()))
+    [0, 11, 13]
+    """
+
+    def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
+        """int64 ``[batch_size]`` ids; SpecError where no stream is long enough."""
+        count = windows.count
+        last = count.cumsum(0)  # [S], one past the last rank of each stream
+        total = int(last[-1])
+        if total == 0:
+            longest = int((windows.end - windows.begin).max())
+            raise SpecError(
+                f"replay has no window yet: found {longest} records in its longest stream, "
+                f"wanted {windows.length}; collect more before sampling"
+            )
+        rank = torch.randint(total, (batch_size,), generator=generator)
+        stream = torch.searchsorted(last, rank, right=True)
+        return windows.ids(stream, windows.begin[stream] + rank - (last - count)[stream])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the generator belongs to the replay."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class OnlineQueue:
+    """Fresh windows first, then uniform (DreamerV3's replay at HEAD, arXiv:2301.04104).
+
+    Each stream is cut into windows that do not overlap. Every finished one is handed out
+    once, in the order in which they were finished; slots of a batch that find the queue empty
+    are drawn uniformly. Windows evicted before their turn are skipped. Everything in a stream
+    that the sampler has not seen counts as fresh.
+
+    Args:
+        stride: records from one fresh window to the next. None is the window's length (the
+            reference: the context record of each window is then never trained on);
+            ``length - context`` trains on every record.
+
+    >>> windows = Windows(torch.tensor([0]), torch.tensor([9]), capacity=100, length=4)
+    >>> OnlineQueue().draw(windows, 2, torch.Generator())
+    tensor([0, 4])
+    """
+
+    def __init__(self, stride: int | None = None):
+        self.stride = stride
+        self._next: Tensor | None = None  # [S], position where the next fresh window starts
+        self._queue: deque[int] = deque()
+        self._uniform = Uniform()
+
+    def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
+        """int64 ``[batch_size]`` ids, fresh ones first."""
+        self._enqueue(windows)
+        streams = windows.begin.numel()
+        begin = windows.begin.tolist()
+        fresh: list[int] = []
+        while self._queue and len(fresh) < batch_size:
+            start = self._queue.popleft()
+            if start // streams >= begin[start % streams]:
+                fresh.append(start)
+        if len(fresh) == batch_size:
+            return torch.tensor(fresh)
+        rest = self._uniform.draw(windows, batch_size - len(fresh), generator)
+        return torch.cat([torch.tensor(fresh, dtype=torch.int64), rest])
+
+    def _enqueue(self, windows: Windows) -> None:
+        if self._next is None:
+            self._next = windows.begin.clone()
+        start = torch.maximum(self._next, windows.begin).tolist()
+        stride = self.stride or windows.length
+        ripe = []
+        for stream, end in enumerate(windows.end.tolist()):
+            while start[stream] + windows.length <= end:
+                # How long ago it was finished decides the order among streams.
+                ripe.append((start[stream] + windows.length - end, stream, start[stream]))
+                start[stream] += stride
+        self._next = torch.tensor(start)
+        streams = len(start)
+        self._queue.extend(position * streams + stream for _, stream, position in sorted(ripe))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queue and each stream's next fresh window."""
+        return {"next": self._next, "queue": list(self._queue)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._next = state["next"]
+        self._queue = deque(state["queue"])
+
+
+class VisitBalanced:
+    """Seldom visited starts are likelier (TWM, arXiv:2303.07109): ``p = softmax(-visits / tau)``.
+
+    Drawn without replacement by the Gumbel top-k trick in its exponential form: the k smallest
+    of ``E * exp(visits / tau)`` with ``E ~ Exp(1)``, which is exactly sequential sampling
+    without replacement. Only the start of a window counts as visited. Where a batch asks for
+    more starts than there are, whole rounds are repeated.
+
+    Args:
+        temperature: tau in visits; 20 in TWM. ``inf`` is uniform without replacement.
+
+    >>> windows = Windows(torch.tensor([0]), torch.tensor([5]), capacity=8, length=2)
+    >>> sorted(VisitBalanced().draw(windows, 4, torch.Generator().manual_seed(0)).tolist())
+    [0, 1, 2, 3]
+    """
+
+    def __init__(self, temperature: float = 20.0):
+        self.temperature = temperature
+        self._visits: Tensor | None = None  # int32 [S, C]
+        self._seen: Tensor | None = None  # int64 [S], one past the newest record whose slot was cleared
+
+    def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
+        """int64 ``[batch_size]`` ids, distinct where there are enough starts."""
+        visits = self._forget(windows)
+        count = windows.count
+        total = int(count.sum())
+        if total == 0:
+            return Uniform().draw(windows, batch_size, generator)  # raises
+        stream = torch.repeat_interleave(torch.arange(count.numel()), count)  # [N]
+        rank = torch.arange(total) - (count.cumsum(0) - count)[stream]
+        position = windows.begin[stream] + rank
+        slot = stream * windows.capacity + position % windows.capacity
+        visited = visits.view(-1)[slot].float()
+        weight = ((visited - visited.min()) / self.temperature).exp()  # [N], inf is never drawn first
+        chosen = []
+        for left in range(batch_size, 0, -total):
+            # Weights cannot overflow to inf * 0 = nan: exponential_ is positive.
+            arrival = torch.empty(total).exponential_(generator=generator) * weight
+            chosen.append(arrival.topk(min(left, total), largest=False, sorted=True).indices)
+        pick = torch.cat(chosen)
+        visits.view(-1).index_put_((slot[pick],), torch.ones_like(pick, dtype=torch.int32), accumulate=True)
+        return windows.ids(stream[pick], position[pick])
+
+    def _forget(self, windows: Windows) -> Tensor:
+        """Clear the counts of slots that new records took over since the last draw."""
+        if self._visits is None or self._seen is None:
+            self._visits = torch.zeros(windows.begin.numel(), windows.capacity, dtype=torch.int32)
+            self._seen = windows.end.clone()
+            return self._visits
+        for row, old, new in zip(self._visits, self._seen.tolist(), windows.end.tolist(), strict=True):
+            if new > old:
+                row[torch.arange(max(old, new - windows.capacity), new) % windows.capacity] = 0
+        self._seen = windows.end.clone()
+        return self._visits
+
+    def state_dict(self) -> dict[str, Any]:
+        """Visit counts per slot, and up to where they are current."""
+        return {"visits": self._visits, "seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        self._visits, self._seen = state["visits"], state["seen"]

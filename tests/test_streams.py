@@ -1,0 +1,330 @@
+"""Replay streams: windows, ids, eviction, encodings, sparse images, crashes, samplers."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+from wmkit.data import OnlineQueue, ReplayStreams, Sampler, Uniform, VisitBalanced, Windows
+from wmkit.errors import CheckpointError, SpecError
+
+
+def records(start: int, n: int, *, every: int = 7, zoomed: int = 3) -> TensorDict:
+    """n records numbered from start; an episode begins at multiples of `every`."""
+    t = torch.arange(start, start + n).view(n, 1)
+    flag = t % zoomed == 0
+    byte = (t % 251).to(torch.uint8)
+    state = torch.nn.functional.one_hot(torch.cat([t % 4, t % 3], 1), 4).flatten(1).float()
+    return TensorDict(
+        {
+            "pixels": byte.view(n, 1, 1, 1).expand(n, 3, 4, 4).clone(),
+            "number": t,
+            "reward": t.float(),
+            "previous_action": torch.ones(n, 2),
+            "state": state,
+            "belief": torch.rand(n, 5),
+            "is_init": t % every == 0,
+            "terminated": torch.zeros(n, 1, dtype=torch.bool),
+            "done": torch.zeros(n, 1, dtype=torch.bool),
+            "is_zoomed": flag,
+            "zoomed": {
+                "pixels": torch.where(flag.view(n, 1, 1, 1), 255 - byte.view(n, 1, 1, 1), 9).expand(
+                    n, 3, 4, 4
+                ),
+                "score": torch.where(flag, t.float() + 0.5, 9.0),
+            },
+        },
+        [n],
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), min_size=1, max_size=12),
+    capacity=st.integers(6, 75),
+    length=st.integers(1, 6),
+)
+def test_windows_are_consecutive_records_of_one_stream(sizes, capacity, length):
+    """Random extends, wrapping and overlong ones included, against plain lists."""
+    streams = ReplayStreams(num_streams=3, capacity=capacity, sparse={"zoomed": 50.0})
+    rows, written = capacity // 3, [0, 0, 0]
+    for stream, n in sizes:
+        index = streams.extend(records(written[stream], n), stream)
+        assert index.tolist() == [(written[stream] + i) * 3 + stream for i in range(n)]
+        written[stream] += n
+    held = [min(n, rows) for n in written]
+    assert len(streams) == sum(held) and streams.total_records == sum(written)
+    assert streams.total_steps == sum(sum(t % 7 != 0 for t in range(n)) for n in written)
+    assert streams.num_windows(length) == sum(max(0, n - length + 1) for n in held)
+    if streams.num_windows(length) == 0:
+        with pytest.raises(SpecError, match="no window"):
+            streams.sample(4, length)
+        return
+    batch = streams.sample(16, length)
+    number, index = batch["number"].squeeze(-1), batch["index"]
+    assert torch.equal(index // 3, number)
+    assert (index % 3 == index[:, :1] % 3).all() and (number.diff(dim=1) == 1).all()
+    newest = torch.tensor(written)[index % 3]
+    assert (number < newest).all() and (number >= newest - rows).all()
+    assert torch.equal(batch["is_init"].squeeze(-1), number % 7 == 0)
+    assert torch.equal(batch["done"].squeeze(-1), (number % 7 == 6) & (number != newest - 1))
+    zoomed = number % 3 == 0
+    assert torch.equal(batch["is_zoomed"].squeeze(-1), zoomed)
+    assert torch.equal(batch["zoomed", "score"].squeeze(-1), torch.where(zoomed, number + 0.5, 0.0))
+    want = torch.where(zoomed, 255 - number % 251, 0)
+    assert (batch["zoomed", "pixels"] == want.view(16, length, 1, 1, 1)).all()
+    assert (batch["pixels"] == (number % 251).view(16, length, 1, 1, 1)).all()
+
+
+def test_starts_are_uniform_over_streams_and_reproducible():
+    def fill():
+        streams = ReplayStreams(num_streams=2, capacity=40, seed=3)
+        streams.extend(records(0, 25), 0)  # 20 held
+        streams.extend(records(0, 8), 1)
+        return streams
+
+    streams = fill()
+    starts = streams.sample(20_000, 5)["index"][:, 0]
+    ids, counts = starts.unique(return_counts=True)
+    assert sorted(ids.tolist()) == sorted([*range(10, 42, 2), *range(1, 9, 2)])  # 16 + 4 starts
+    expected = 20_000 / 20
+    assert ((counts - expected).square() / expected).sum() < 45  # chi-square, 19 degrees, p about 0.001
+    again = fill()
+    state = again.state_dict()
+    first = again.sample(50, 5)["index"]
+    assert torch.equal(first, fill().sample(50, 5)["index"])
+    again.load_state_dict(state)
+    assert torch.equal(first, again.sample(50, 5)["index"])
+
+
+def test_force_init_touches_the_first_record_of_a_window_only():
+    streams = ReplayStreams(num_streams=1, capacity=50)
+    streams.extend(records(1, 40), 0)
+    batch = streams.sample(8, 6, force_init=True)
+    assert batch["is_init"][:, 0].all() and not batch["reward"][:, 0].any()
+    assert not batch["previous_action"][:, 0].any() and batch["previous_action"][:, 1:].all()
+    stored = streams.get(batch["index"])
+    assert torch.equal(stored["is_init"][:, 1:], batch["is_init"][:, 1:]) and stored["reward"].all()
+    # Reused memory gives the same batch, and a selection gives the same keys.
+    assert (streams.get(batch["index"], out=batch) == stored).all() and batch["reward"].all()
+    few = streams.get(stored["index"], keys=["zoomed"])
+    assert set(few.keys()) == {"zoomed", "index"} and (few["zoomed"] == stored["zoomed"]).all()
+
+
+def test_encodings():
+    """Class indices are lossless, all-zero groups included; half precision is not."""
+    data = records(0, 20)
+    data["state"][3] = 0
+    streams = ReplayStreams(num_streams=1, capacity=20, one_hot={"state": 4}, half=["belief"])
+    index = streams.extend(data, 0)
+    assert streams._columns[("state",)].values.shape == (20, 2)
+    back = streams.get(index)
+    assert torch.equal(back["state"], data["state"]) and back["state"].dtype == torch.float32
+    assert torch.equal(back["belief"], data["belief"].half().float())
+    with pytest.raises(SpecError, match="'state' is not made of one-hot groups"):
+        ReplayStreams(num_streams=1, capacity=20, one_hot={"state": 3}).extend(data, 0)
+
+
+def test_patches_skip_evicted_records():
+    streams = ReplayStreams(num_streams=2, capacity=20, one_hot={"state": 4})
+    index = streams.extend(records(0, 15), 1)  # 10 held: 5 to 14
+    new = TensorDict({"state": torch.eye(8)[:1].expand(15, 8), "reward": torch.full((15, 1), -1.0)}, [15])
+    assert streams.patch(index, new) == 10
+    assert (streams.get(streams.ids(1))["reward"] == -1).all()
+    batch = streams.sample(4, 5)
+    values = batch.select("reward") * 2  # a batch [B, L] of latents, written back by its index
+    assert streams.patch(batch["index"], values) == 20
+    assert torch.equal(streams.get(batch["index"])["reward"], values["reward"])
+    streams.extend(records(15, 10), 1)
+    assert streams.patch(index, new) == 0
+    assert streams.patch(torch.tensor([10_000]), new[:1]) == 0
+    assert streams.get(streams.ids(1))["reward"].view(-1).tolist() == list(range(15, 25))
+    with pytest.raises(SpecError, match="'zoomed'"):
+        streams.patch(streams.ids(1)[:1], records(0, 1).select("zoomed"))
+
+
+def test_sparse_ring_overflows_from_the_oldest():
+    streams = ReplayStreams(num_streams=1, capacity=40, sparse={"zoomed": 0.25})  # 10 slots
+    for start in range(0, 40, 8):
+        streams.extend(records(start, 8, zoomed=1), 0)
+    batch = streams.get(streams.ids(0))
+    assert batch["is_zoomed"].view(-1).tolist() == [False] * 30 + [True] * 10
+    assert not batch["zoomed", "pixels"][:30].any()
+    assert torch.equal(batch["zoomed", "score"][30:], batch["reward"][30:] + 0.5)
+    none = ReplayStreams(num_streams=1, capacity=40)
+    none.extend(records(1, 20, zoomed=1000), 0)
+    assert not none.sample(4, 8)["is_zoomed"].any()
+
+
+def test_reopening_is_exact(tmp_path):
+    options = {"num_streams": 2, "capacity": 40, "one_hot": {"state": 4}, "half": ["belief"]}
+    streams = ReplayStreams(tmp_path, **options)
+    for stream in range(2):
+        streams.extend(records(0, 30 - stream), stream)
+    before = [streams.get(streams.ids(s)) for s in range(2)]
+    for again in (ReplayStreams(tmp_path, **options), ReplayStreams.open(tmp_path)):
+        assert again.total_steps == streams.total_steps
+        assert all((again.get(again.ids(s)) == before[s]).all() for s in range(2))
+    assert again.extend(records(30, 1), 0).item() == 60
+    for change, wanted in (
+        ({"capacity": 80}, "capacity"),
+        ({"num_streams": 1}, "num_streams"),
+        ({"half": []}, "half"),
+    ):
+        with pytest.raises(CheckpointError, match=f"another {wanted}: found .*, wanted"):
+            ReplayStreams(tmp_path, **{**options, **change})
+    other = records(0, 2)
+    other["pixels"] = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    message = r"key 'pixels' differs: found uint8 \[3, 4, 4\] raw, wanted uint8 \[1, 4, 4\] raw"
+    with pytest.raises(CheckpointError, match=message):
+        ReplayStreams.open(tmp_path).extend(other, 0)
+    with pytest.raises(SpecError, match="differs from the first one"):
+        streams.extend(other, 0)
+    with pytest.raises(SpecError, match="'is_init'"):
+        ReplayStreams(num_streams=1, capacity=9).extend(TensorDict({"pixels": torch.zeros(1, 3)}, [1]), 0)
+    (tmp_path / "pixels.memmap").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="incomplete"):
+        ReplayStreams.open(tmp_path)
+    (tmp_path / "schema.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        ReplayStreams.open(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        ReplayStreams.open(tmp_path / "nowhere")
+
+
+CRASH = """
+    import json, os, random, signal, sys, time
+    import torch
+    from wmkit.data import ReplayStreams
+    sys.path.insert(0, sys.argv[2])
+    from test_streams import records
+
+    torch.set_num_threads(1)
+    rng = random.Random(0)
+    kills = []
+    for attempt in range(int(sys.argv[3])):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            streams = ReplayStreams(sys.argv[1], num_streams=2, capacity=60, sparse={"zoomed": 0.1})
+            while True:
+                stream = rng.randrange(2)
+                start = int(streams.windows(1).end[stream])
+                streams.extend(records(start, rng.randrange(1, 20)), stream)
+                os.write(writer, json.dumps(streams.windows(1).end.tolist()).encode() + b"\\n")
+        os.close(writer)
+        with os.fdopen(reader) as lines:
+            lines.readline()  # it is writing
+            time.sleep(rng.random() * 0.02)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            seen = [line for line in lines if line.endswith("\\n")]
+        streams = ReplayStreams.open(sys.argv[1])
+        if seen:
+            assert (streams.windows(1).end >= torch.tensor(json.loads(seen[-1]))).all()
+        steps = 0
+        for stream in range(2):
+            end = int(streams.windows(1).end[stream])
+            steps += sum(t % 7 != 0 for t in range(end))
+            found = streams.get(streams.ids(stream))
+            want = records(int(streams.windows(1).begin[stream]), len(found))
+            for key in ("pixels", "number", "reward", "state", "is_init"):
+                assert torch.equal(found[key], want[key]), key
+            held = found["is_zoomed"]
+            assert not (held & ~want["is_zoomed"]).any()
+            score = torch.where(held, want["zoomed", "score"], 0.0)
+            assert torch.equal(found["zoomed", "score"], score)
+            assert len(found) >= min(end, 30 - 20)
+        assert streams.total_steps == steps
+        kills.append(streams.total_records)
+    print(json.dumps(kills))
+"""
+
+
+def test_killed_mid_write(tmp_path):
+    """SIGKILL at random moments: every finished extend is there, and nothing that is half written."""
+    script = tmp_path / "crash.py"
+    script.write_text(textwrap.dedent(CRASH))
+    here = __file__.rpartition("/")[0]
+    command = [sys.executable, str(script), str(tmp_path / "replay"), here, "25"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    totals = json.loads(done.stdout)
+    assert len(totals) == 25 and totals == sorted(totals) and totals[-1] > totals[0]
+
+
+def windows(begin, end, length, capacity=100):
+    return Windows(torch.tensor(begin), torch.tensor(end), capacity, length)
+
+
+@pytest.mark.parametrize("sampler", [Uniform(), OnlineQueue(), VisitBalanced(2.0)])
+def test_samplers_draw_valid_starts_and_continue_from_their_state(sampler):
+    assert isinstance(sampler, Sampler)
+    generator = torch.Generator().manual_seed(0)
+    now = windows([0, 5, 2], [0, 25, 90], 6)
+    for _ in range(20):
+        ids = sampler.draw(now, 7, generator)
+        stream, position = ids % 3, ids // 3
+        assert ids.shape == (7,) and ids.dtype == torch.int64
+        assert (position >= now.begin[stream]).all() and (position + 6 <= now.end[stream]).all()
+    twin = type(sampler)()
+    if isinstance(sampler, VisitBalanced):
+        twin.temperature = sampler.temperature
+    twin.load_state_dict(sampler.state_dict())
+    state = generator.get_state()
+    mine = sampler.draw(now, 7, generator)
+    if not isinstance(sampler, VisitBalanced):  # its counts are shared by the shallow state
+        assert torch.equal(mine, twin.draw(now, 7, torch.Generator().set_state(state)))
+    with pytest.raises(SpecError, match="no window"):
+        type(sampler)().draw(windows([0], [3], 6), 1, generator)
+
+
+def test_online_queue_hands_out_every_fresh_window_once():
+    generator = torch.Generator().manual_seed(0)
+    queue = OnlineQueue()
+    seen = []
+    for end in range(16, 400, 8):
+        now = windows([0, 0], [end, end], 10, capacity=1000)
+        seen += queue.draw(now, 4, generator).tolist()
+    starts = [s for s in range(0, 390, 10) if s + 10 <= 392]
+    assert {s * 2 + e for s in starts for e in range(2)} <= set(seen)
+    fresh = OnlineQueue(stride=9).draw(windows([0, 0], [30, 20], 10), 6, generator)
+    # Stream 0 at 0, 9, 18; stream 1 at 0, 9: those finished longest ago come first.
+    assert fresh[:5].tolist() == [0, 18, 1, 36, 19]
+    late = OnlineQueue()
+    late.draw(windows([0], [100], 10), 1, generator)
+    assert late.draw(windows([50], [100], 10), 1, generator).item() == 50  # 10 to 40 were evicted
+
+
+def test_visit_balanced_fills_up_the_least_visited():
+    generator = torch.Generator().manual_seed(0)
+    sampler = VisitBalanced(temperature=1.0)
+    now = windows([0, 0], [40, 30], 6)
+    for _ in range(100):
+        ids = sampler.draw(now, 12, generator)
+        assert ids.unique().numel() == 12  # without replacement
+    counts = torch.cat([sampler._visits[0, :35], sampler._visits[1, :25]])
+    assert counts.sum() == 1200 and counts.min() >= 15 and counts.max() <= 25  # 20 each on average
+    # New records take over the slots of old ones: their counts start from zero, so they are drawn.
+    drawn = torch.cat([sampler.draw(windows([30, 0], [130, 30], 6), 12, generator) for _ in range(20)])
+    assert (drawn % 2 == 0).all() and (drawn // 2 >= 35).all()
+
+
+def test_visit_balanced_matches_softmax():
+    """One draw follows softmax(-visits / tau)."""
+    sampler, generator = VisitBalanced(temperature=5.0), torch.Generator().manual_seed(0)
+    now = windows([0], [4], 1, capacity=4)
+    sampler.draw(now, 4, generator)
+    visits = torch.tensor([[0, 3, 6, 12]], dtype=torch.int32)
+    drawn = torch.zeros(4)
+    for _ in range(2000):
+        sampler._visits = visits.clone()
+        drawn[sampler.draw(now, 1, generator)] += 1
+    assert torch.allclose(drawn / 2000, torch.softmax(-visits[0].float() / 5.0, 0), atol=0.05)
+    assert sampler.draw(now, 10, generator).bincount(minlength=4).min() >= 2  # whole rounds
