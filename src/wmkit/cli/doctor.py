@@ -78,20 +78,22 @@ def _simulator() -> str:
 
 
 def _system(config: Any) -> Iterator[tuple[str, str]]:
+    import contextlib
+
+    import torch
+    from omegaconf import OmegaConf
+
+    from wmkit.training.affordance_stage import oracle
     from wmkit.training.parts import default_parts, record_bytes
 
     parts = default_parts()
-    env = parts.make_env(config, None, seed=0, bare=True)
-    try:
-        import torch
-
+    tools = oracle() if config.get("affordance") is not None else None
+    with contextlib.closing(parts.make_env(config, tools, seed=0)) as env:
         system = parts.build(config, env, torch.device("cpu"))
-    finally:
-        env.close()
     for name in ("world_model", "actor", "critic"):
         count = sum(p.numel() for p in getattr(system, name).parameters())
         yield f"{name.replace('_', ' ')}", f"{count:,} parameters"
     batch = system.example_batch(0)
     size = record_bytes(batch)
-    capacity = int(config.training.replay.get("capacity", 0))
+    capacity = int(OmegaConf.select(config, "training.replay.capacity", default=100_000))
     yield "replay", f"{size:,} bytes per step, {size * capacity / 1e9:.2f} GB for {capacity:,} steps"

@@ -1,9 +1,297 @@
-"""placeholder"""
+"""The stage before training: a scorer, random frames, labels by virtual exploration, a fitted U-Net.
+
+    frames     a random agent wanders; one frame out of ``save_every`` is kept
+    scorer     taken as it is, read from a folder, or trained on those frames
+    labels     81 virtual zooms per frame
+    fit        the U-Net learns to predict the labels in one pass
+
+The result lies in ``RUN/affordance``: ``model`` and ``scorer`` (safetensors beside JSON), and the numbers of
+the fit. A run that already holds a model skips everything; so does ``affordance.model=PATH``.
+"""
+
 from __future__ import annotations
+
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from wmkit.errors import ConfigError, MissingWeightsError
+from wmkit.training.progress import Stage, Stages
+from wmkit.training.report.evidence import save_evidence
+from wmkit.training.report.pictures import channels_last
+from wmkit.training.run import RunDirectory
+
+COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these worlds
+
+
 @dataclass
 class AffordanceTools:
+    """What the rest of a run needs of the affordance stage.
+
+    Attributes:
+        model: ``predict(images, text) -> maps [B, H, W]``.
+        text: features of the prompt ``[D]``; None for models that read none.
+        prompt: the task in words.
+        scorer: for the video score; None leaves that term out.
+    """
+
     model: Any
-def prepare_affordance(config, run, stages):
-    return None
+    text: Tensor | None
+    prompt: str
+    scorer: Any | None = None
+
+    @property
+    def reads(self) -> set[str]:
+        """Keys of the simulator that model and scorer look at."""
+        parts = [part for part in (self.model, self.scorer) if part is not None]
+        return {getattr(part, "reads", "frame") for part in parts}
+
+    def predict(self, views: TensorDictBase) -> Tensor:
+        """Maps ``[K, H, W]`` on the CPU of views ``[K]`` with ``frame`` and ``goal_mask``."""
+        return self.model.predict(views[getattr(self.model, "reads", "frame")], self.text).cpu()
+
+    def transform(self, config: DictConfig, *, evaluation: bool = False) -> Any:
+        """The AffordanceTransform of ``config.affordance.transform``.
+
+        Args:
+            config: the whole configuration.
+            evaluation: only maps; nothing is learned from what is seen, and frames stay for the report.
+        """
+        from wmkit.affordance.transform import AffordanceTransform
+
+        if evaluation:
+            return AffordanceTransform(self.model, self.text, labels=False, adapt=False, keep_frame=True)
+        options = _options(config.affordance.get("transform"))
+        if self.scorer is not None:
+            options |= {"scorer": self.scorer, "prompt": self.prompt}
+        return AffordanceTransform(self.model, self.text, **options)
+
+
+def oracle() -> AffordanceTools:
+    """The simulator's own mask in place of a model: an upper bound, and a stand-in that needs no weights."""
+    from wmkit.affordance.mask import MaskAffordance
+
+    return AffordanceTools(MaskAffordance(), None, "")
+
+
+def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) -> AffordanceTools | None:
+    """Model and scorer for ``config.affordance``: found in the run, read from ``affordance.model``, or made.
+
+    Args:
+        config: reads ``affordance.model`` (a folder, or ``mask`` for the simulator's truth), ``prompt``,
+            ``scorer``, ``scorer_fit``, ``exploration``, ``unet``, ``frames``, ``save_every``, ``fit``,
+            ``video_score``.
+        run: holds the result.
+        stages: draws a progress bar per stage.
+
+    Returns:
+        None for a system without an ``affordance`` block.
+
+    Raises:
+        MissingWeightsError: a scorer or model without its weights.
+    """
+    block = config.get("affordance")
+    if block is None:
+        return None
+    folder = run.path / "affordance"
+    prompt = _prompt(config)
+    given = block.get("model")
+    if given == "mask":
+        return oracle()
+    if given is None and not (folder / "model" / "config.json").is_file():
+        return _make(config, run, stages, prompt)
+    from wmkit.affordance.unet import load_affordance
+
+    path = Path(given) if given is not None else folder / "model"
+    saved = load_affordance(path)
+    text = saved.text_features[saved.prompts.index(prompt) if prompt in saved.prompts else 0]
+    scorer = _find_scorer(config, path.parent / "scorer") if block.get("video_score", False) else None
+    return AffordanceTools(saved.model, text, prompt, scorer)
+
+
+def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, dict[str, float]]:
+    """``wmkit affordance fit``: the stage on its own.
+
+    Returns:
+        The model's folder, and how well it agrees with virtual exploration and with the truth.
+
+    Raises:
+        ConfigError: the system has no affordance block.
+    """
+    if config.get("affordance") is None:
+        raise ConfigError(
+            f"system {str(config.system)!r} has no affordance block: found none on its page, wanted one; "
+            "use wmkit affordance fit --system ls_imagine"
+        )
+    config.affordance.model = None
+    run = RunDirectory.create(config)
+    _make(config, run, stages or Stages(), _prompt(config))
+    numbers = next(iter(run.metrics("affordance")))
+    run.close()
+    return run.path / "affordance" / "model", {
+        name.removeprefix("affordance/"): value
+        for name, value in numbers.items()
+        if name.startswith("affordance/") and value is not None
+    }
+
+
+def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) -> AffordanceTools:
+    from wmkit.affordance.fit import fit_affordance
+    from wmkit.affordance.frames import collect_frames, label_frames
+    from wmkit.affordance.unet import save_affordance
+    from wmkit.affordance.virtual_exploration import VirtualExploration
+    from wmkit.envs import make_env
+
+    block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
+    count = int(block.get("frames", 400))
+    options = _options(config.env.get("options"))
+    if str(config.env.name).startswith("vizdoom/"):
+        options |= {"frames": True, "masks": True}
+    env = make_env(config.env.name, num_envs=int(config.env.get("num_envs", 1)), seed=COLLECTION_SEED + seed, **options)
+    try:
+        with stages.stage("collect frames", count, "frames") as bar:
+            collected = collect_frames(
+                env,
+                count,
+                save_probability=1 / float(block.get("save_every", 10)),
+                seed=COLLECTION_SEED + seed,
+                progress=_follow(bar),
+            )
+    finally:
+        env.close()
+    masks = collected.masks
+    scorer = _make_scorer(config, folder / "scorer", stages, collected.frames, masks, prompt)
+    images = collected.frames
+    if scorer.reads == "goal_mask":
+        if masks is None:
+            raise ConfigError(
+                f"scorer {_scorer_name(config)!r} reads object masks: found an environment without goal_mask, "
+                "wanted one with it; use a scorer that reads frames"
+            )
+        images = masks[:, None]
+    explore = VirtualExploration(scorer, **_options(block.get("exploration")))
+    with stages.stage("label frames", count, "frames") as bar:
+        labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=_follow(bar))
+    text = scorer.text_features([prompt])[0].detach().float().cpu()
+    model = _unet(block, text.shape[-1])
+    fit = {"how": "small", **_options(block.get("fit"))}
+    with stages.stage("fit affordance", 1, "updates") as bar:
+        report = fit_affordance(
+            model,
+            collected.frames,
+            labels,
+            text,
+            masks=masks,
+            seed=seed,
+            checkpoint=folder / "fit.pt",
+            progress=_follow(bar),
+            **fit,
+        )
+    save_affordance(folder / "model", model, text, prompt)
+    (folder / "fit.pt").unlink(missing_ok=True)
+    numbers = {f"affordance/agreement_{k}": v for k, v in report.agreement.items()}
+    numbers |= {f"affordance/truth_{k}": v for k, v in report.truth.items()}
+    numbers |= {f"affordance/label_truth_{k}": v for k, v in report.label_truth.items()}
+    run.log(0, "affordance", {k: math.nan if v is None else v for k, v in numbers.items()})
+    _show(run, report.panels)
+    tools = AffordanceTools(model.eval(), text, prompt)
+    if block.get("video_score", False):
+        tools.scorer = scorer
+    return tools
+
+
+def _make_scorer(
+    config: DictConfig, folder: Path, stages: Stages, frames: Tensor, masks: Tensor | None, prompt: str
+) -> Any:
+    """A ready scorer: as configured, or ``embedded`` trained here and saved in ``folder``."""
+    if _scorer_name(config) != "embedded" or OmegaConf.select(config, "affordance.scorer.path"):
+        return _find_scorer(config, folder)
+    if masks is None:
+        raise MissingWeightsError(
+            "scorer 'embedded' has no weights: found none and an environment without object masks to train on, "
+            "wanted either; give affordance.scorer.path=FOLDER or use affordance.scorer.name=hf_clip"
+        )
+    from wmkit.affordance.scorers import ClipSource, EmbeddedScorer
+
+    block = config.affordance
+    options = {k: v for k, v in _options(block.get("scorer")).items() if k not in ("name", "path")}
+    scorer = EmbeddedScorer(**options)
+    fit = {"steps": 300, **_options(block.get("scorer_fit"))}
+    sparse = torch.ones(len(frames), dtype=torch.bool)  # kept frames are too far apart to be a walk
+    with stages.stage("train scorer", int(fit["steps"]), "updates") as bar:
+        source = ClipSource(frames, masks[:, None], prompt, sparse)
+        scorer.fit(source, seed=int(config.get("seed", 0)), progress=_follow(bar), **fit)
+    scorer.save(folder)
+    return scorer
+
+
+def _find_scorer(config: DictConfig, folder: Path) -> Any:
+    """A scorer by name, with weights from ``affordance.scorer.path`` or ``folder`` where it needs some."""
+    from wmkit.affordance.scorers import EmbeddedScorer, build_scorer
+
+    options = _options(config.affordance.get("scorer"))
+    name, path = options.pop("name", "embedded"), options.pop("path", None)
+    if name == "embedded":
+        return EmbeddedScorer.load(path or folder)
+    if path is not None:
+        options["model"] = path
+    return build_scorer(name, **options)
+
+
+def _unet(block: DictConfig, text_dim: int) -> Any:
+    from wmkit.affordance.unet import SmallUNet, SwinUNet
+
+    options = _options(block.get("unet"))
+    kind = options.pop("name", "small")
+    kinds = {"small": SmallUNet, "swin": SwinUNet}
+    if kind not in kinds:
+        raise ConfigError(
+            f"affordance.unet.name={kind!r} is unknown: wanted one of {', '.join(kinds)}; pick one of them"
+        )
+    return kinds[kind](text_dim=text_dim, **options)
+
+
+def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:
+    """Held-out examples for the report."""
+    if not panels:
+        return
+    arrays = {"frames": channels_last(panels["frame"])}
+    arrays |= {key: panels[name].numpy() / 255.0 for key, name in (("labels", "label"), ("maps", "prediction"))}
+    if "mask" in panels:
+        arrays["masks"] = panels["mask"].bool().numpy()
+    save_evidence(run, "affordance", **arrays)
+
+
+def _follow(bar: Stage) -> Any:
+    """Progress of the affordance room (done, total, numbers) as a stage's."""
+
+    def progress(done: int, total: int, numbers: dict[str, float]) -> None:
+        bar.reach(done, total, **{k: v for k, v in numbers.items() if k in ("loss", "accuracy")})
+
+    return progress
+
+
+def _prompt(config: DictConfig) -> str:
+    given = config.affordance.get("prompt")
+    if given:
+        return str(given)
+    from wmkit.envs import task_prompt
+
+    return task_prompt(str(config.env.name))
+
+
+def _scorer_name(config: DictConfig) -> str:
+    return str(OmegaConf.select(config, "affordance.scorer.name", default="embedded"))
+
+
+def _options(block: Any) -> dict[str, Any]:
+    if block is None:
+        return {}
+    options: Any = OmegaConf.to_container(block, resolve=True)
+    return options

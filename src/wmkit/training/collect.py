@@ -16,10 +16,40 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
+from torchrl.data import Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.transforms import InitTracker
+from torchrl.envs.transforms import InitTracker, Transform
 
 from wmkit.training.evaluate import Episode
+
+
+class ArrivalReward(Transform):
+    """Show the reward received on arriving as an observation, ``arrival_reward`` ``[1]``; 0 at a reset.
+
+    For systems that encode the reward (LS-Imagine): TorchRL leaves the reward of a step behind when the
+    next one begins.
+
+    >>> from wmkit.envs.counting import CountingEnv
+    >>> env = TransformedEnv(CountingEnv(), ArrivalReward())
+    >>> env.rollout(3)["arrival_reward"].flatten()
+    tensor([0., 1., 2.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=["reward"], out_keys=["arrival_reward"])
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict.set("arrival_reward", next_tensordict["reward"].float())
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        shape = self.parent.full_reward_spec["reward"].shape
+        return tensordict_reset.set("arrival_reward", torch.zeros(shape, device=tensordict_reset.device))
+
+    def transform_observation_spec(self, observation_spec: Any) -> Any:
+        """Declare the key."""
+        shape = self.parent.full_reward_spec["reward"].shape
+        observation_spec["arrival_reward"] = Unbounded(shape, dtype=torch.float32, device=observation_spec.device)
+        return observation_spec
 
 
 class RandomFirst(TensorDictModuleBase):

@@ -18,7 +18,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from wmkit.data import ReplayStreams, StreamWriter
+from wmkit.data.layout import EXCLUDE
 from wmkit.data.pending_pairs import PendingPairs
+
+NOT_KEPT = (*EXCLUDE, "arrival_reward")  # large, or there under another name
 
 
 class ReplayMemory:
@@ -53,7 +56,7 @@ class ReplayMemory:
         self.context = context
         self.streams = ReplayStreams(folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {}))
         self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
-        self.writer = StreamWriter(self.streams, defaults=self._defaults())
+        self.writer = StreamWriter(self.streams, defaults=self._defaults(), exclude=NOT_KEPT)
         self._spans: list[Tensor] = []
 
     def _defaults(self) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, TransformedEnv
 
+from wmkit.errors import ConfigError
 from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
-from wmkit.training.collect import with_carry
+from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.run import RunDirectory
 
@@ -37,8 +38,11 @@ class Parts:
     prepare_affordance: Callable[..., AffordanceTools | None]
 
     def carry(self, env: EnvBase, system: Any) -> TransformedEnv:
-        """Add ``is_init`` and the policy's carried latents to an environment."""
-        return with_carry(env, system.policy)
+        """Add ``is_init``, the policy's carried latents and what else it reads to an environment."""
+        extra = []
+        if "reward" in getattr(system.policy, "observations", ()):
+            extra.append(ArrivalReward())
+        return with_carry(env, system.policy, *extra)
 
     def find_transform(self, env: EnvBase) -> Any:
         """The AffordanceTransform of an environment, whose statistics a checkpoint keeps; None without one."""
@@ -53,6 +57,25 @@ class Parts:
 def default_parts() -> Parts:
     """The makers that read the configuration."""
     return Parts(make_training_env, build_system, make_memory, prepare_affordance)
+
+
+def find_device(config: DictConfig) -> torch.device:
+    """``config.device``; ``auto`` takes an accelerator where there is one.
+
+    Raises:
+        ConfigError: the device is unknown or not there.
+    """
+    name = str(config.get("device") or "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or auto; "
+            "choose one with device=NAME"
+        ) from error
 
 
 def make_training_env(
@@ -74,7 +97,7 @@ def make_training_env(
 
     options = to_options(config.env.get("options"))
     if config.env.name.startswith("vizdoom/"):
-        masks = evaluation or (affordance is not None and affordance.reads == "goal_mask")
+        masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
     env = make_env(
         config.env.name,

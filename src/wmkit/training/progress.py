@@ -46,6 +46,15 @@ class Stage:
             self._printed = now
             self._line(now)
 
+    def reach(self, done: int, total: int | None = None, **notes: float | str | None) -> None:
+        """Say how many units are done, of a total that may have become known only now."""
+        if total is not None and total != self.total:
+            self.total = max(int(total), 1)
+            if self._bar is not None:
+                progress, task = self._bar
+                progress.update(task, total=self.total)
+        self.advance(done - self.done, **notes)
+
     def _rate(self, now: float) -> str:
         rate = (self.done - self._start_done) / max(now - self._started, 1e-9)
         return f"{rate:.{0 if rate >= 100 else 1}f} {self.unit}/s"
@@ -56,7 +65,7 @@ class Stage:
         left = "" if end else f", {_clock((self.total - self.done) * seconds / done)} left"
         note = f"  {self._note}" if self._note else ""
         self._console.print(
-            f"{self.name}: {self.done}/{self.total} {self.unit}, {self._rate(now)}{left}{end}{note}",
+            f"{self.name}: {min(self.done, self.total)}/{self.total} {self.unit}, {self._rate(now)}{left}{end}{note}",
             highlight=False,
             soft_wrap=True,
         )

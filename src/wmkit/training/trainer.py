@@ -24,7 +24,7 @@ from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state,
 from wmkit.training.collect import Collection, EpisodeTracker
 from wmkit.training.evaluate import Episode, Evaluation, evaluate
 from wmkit.training.guard import FiniteGuard, scalars
-from wmkit.training.parts import Parts, default_parts
+from wmkit.training.parts import Parts, default_parts, find_device
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.run import RunDirectory
 from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio, children_ignore_sigint
@@ -94,19 +94,17 @@ class Trainer:
     def _set_up(self) -> None:
         if self.config.get("threads"):
             torch.set_num_threads(int(self.config.threads))
-        name = str(self.config.get("device") or "cpu")
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        seed = int(self.config.get("seed", 0))
-        torch.manual_seed(seed)
-        self.seed = seed
+        self.device = find_device(self.config)
+        self.seed = int(self.config.get("seed", 0))
+        torch.manual_seed(self.seed)
 
     def _open_worlds(self) -> None:
         with children_ignore_sigint():
             base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
+            base.set_seed(self.seed)  # starts worker processes, if there are any
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
         self.env = self.parts.carry(base, self.system)
-        self.env.set_seed(self.seed)
         self.num_envs = self.env.batch_size[0]
         self.collection = Collection(self.env, self.system.policy, int(self.settings.get("collect_length", 4)))
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
@@ -204,6 +202,7 @@ class Trainer:
         if self._evaluation_env is None:
             with children_ignore_sigint():
                 base = self.parts.make_env(self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True)
+                base.set_seed(EVALUATION_SEED)
             self._evaluation_env = self.parts.carry(base, self.system)
         done: list[Episode] = []
 

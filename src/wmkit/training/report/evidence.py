@@ -48,7 +48,7 @@ def gather_evidence(
 
 def _maps(run: RunDirectory, evaluation: Evaluation, affordance: Any) -> None:
     views = [v for v in evaluation.views if "frame" in v.keys()]
-    if affordance is None or not views:
+    if affordance is None or not views or _has_labels(run):
         return
     views = torch.cat([v.select("frame", "goal_mask", strict=False) for v in views])
     if "goal_mask" in views.keys():  # frames in which the goal can be seen come first, evenly spread over its size
@@ -63,6 +63,15 @@ def _maps(run: RunDirectory, evaluation: Evaluation, affordance: Any) -> None:
     if "goal_mask" in views.keys():
         arrays["masks"] = views["goal_mask"][:, 0].numpy()
     save_evidence(run, "affordance", **arrays)
+
+
+def _has_labels(run: RunDirectory) -> bool:
+    """Whether the affordance stage left held-out frames with labels, which say more than frames without."""
+    path = run.path / "evidence" / "affordance.npz"
+    if not path.is_file():
+        return False
+    with np.load(path) as data:
+        return "labels" in data.files
 
 
 def _imagination(run: RunDirectory, system: Any, trajectories: list[TensorDictBase], device: Any) -> None:

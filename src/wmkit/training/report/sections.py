@@ -59,10 +59,15 @@ def affordance(run: RunDirectory) -> str:
     scale = image(np.repeat(heat(np.linspace(0, 1, 160)[None]), 8, 0), style="width:160px;border-radius:4px;vertical-align:middle")
     body = f'<div class="maps" style="--columns:{len(columns)}"><div class="head">{head}</div>{"".join(rows)}</div>'
     note = f"Where the goal can be approached, from 0 {scale} to 1, beside the pixels that really are the goal."
-    agreement = next((m for m in reversed(list(run.metrics("affordance"))) if "iou" in str(m)), None)
-    if agreement is not None:
-        numbers = {k: v for k, v in agreement.items() if k not in ("step", "stage", "wall") and v is not None}
-        note += " " + ", ".join(f"{escape(k.rsplit('/', 1)[-1].replace('_', ' '))} {v:.2f}" for k, v in numbers.items()) + "."
+    numbers = next(iter(run.metrics("affordance")), {})
+    known = (
+        ("agreement_correlation", "correlation with virtual exploration"),
+        ("agreement_iou", "overlap (IoU) with it"),
+        ("truth_iou", "with the true mask"),
+        ("truth_window_hit_rate", "zoom window touches the goal"),
+    )
+    found = [(text, numbers.get(f"affordance/{name}")) for name, text in known]
+    note += " " + ", ".join(f"{text} {value:.2f}" for text, value in found if value is not None)
     return section("Affordance maps", note, body)
 
 

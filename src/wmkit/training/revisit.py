@@ -1,0 +1,69 @@
+"""Look at a run again: load its system, play episodes, refresh the report."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.evaluate import Episode, Evaluation, evaluate
+from wmkit.training.parts import Parts, default_parts, find_device
+from wmkit.training.progress import Stages
+from wmkit.training.report import gather_evidence, write_report
+from wmkit.training.run import RunDirectory
+from wmkit.training.trainer import EVALUATION_SEED, restore_system
+
+
+def revisit(
+    path: str | Path,
+    *,
+    episodes: int,
+    best: bool = False,
+    parts: Parts | None = None,
+    stages: Stages | None = None,
+) -> Evaluation:
+    """Evaluate a run's newest (or best) checkpoint and write its report anew.
+
+    Args:
+        path: the run directory.
+        episodes: how many to play, one record per reset.
+        best: take the checkpoint with the highest success rate.
+        parts: stand-ins for tests.
+        stages: draws the progress bar.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, or one of another shape.
+    """
+    run = RunDirectory.open(path)
+    parts, stages, config = parts or default_parts(), stages or Stages(), run.config
+    store = CheckpointStore(run.path / "checkpoints")
+    checkpoint = (store.best() if best else None) or store.latest()
+    state = store.load(checkpoint)
+    device = find_device(config)
+    if config.get("threads"):
+        torch.set_num_threads(int(config.threads))
+    torch.manual_seed(int(config.get("seed", 0)))
+    affordance = parts.prepare_affordance(config, run, stages)
+    with contextlib.closing(parts.make_env(config, affordance, seed=0)) as env:
+        system = parts.build(config, env, device)  # what training saw decides the system's shape
+    restore_system(system, state["system"], str(checkpoint))
+    memory = parts.make_memory(config, run, system, int(config.env.get("num_envs", 1)))
+    world = parts.carry(parts.make_env(config, affordance, seed=EVALUATION_SEED, evaluation=True), system)
+    done: list[Episode] = []
+    with contextlib.closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
+
+        def count(episode: Episode) -> None:
+            done.append(episode)
+            bar.advance(success_rate=sum(e.success for e in done) / len(done))
+
+        result = evaluate(system.policy, world, episodes, seed=EVALUATION_SEED, record=2, on_episode=count)
+    step = state["counters"]["step"]
+    for episode in result.episodes:
+        run.episode(step, "evaluate", episode.line())
+    run.log(step, "evaluate", {f"eval/{name}": value for name, value in result.numbers().items()})
+    gather_evidence(run, system, result, memory, device, affordance)
+    write_report(run)
+    run.close()
+    return result
