@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from wmkit.systems import compose
+
 TREE = Path(__file__).parent.parent
+PAGES = ["README.md", *sorted(str(page.relative_to(TREE)) for page in (TREE / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -20,6 +23,28 @@ def test_python_blocks_run(page, capsys):
             continue  # a signature to read
         line = text[: match.start()].count("\n") + 1
         exec(compile("\n" * line + match[1], page, "exec"), names)
+
+
+def commands(text: str):
+    """``(system, overrides)`` of every ``wmkit train`` line in the fenced blocks of a page."""
+    for line in re.findall(r"^wmkit train (\S+)(.*)$", text, re.MULTILINE):
+        overrides = [word for word in line[1].partition("#")[0].split() if "=" in word]
+        if not any(word.startswith("resume=") or word == "backbone=leaky" for word in overrides):
+            yield line[0], overrides
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_compose(page):
+    for system, overrides in commands((TREE / page).read_text(encoding="utf-8")):
+        assert compose(system, overrides).system == system
+
+
+def test_switches_back_to_the_released_code_exist():
+    text = (TREE / "docs" / "systems" / "ls_imagine.md").read_text(encoding="utf-8")
+    switches = [switch for switch in re.findall(r"`(\+?[a-z_]+\.[\w.]+=[\w.]+)`", text)]
+    assert len(switches) > 8
+    for switch in switches:
+        compose("ls_imagine", [switch])
 
 
 def test_jumpy_return_example(capsys):
