@@ -27,28 +27,27 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class RunningStatistics(nn.Module):
-    """Mean and population standard deviation of everything seen so far, one pair per stream (Welford).
+    """Mean and population standard deviation of everything seen so far, per stream (Welford).
 
-    Kept in float64 buffers, so a checkpoint keeps the thresholds. Loading or resizing to another
+    Kept in a float64 buffer, so a checkpoint keeps the thresholds. Loading or resizing to another
     number of streams merges the streams and gives each the result (4 training environments to 1 for
     evaluation, say).
 
     Args:
+        width: quantities per stream.
         decay: weight of the past at each new value; 1 counts the whole lifetime (the released rule),
             0.999 forgets over about a thousand steps.
 
     >>> statistics = RunningStatistics()
     >>> for x in (1.0, 2.0, 6.0):
-    ...     mean, std = statistics.update(torch.tensor([x]))
+    ...     mean, std = statistics.update(torch.tensor([[x]]))
     >>> mean.item(), round(std.item() ** 2, 6)
     (3.0, 4.666667)
     """
 
-    count: Tensor
-    mean: Tensor
-    m2: Tensor
+    moments: Tensor  # [3, E, width]: count, mean, sum of squared deviations
 
-    def __init__(self, *, decay: float = 1.0) -> None:
+    def __init__(self, width: int = 1, *, decay: float = 1.0) -> None:
         super().__init__()
         if not 0.0 < decay <= 1.0:
             raise ConfigError(
@@ -56,62 +55,65 @@ class RunningStatistics(nn.Module):
                 "use 1 for lifetime"
             )
         self.decay = decay
-        for name in ("count", "mean", "m2"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("moments", torch.zeros(3, 0, width, dtype=torch.float64))
 
     @property
     def streams(self) -> int:
         """Number of streams; 0 before the first value."""
-        return self.count.shape[0]
+        return self.moments.shape[1]
+
+    @property
+    def count(self) -> Tensor:
+        """Values seen per stream, ``[E]``; with ``decay`` their total weight."""
+        return self.moments[0, :, 0]
 
     def resize(self, streams: int) -> None:
         """Make room for ``streams`` streams; a change of number merges what was seen."""
-        if streams == self.streams:
-            return
-        count, mean, m2 = self.pooled()
-        self.count, self.mean, self.m2 = (x.expand(streams).clone() for x in (count, mean, m2))
+        if streams != self.streams:
+            self.moments = self.pooled()[:, None].repeat(1, streams, 1)
 
-    def pooled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Count, mean and sum of squared deviations over all streams together (Chan et al. 1979)."""
-        count = self.count.sum()
-        mean = (self.count * self.mean).sum() / count.clamp_min(1e-12)
-        return count, mean, self.m2.sum() + (self.count * (self.mean - mean) ** 2).sum()
+    def pooled(self) -> Tensor:
+        """The moments ``[3, width]`` of all streams together (Chan et al. 1979)."""
+        count, mean, m2 = self.moments  # [E, width]
+        total = count.sum(0)
+        middle = (count * mean).sum(0) / total.clamp_min(1e-12)
+        return torch.stack((total, middle, m2.sum(0) + (count * (mean - middle) ** 2).sum(0)))
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Mean and std over all streams together, 0-d float64; zeros before the first value."""
+        """Mean and std over all streams together, ``[width]`` float64; zeros before the first value."""
         count, mean, m2 = self.pooled()
         return mean, (m2 / count.clamp_min(1e-12)).sqrt()
 
     def update(self, value: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Take in one value per stream.
+        """Take in one value per stream and quantity.
 
         Args:
-            value: ``[n]``.
+            value: ``[n, width]``.
             rows: int64 ``[n]``, the streams the values belong to; None for all.
 
         Returns:
-            Mean and std ``[n]`` float64 of those streams, the new value included.
+            Mean and std ``[n, width]`` float64 of those streams, the new value included.
         """
         if rows is None:
             self.resize(value.shape[0])
-        value = value.to(self.mean)
-        count, mean, m2 = (x if rows is None else x[rows] for x in (self.count, self.mean, self.m2))
-        count = self.decay * count + 1
+        moments = self.moments if rows is None else self.moments[:, rows]
+        count, mean, m2 = moments.unbind(0)  # written in place
+        if self.decay < 1:
+            count.mul_(self.decay)
+            m2.mul_(self.decay)
+        count.add_(1)
+        value = value.detach().to(moments)
         shift = value - mean
-        mean = mean + shift / count
-        m2 = self.decay * m2 + shift * (value - mean)
-        if rows is None:
-            self.count, self.mean, self.m2 = count, mean, m2
-        else:
-            for name, new in (("count", count), ("mean", mean), ("m2", m2)):
-                setattr(self, name, getattr(self, name).index_copy(0, rows, new))
-        return mean, (m2 / count).sqrt()
+        mean.addcdiv_(shift, count)
+        m2.addcmul_(shift, value - mean)
+        if rows is not None:
+            self.moments.index_copy_(1, rows, moments)
+        return mean.clone(), (m2 / count).sqrt_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("count", "mean", "m2"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None:
-                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
+        saved = state_dict.get(prefix + "moments")
+        if saved is not None and saved.ndim == 3:
+            self.moments = self.moments.new_zeros(3, saved.shape[1], self.moments.shape[2])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -190,18 +192,12 @@ class JumpLabeller(nn.Module):
             )
         self.kurtosis, self.sigma, self.normalise = kurtosis, sigma, normalise
         self.margin, self.rise, self.chunk = margin, rise, chunk
-        self.probability_statistics = RunningStatistics(decay=decay)
-        self.score_statistics = RunningStatistics(decay=decay)
+        self.statistics = RunningStatistics(2, decay=decay)  # of P_jump and of the score
 
     @property
     def seen(self) -> bool:
         """Whether the statistics hold anything."""
-        return bool(self.probability_statistics.count.sum() > 0)
-
-    def resize(self, streams: int) -> None:
-        """Make room for ``streams`` streams in both statistics."""
-        self.probability_statistics.resize(streams)
-        self.score_statistics.resize(streams)
+        return bool((self.statistics.count > 0).any())
 
     def fresh(self) -> JumpLabeller:
         """A labeller with the same rules that has seen nothing."""
@@ -209,7 +205,7 @@ class JumpLabeller(nn.Module):
             kurtosis=self.kurtosis,
             sigma=self.sigma,
             normalise=self.normalise,
-            decay=self.probability_statistics.decay,
+            decay=self.statistics.decay,
             margin=self.margin,
             rise=self.rise,
             chunk=self.chunk,
@@ -239,18 +235,17 @@ class JumpLabeller(nn.Module):
             and the ``bar`` ``[n, T]`` float64 that a zoomed score must reach.
         """
         passed, bar = [], []
-        for p, s in zip(probability.unbind(1), score.unbind(1), strict=True):
-            mean, std = self.probability_statistics.update(p, rows)
-            passed.append(p > mean + self.margin * std)
-            bar.append(s + self.rise * self.score_statistics.update(s, rows)[1])
+        for value in torch.stack((probability, score), -1).unbind(1):  # [n, 2]
+            mean, std = self.statistics.update(value, rows)
+            passed.append(value[:, 0] > mean[:, 0] + self.margin * std[:, 0])
+            bar.append(value[:, 1] + self.rise * std[:, 1])
         return torch.stack(passed, 1), torch.stack(bar, 1)
 
     def frozen_thresholds(self, probability: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`thresholds`, from the statistics of all streams as they stand, learning nothing."""
-        mean, std = self.probability_statistics.read()
-        return probability > mean + self.margin * std, score + self.rise * self.score_statistics.read()[1]
+        mean, std = self.statistics.read()
+        return probability > mean[0] + self.margin * std[0], score + self.rise * std[1]
 
-    @torch.no_grad()
     def zoom(
         self,
         frames: Tensor,

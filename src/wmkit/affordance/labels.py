@@ -153,24 +153,21 @@ class RecordLabels(nn.Module):
         passed, bar = self._thresholds(probability, score, rows, learn)
         frames = sources if self.reads == "frame" else records.images["frame"].flatten(0, 1)
         zooms = self.labeller.zoom(frames, sources, maps, passed.flatten(), bar.flatten(), self._predict)
-        is_zoomed = zooms.is_zoomed.view(shape)
+        is_zoomed, zoomed, value = (x.view(shape) for x in (zooms.is_zoomed, zooms.score, zooms.value))
 
-        zoomed = zooms.score.view(shape)
-        paid, paid_zoomed, best, best_zoomed = self._pay(
-            score, zoomed, is_zoomed, records, memory.affordance, memory.zoomed_affordance
+        paid, best, paid_zoomed, best_zoomed = self._pay(
+            score, zoomed, zooms, records, memory.affordance, memory.zoomed_affordance
         )
-        intrinsic, intrinsic_zoomed = self.alpha * self.weight * paid, self.alpha * self.weight * paid_zoomed
-        total, total_zoomed = self.weight * score, self.weight * zoomed
+        intrinsic, total = self.alpha * self.weight * paid, self.weight * score
+        arrival, promise = self.alpha * self.weight * paid_zoomed, self.weight * zoomed
         memory = memory._replace(affordance=best, zoomed_affordance=best_zoomed)
         if self.clip is not None:
             video, history = self.clip(records.images[self.clip.reads], records.is_init, memory.history)
-            value = zooms.value.view(shape)  # stands in for the video score of the zoomed view
-            paid, paid_zoomed, best, best_zoomed = self._pay(
-                video, value, is_zoomed, records, memory.clip, memory.zoomed_clip
-            )
-            intrinsic = intrinsic + self.clip_weight * paid
-            intrinsic_zoomed = intrinsic_zoomed + self.clip_weight * paid_zoomed
-            total, total_zoomed = total + self.clip_weight * video, total_zoomed + self.clip_weight * value
+            paid, best, paid_zoomed, best_zoomed = self._pay(
+                video, value, zooms, records, memory.clip, memory.zoomed_clip
+            )  # the map's mean in the window stands in for the video score of the zoomed view
+            intrinsic, total = intrinsic + self.clip_weight * paid, total + self.clip_weight * video
+            arrival, promise = arrival + self.clip_weight * paid_zoomed, promise + self.clip_weight * value
             memory = memory._replace(clip=best, zoomed_clip=best_zoomed, history=history)
 
         pixels, small = self._views(zooms, maps)
@@ -179,7 +176,7 @@ class RecordLabels(nn.Module):
         out["zoomed", "pixels"] = pixels.unflatten(0, shape)
         out["zoomed", "affordance"] = small.unflatten(0, shape)
         out["zoomed", "reward"] = records.reward * is_zoomed
-        out["zoomed", "intrinsic_reward"], out["zoomed", "score"] = intrinsic_zoomed, total_zoomed
+        out["zoomed", "intrinsic_reward"], out["zoomed", "score"] = arrival, promise
         return out, memory
 
     def _thresholds(
@@ -195,21 +192,24 @@ class RecordLabels(nn.Module):
         self,
         score: Tensor,
         zoomed: Tensor,
-        valid: Tensor,
+        zooms: Zooms,
         records: Records,
         memory: Tensor,
         zoomed_memory: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run the gate over T records ``[n, T]``: payments ``[n, T]`` twice, memories ``[n]`` twice."""
+        """Run the gate over T records ``[n, T]``: payments and memory, the same for the zoomed views."""
+        shape, any_zoomed = score.shape, zooms.pixels is not None
         paid, paid_zoomed = [], []
-        columns = (score, zoomed, valid, records.is_init, records.terminated)
-        for s, z, v, first, end in zip(*(x.unbind(1) for x in columns), strict=True):
+        columns = (score, zoomed, zooms.is_zoomed.view(shape), records.is_init, records.terminated)
+        for s, z, valid, first, end in zip(*(x.unbind(1) for x in columns), strict=True):
             payment, memory = self.gate(s, memory, first, end)
-            zoomed_memory = zoomed_memory.masked_fill(first, 0.0)
-            payment_zoomed, zoomed_memory = self.gate.zoomed(z, s, memory, zoomed_memory, v)
             paid.append(payment)
-            paid_zoomed.append(payment_zoomed)
-        return torch.stack(paid, 1), torch.stack(paid_zoomed, 1), memory, zoomed_memory
+            zoomed_memory = zoomed_memory.masked_fill(first, 0.0)
+            if any_zoomed:
+                payment, zoomed_memory = self.gate.zoomed(z, s, memory, zoomed_memory, valid)
+                paid_zoomed.append(payment)
+        zoomed_payments = torch.stack(paid_zoomed, 1) if any_zoomed else torch.zeros_like(score)
+        return torch.stack(paid, 1), memory, zoomed_payments, zoomed_memory
 
     def _maps(self, images: Tensor) -> Tensor:
         if len(images) <= self.chunk:

@@ -36,7 +36,10 @@ class Gate(Protocol):
     def zoomed(
         self, zoomed: Tensor, score: Tensor, memory: Tensor, zoomed_memory: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Pay for the zoomed views of the same records; returns payment and the new zoomed memory."""
+        """Pay for the zoomed views of the same records; returns payment and the new zoomed memory.
+
+        Where ``valid`` is false there is no view: it pays 0 and leaves the memory as it was.
+        """
         ...
 
 

@@ -187,7 +187,7 @@ class AffordanceTransform(Transform):
         if memory is None or len(memory.clip) != streams:
             memory = Memory.empty(streams, records.reward.device)
         if learn:
-            self.labeller.resize(streams)
+            self.labeller.statistics.resize(streams)
         if active is None or bool(active.all()):
             out, self.memory = self.core(records, memory, learn=learn)
             return self._write(record, out)
