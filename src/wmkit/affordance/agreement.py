@@ -48,8 +48,8 @@ def truth(predictions: Tensor, masks: Tensor, *, min_pixels: int = 4) -> dict[st
     Returns:
         ``visible`` share of frames that show the goal. ``iou`` of the area above 0.5 with the goal pixels,
         over all frames. Over frames that show the goal: ``window_hit_rate``, the share whose zoom window
-        touches the goal; ``window_chance``, the same for windows taken from other frames, which is what
-        guessing gives; ``window_coverage``, mean share of goal pixels inside the window;
+        touches the goal; ``window_chance``, the same with the windows of one another, which is what knowing
+        where goals usually are gives; ``window_coverage``, mean share of goal pixels inside the window;
         ``peak_hit_rate``, the share whose highest point lies on the goal. ``present_peak`` and
         ``absent_peak``: mean of the maps' maxima where the goal is visible and where it is not.
         NaN where there is no such frame.
@@ -58,14 +58,15 @@ def truth(predictions: Tensor, masks: Tensor, *, min_pixels: int = 4) -> dict[st
     visible = pixels >= min_pixels
     window = zoom_window(predictions)
     inside = _inside(window.box, masks)  # [N] goal pixels in the frame's own window
-    other = _inside(window.box.roll(max(1, len(masks) // 2), 0), masks)
+    shown = int(visible.sum())
+    other = _inside(window.box[visible].roll(max(1, shown // 2), 0), masks[visible])  # another frame's window
     peak = predictions.flatten(1).max(1)
     on_goal = masks.flatten(1).gather(1, peak.indices[:, None])[:, 0]
     return {
         "visible": float(visible.float().mean()),
         "iou": _iou(predictions > THRESHOLD, masks),
         "window_hit_rate": _mean((inside > 0)[visible]),
-        "window_chance": _mean((other > 0)[visible]),
+        "window_chance": _mean(other > 0) if shown > 1 else math.nan,
         "window_coverage": _mean((inside / pixels.clamp_min(1))[visible]),
         "peak_hit_rate": _mean(on_goal[visible]),
         "present_peak": _mean(peak.values[visible]),

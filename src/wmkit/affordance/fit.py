@@ -10,66 +10,22 @@ no time budget steers its schedule).
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkit.affordance.agreement import agreement, truth
+from wmkit.affordance.fit_report import FitReport, judge
 from wmkit.affordance.frames import AffordanceDataset, Progress
 from wmkit.affordance.recipes import Recipe, recipe
 from wmkit.affordance.unet.model import AffordanceUNet
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
-
-HELD_OUT_LIMIT = 512  # frames that judge a fit at most
-
-
-@dataclass
-class FitReport:
-    """What came of a fit.
-
-    Attributes:
-        iterations: done in total, earlier runs of the same checkpoint included.
-        seconds: likewise.
-        loss: pairs of iteration and training loss, thinned to a few hundred.
-        agreement: with virtual exploration, on held-out frames (:func:`~wmkit.affordance.agreement.agreement`).
-        truth: of the predictions against goal masks (:func:`~wmkit.affordance.agreement.truth`); empty without masks.
-        label_truth: the same of the labels: what a perfect student would reach.
-        panels: held-out examples for a report: ``frame`` uint8 [K,3,H,W], ``label`` and ``prediction``
-            uint8 [K,H,W], ``mask`` bool [K,H,W] where known, ``index`` int64 [K].
-    """
-
-    iterations: int
-    seconds: float
-    loss: list[tuple[int, float]]
-    agreement: dict[str, float]
-    truth: dict[str, float] = field(default_factory=dict)
-    label_truth: dict[str, float] = field(default_factory=dict)
-    panels: dict[str, Tensor] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, ready for JSON (NaN becomes None)."""
-        fields = {k: v for k, v in asdict(self).items() if k != "panels"}
-        for name in ("agreement", "truth", "label_truth"):
-            fields[name] = {k: None if v != v else v for k, v in fields[name].items()}
-        return fields
-
-    def save(self, path: str | PathLike) -> Path:
-        """Write ``fit_report.json`` and ``panels.npz`` into a folder."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "fit_report.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        np.savez_compressed(folder / "panels.npz", **{k: v.numpy() for k, v in self.panels.items()})
-        return folder
 
 
 def fit_affordance(
@@ -111,7 +67,7 @@ def fit_affordance(
             ``{"loss": ..., "seconds": ...}``.
 
     Returns:
-        The report; ``model`` is left in evaluation mode.
+        The report (:class:`~wmkit.affordance.fit_report.FitReport`); ``model`` is left in evaluation mode.
 
     Raises:
         SpecError: data that does not fit together.
@@ -141,7 +97,7 @@ def fit_affordance(
         iterations = recipe_.epochs * max(1, round(len(train) / recipe_.batch_size))
     fit = _Fit(model, data, train, recipe_, iterations, budget, seed)
     fit.run(Path(checkpoint) if checkpoint is not None else None, checkpoint_every, progress)
-    return _judge(fit, data, held if len(held) else train, panels)
+    return judge(model, data, held if len(held) else train, panels, fit.iteration, fit.seconds, fit.loss)
 
 
 class _Fit:
@@ -162,6 +118,8 @@ class _Fit:
         self.optimiser = recipe_.optimiser(model.parameters(), recipe_.lr)
         self.iteration, self.seconds = 0, 0.0
         self.loss: list[tuple[int, float]] = []
+        brightness = torch.cat([data.labels[part].flatten(1).float().mean(1) for part in train.split(256)])
+        self.bright = train[brightness > brightness.mean()]
         self._epoch: tuple[int, Tensor] | None = None
 
     def run(self, checkpoint: Path | None, every: int, progress: Progress | None) -> None:
@@ -205,7 +163,7 @@ class _Fit:
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         torch.manual_seed(self.seed * 1_000_003 + self.iteration)  # dropout, stochastic depth
         device = self.model.pixel_mean.device
-        frames, labels, text = self.data.batch(self._indices())
+        frames, labels, text = self.data.batch(self._indices(random))
         images, maps = frames.to(device).float(), labels.to(device)[:, None].float() / 255  # [B,3,H,W], [B,1,H,W]
         images, maps = self.recipe.augment(images, maps, random)
         prediction = self.model(self.model.prepare(images), self.model.match_text(text, len(images)))
@@ -224,13 +182,16 @@ class _Fit:
         self.optimiser.step()
         return value
 
-    def _indices(self) -> Tensor:
-        """[B]: the iteration's share of an endless chain of shuffled epochs."""
+    def _indices(self, random: torch.Generator) -> Tensor:
+        """[B]: the iteration's share of an endless chain of shuffled epochs, and some bright frames."""
         batch = min(self.recipe.batch_size, len(self.train))
-        position = torch.arange(self.iteration * batch, (self.iteration + 1) * batch)
+        focused = round(self.recipe.focus * batch) if len(self.bright) else 0
+        plain = batch - focused
+        position = torch.arange(self.iteration * plain, (self.iteration + 1) * plain)
         epochs, offset = position // len(self.train), position % len(self.train)
         parts = [self._order(int(epoch))[offset[epochs == epoch]] for epoch in epochs.unique()]
-        return self.train[torch.cat(parts)]
+        chosen = self.bright[torch.randint(max(1, len(self.bright)), (focused,), generator=random)]
+        return torch.cat([self.train[index] for index in parts] + [chosen])
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch is None or self._epoch[0] != epoch:
@@ -298,51 +259,3 @@ class _Interrupt:
     def __exit__(self, *_: object) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
-
-
-def _judge(fit: _Fit, data: AffordanceDataset, held: Tensor, panels: int) -> FitReport:
-    """Predict held-out frames; compare with labels and masks; pick examples."""
-    if len(held) > HELD_OUT_LIMIT:
-        held = held[torch.linspace(0, len(held) - 1, HELD_OUT_LIMIT).round().long()]
-    predictions = []
-    for part in held.split(16):
-        frames, _, text = data.batch(part)
-        predictions.append(fit.model.predict(frames, text).cpu())
-    maps, labels = torch.cat(predictions), data.labels[held].float() / 255  # [N, H, W] each
-    masks = None if data.masks is None else data.masks[held]
-    shown = _examples(masks, len(held), panels)
-    pictures = {
-        "index": held[shown],
-        "frame": data.frames[held[shown]],
-        "label": data.labels[held[shown]],
-        "prediction": (255 * maps[shown]).round().to(torch.uint8),
-    }
-    if masks is not None:
-        pictures["mask"] = masks[shown]
-    return FitReport(
-        iterations=fit.iteration,
-        seconds=fit.seconds,
-        loss=fit.loss,
-        agreement=agreement(maps, labels),
-        truth={} if masks is None else truth(maps, masks),
-        label_truth={} if masks is None else truth(labels, masks),
-        panels=pictures,
-    )
-
-
-def _examples(masks: Tensor | None, n: int, count: int) -> Tensor:
-    """Indices of frames worth looking at: spread over time, three quarters of them with the goal in view."""
-    everything = torch.arange(n)
-    if masks is None:
-        return _spread(everything, count)
-    visible = masks.flatten(1).any(1)
-    with_goal = _spread(everything[visible], -(-3 * count // 4))
-    without = _spread(everything[~visible], count - len(with_goal))
-    return torch.cat([with_goal, without])
-
-
-def _spread(index: Tensor, count: int) -> Tensor:
-    """``count`` of ``index``, evenly spaced; all of it if there are fewer."""
-    if len(index) <= count:
-        return index
-    return index[torch.linspace(0, len(index) - 1, count).round().long()]

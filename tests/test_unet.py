@@ -1,0 +1,221 @@
+"""The U-Nets: published size and weights, where the text acts, interface, saving."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wmkit.affordance import SmallUNet, SwinUNet, load_affordance, load_swin_unet, save_affordance
+from wmkit.affordance.unet.compat import convert_swin_unet
+from wmkit.affordance.unet.fusion import ConstantQueryFusion, ImageQueryFusion, TextQueryAttention
+from wmkit.affordance.unet.model import load_strictly
+from wmkit.affordance.unet.resize import SmoothResize
+from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError, SpecError
+
+TINY = dict(embed_dim=16, heads=(1, 2, 4, 8), window=4, image_size=(64, 64), text_dim=8)
+
+
+def released_entries() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of LS-Imagine's swin_unet_checkpoint.pth, from its layout table."""
+    heads, shapes = (3, 6, 12, 24), {}
+
+    def norm(name: str, c: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (c,)
+
+    def blocks(name: str, k: int) -> None:
+        c = 96 * 2**k
+        for b in (0, 1):
+            block = f"{name}.blocks.{b}"
+            norm(f"{block}.norm1", c)
+            norm(f"{block}.norm2", c)
+            shapes[f"{block}.attn.relative_position_bias_table"] = (169, heads[k])
+            shapes[f"{block}.attn.relative_position_index"] = (49, 49)
+            for part, out, inp in (("attn.qkv", 3 * c, c), ("attn.proj", c, c), ("mlp.fc1", 4 * c, c), ("mlp.fc2", c, 4 * c)):
+                shapes[f"{block}.{part}.weight"], shapes[f"{block}.{part}.bias"] = (out, inp), (out,)
+            if b == 1 and k < 3:
+                shapes[f"{block}.attn_mask"] = (4 ** (3 - k), 49, 49)
+
+    shapes["patch_embed.proj.weight"], shapes["patch_embed.proj.bias"] = (96, 3, 4, 4), (96,)
+    norm("patch_embed.norm", 96)
+    for k in range(4):
+        c = 96 * 2**k
+        blocks(f"layers.{k}", k)
+        if k < 3:
+            shapes[f"layers.{k}.downsample.reduction.weight"] = (2 * c, 4 * c)
+            norm(f"layers.{k}.downsample.norm", 4 * c)
+        shapes[f"TIA.{k}.text_projection.weight"], shapes[f"TIA.{k}.text_projection.bias"] = (c, 512), (c,)
+        for part in ("w_qs", "w_ks", "w_vs"):
+            shapes[f"TIA.{k}.multi_head_attention.{part}.weight"] = (8 * c, c)
+        shapes[f"TIA.{k}.multi_head_attention.fc.weight"] = (c, 8 * c)
+        norm(f"TIA.{k}.multi_head_attention.layer_norm", c)
+    shapes["layers_up.0.expand.weight"] = (1536, 768)
+    norm("layers_up.0.norm", 384)
+    for i, c in ((1, 384), (2, 192), (3, 96)):
+        blocks(f"layers_up.{i}", 3 - i)
+        shapes[f"concat_back_dim.{i}.weight"], shapes[f"concat_back_dim.{i}.bias"] = (c, 2 * c), (c,)
+        if i < 3:
+            shapes[f"layers_up.{i}.upsample.expand.weight"] = (2 * c, c)
+            norm(f"layers_up.{i}.upsample.norm", c // 2)
+    norm("norm", 768)
+    norm("norm_up", 96)
+    shapes["up.expand.weight"] = (1536, 96)
+    norm("up.norm", 96)
+    shapes["output.weight"] = (1, 96, 1, 1)
+    return {f"swin_unet.{name}": shape for name, shape in shapes.items()}
+
+
+def test_released_checkpoint_loads_strictly(tmp_path):
+    entries = released_entries()
+    assert len(entries) == 270
+    random = torch.Generator().manual_seed(0)
+    state = {
+        name: torch.zeros(shape, dtype=torch.int64)
+        if name.endswith("relative_position_index")
+        else 0.02 * torch.randn(shape, generator=random)
+        for name, shape in entries.items()
+    }
+    torch.save(state, tmp_path / "swin_unet_checkpoint.pth")
+    model = load_swin_unet(tmp_path / "swin_unet_checkpoint.pth")
+    assert sum(p.numel() for p in model.parameters()) == 52_977_252
+    assert model.fusion.stages[2].out.weight.equal(state["swin_unet.TIA.2.multi_head_attention.fc.weight"])
+    assert model.layers_up[1].blocks[1].mlp.fc1.bias.equal(state["swin_unet.layers_up.1.blocks.1.mlp.fc1.bias"])
+    dead = sum(p.numel() for k in (0, 1, 3) for p in model.fusion.stages[k].parameters())
+    assert 20.8e6 < dead < 21e6
+
+    for change, message in (
+        ({"swin_unet.output.weight": torch.zeros(2, 96, 1, 1)}, r"output.weight.*wanted \(1, 96, 1, 1\)"),
+        ({"swin_unet2.x": torch.zeros(1)}, "'swin_unet2.x'"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_strictly(model, convert_swin_unet({**state, **change}), "checkpoint")
+    del state["swin_unet.norm.weight"]
+    with pytest.raises(CheckpointError, match="'norm.weight' is missing"):
+        load_strictly(model, convert_swin_unet(state), "checkpoint")
+    with pytest.raises(MissingWeightsError, match="does not exist"):
+        load_swin_unet(tmp_path / "nowhere.pth")
+    (tmp_path / "noise.pth").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_swin_unet(tmp_path / "noise.pth")
+
+
+def test_constant_query_answers_alike_everywhere_and_image_query_does_not():
+    torch.manual_seed(0)
+    dims, heads = (16, 32, 64), (1, 2, 4)
+    skips = [torch.randn(2, size, size, dim) for dim, size in zip(dims, (8, 4, 2), strict=True)]
+    text = torch.randn(2, 8)
+    constant = ConstantQueryFusion(dims, 8, heads).eval()(skips, text)
+    assert constant[1].flatten(1, 2).std(1).max() == 0  # the last skip the decoder reads
+    assert constant[0] is skips[0] and constant[2] is skips[2]
+
+    fused = ImageQueryFusion(dims, 8, heads).eval()(skips, text)
+    for k in (0, 1):
+        answer = fused[k] - skips[k]  # without the residual
+        assert answer.flatten(1, 2).std(1).min() > 1e-5
+    assert fused[2] is skips[2]
+
+
+def test_text_query_attention_equals_attention_of_a_repeated_query():
+    torch.manual_seed(1)
+    part = TextQueryAttention(16, 8, heads=2).eval()
+    tokens, text = torch.randn(3, 4, 5, 16), torch.randn(3, 8)
+    flat = tokens.flatten(1, 2)
+    query = part.query(part.text_projection(text))[:, None].expand(-1, 20, -1)
+
+    def heads(x):
+        return x.unflatten(-1, (2, 16)).transpose(1, 2)
+
+    answer = F.scaled_dot_product_attention(heads(query), heads(part.key(flat)), heads(part.value(flat)))
+    answer = part.norm(part.out(answer.transpose(1, 2).flatten(2))).view_as(tokens)
+    torch.testing.assert_close(part(tokens, text), answer)
+
+
+@pytest.mark.parametrize("fusion", ["constant_query", "image_query"])
+def test_prompt_changes_the_map(fusion):
+    torch.manual_seed(0)
+    model = SwinUNet(fusion, **TINY).eval()
+    images = torch.randn(1, 3, 64, 64)
+    a, b = model(images, torch.randn(1, 8)), model(images, torch.randn(1, 8))
+    assert a.shape == (1, 1, 64, 64) and 0 < a.min() and a.max() < 1
+    assert not torch.equal(a, b)
+
+
+def test_corrected_form_leaves_no_parameter_idle():
+    model = SwinUNet(**TINY).train()
+    model(torch.randn(2, 3, 64, 64), torch.randn(2, 8)).mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_other_depths_and_stage_counts():
+    model = SwinUNet(embed_dim=8, depths=(1, 2, 1), heads=(1, 2, 2), window=4, image_size=(32, 48), text_dim=4)
+    assert model.eval()(torch.zeros(1, 3, 32, 48), torch.zeros(1, 4)).shape == (1, 1, 32, 48)
+
+
+def test_smooth_resize_equals_resize_then_blur():
+    torch.manual_seed(0)
+    maps = torch.rand(2, 20, 32)
+    smooth = SmoothResize(blur=(7, 5))
+    big = F.interpolate(maps[:, None], (40, 64), mode="bilinear", align_corners=False)
+    taps = []
+    for kernel in (7, 5):
+        sigma = 0.3 * ((kernel - 1) * 0.5 - 1) + 0.8
+        tap = torch.exp(-((torch.arange(kernel) - kernel // 2) ** 2) / (2 * sigma**2))
+        taps.append(tap / tap.sum())
+    big = F.pad(big, (2, 2, 3, 3), mode="reflect")
+    big = F.conv2d(big, torch.outer(*taps)[None, None])[:, 0]
+    torch.testing.assert_close(smooth(maps, (40, 64)), big)
+    assert SmoothResize((79, 51))(torch.ones(1, 10, 10), (32, 32)).allclose(torch.ones(1, 32, 32))  # wider than the image
+
+
+@pytest.mark.parametrize("make", [lambda: SmallUNet(text_dim=8), lambda: SwinUNet(**TINY)], ids=["small", "swin"])
+def test_predict(make):
+    torch.manual_seed(0)
+    model = make().train()
+    frames = torch.randint(0, 256, (3, 3, 160, 256), dtype=torch.uint8)
+    text = torch.randn(3, 8)
+    maps = model.predict(frames, text)
+    assert maps.shape == (3, 160, 256) and maps.dtype == torch.float32 and not maps.requires_grad
+    assert 0 <= maps.min() and maps.max() <= 1
+    assert model.training  # as it was
+    torch.testing.assert_close(model.predict(frames[1:2], text[1]), maps[1:2], atol=1e-5, rtol=1e-4)  # batch does not matter
+    with pytest.raises(SpecError, match="wanted .*8"):
+        model.predict(frames, torch.zeros(2, 8))
+    with pytest.raises(SpecError, match="frames have shape"):
+        model.predict(frames.permute(0, 2, 3, 1), text)
+
+
+def test_save_and_load(tmp_path):
+    torch.manual_seed(0)
+    model, text = SmallUNet(widths=(8, 16), depths=(1, 1), image_size=(32, 64), text_dim=8, blur=(3, 5)), torch.randn(8)
+    save_affordance(tmp_path, model, text, "Cut a tree")
+    loaded = load_affordance(tmp_path)
+    frames = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    assert loaded.model.predict(frames, loaded.text_features).equal(model.predict(frames, text))
+    assert loaded.prompts == ["Cut a tree"] and loaded.text_features.equal(text[None])
+
+    with pytest.raises(ConfigError, match="one row per prompt"):
+        save_affordance(tmp_path / "b", model, torch.zeros(3, 8), "Cut a tree")
+    with pytest.raises(MissingWeightsError, match="config.json"):
+        load_affordance(tmp_path / "nowhere")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"kind": "huge"}, "format and kind"),
+        ({"options": {**config["options"], "widths": [8, 24]}}, "wanted"),
+        ({"options": {"colour": 1}}, "does not fit its own config"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            load_affordance(tmp_path)
+
+
+def test_bad_options():
+    with pytest.raises(ConfigError, match="fusion 'sum' is unknown"):
+        SwinUNet("sum", **TINY)
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        SwinUNet(**{**TINY, "image_size": (100, 64)})
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        SmallUNet(image_size=(90, 160))
+    with pytest.raises(ConfigError, match="odd"):
+        SmoothResize((4, 5))
