@@ -45,13 +45,15 @@ class JumpGate:
     Args:
         prob: chance that an expected jump is taken (0.7 in LS-Imagine).
         threshold: on P(jump | s) times the probability of going on.
+        extra_step: let an ordinary step follow each jump inside the same transition, as the
+            released code does without counting it in Δ.
 
     >>> JumpGate(prob=0.0).prob
     0.0
     """
 
-    def __init__(self, prob: float = 0.7, threshold: float = 0.5) -> None:
-        self.prob, self.threshold = prob, threshold
+    def __init__(self, prob: float = 0.7, threshold: float = 0.5, extra_step: bool = False) -> None:
+        self.prob, self.threshold, self.extra_step = prob, threshold, extra_step
 
     def open(self, jump: Tensor, continuation: Tensor, uniform: Tensor) -> Tensor:
         """``[N, 1]`` each -> ``[N]`` bool.
@@ -99,6 +101,8 @@ def imagine(
             continuations.append(world_model.continuation(feature))
             jump = gate.open(world_model.heads["jump"](feature).mean, continuations[-1], gate_noise[t])
             latent = dynamics.step(latent, action, jump, noise=state_noise[t])
+            if gate.extra_step:
+                latent = dynamics.step(latent, actor(latent.feature).sample()).where(jump, latent)
         states.append(latent.state)
         beliefs.append(latent.belief)
         actions.append(action)

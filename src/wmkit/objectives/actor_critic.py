@@ -135,7 +135,7 @@ class ActorCriticLoss(nn.Module):
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
         """A roll-out as TorchRL transitions ``[S, H]``.
 
-        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``. Under ``next``:
+        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``, ``steps_to_next_obs``. Under ``next``:
         ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``, ``jump_return``,
         ``done``, ``terminated``.
         """
@@ -161,6 +161,7 @@ class ActorCriticLoss(nn.Module):
                 "action": trajectory.actions,
                 "jump": trajectory.jumps,
                 "continuation": trajectory.continuations[:, :-1],
+                "steps_to_next_obs": steps,  # TorchRL's own estimators look for it here
                 "next": {
                     "state": trajectory.states[:, 1:],
                     "belief": trajectory.beliefs[:, 1:],

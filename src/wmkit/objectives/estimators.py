@@ -34,7 +34,8 @@ class LambdaReturnJumpy(ValueEstimatorBase):
 
     Keys under ``next``: ``reward``; ``continuation`` (one minus ``terminated`` if absent;
     with ``continuation_at="current"`` it is read at the root instead);
-    ``steps_to_next_obs`` (one if absent); ``jump_return`` (zero if absent); ``done``
+    ``steps_to_next_obs`` (looked for at the root too, where TorchRL
+    writes it; one if absent); ``jump_return`` (zero if absent); ``done``
     restarts the recursion (never, if absent).
 
     Args:
@@ -113,7 +114,9 @@ class LambdaReturnJumpy(ValueEstimatorBase):
         if continuation is None:
             ended = source.get(keys.terminated, None)
             continuation = torch.ones_like(reward) if ended is None else 1 - ended.to(reward.dtype)
-        steps = following.get(keys.steps_to_next_obs, torch.ones_like(reward))
+        steps = following.get(keys.steps_to_next_obs, None)
+        if steps is None:  # TorchRL's multi-step transform writes it at the root
+            steps = tensordict.get(keys.steps_to_next_obs, torch.ones_like(reward))
         jump_return = following.get(keys.jump_return, torch.zeros_like(reward))
         done = following.get(keys.done, None)
         lmbda = self.lmbda if done is None else self.lmbda * (~done.bool()).to(reward.dtype)

@@ -1,6 +1,7 @@
 """Systems: one page each, composed of parts, ready to act and to learn."""
 
 from wmkit.systems.build import build, build_from, compose
+from wmkit.systems.released import load_ls_imagine
 from wmkit.systems.system import System
 
-__all__ = ["System", "build", "build_from", "compose"]
+__all__ = ["System", "build", "build_from", "compose", "load_ls_imagine"]

@@ -25,7 +25,7 @@ from wmkit.systems.spaces import read_spaces
 from wmkit.systems.system import System
 
 CONF = Path(__file__).parent / "conf"
-GROUPS = ("size", "env", "preset", "affordance", "training", "backbone")
+GROUPS = ("size", "env", "preset", "affordance", "training", "compat", "backbone")
 
 
 def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -1,0 +1,81 @@
+"""The four laws of every registered backbone, with resets anywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import wmkit
+from wmkit import backbones
+from wmkit.errors import ConfigError
+
+B, T, D, U = 3, 9, 5, 16
+NAMES = [name for name in wmkit.available("backbone") if not name.startswith("doctest")]
+
+
+@pytest.fixture(params=NAMES)
+def model(request: pytest.FixtureRequest) -> backbones.SequenceModel:
+    torch.manual_seed(0)
+    return backbones.build(request.param, D, U).eval()
+
+
+def window() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    reset = torch.rand(B, T) < 0.25
+    reset[0] = False
+    reset[1, 4] = True
+    return torch.randn(B, T, D), reset
+
+
+def test_contract(model: backbones.SequenceModel) -> None:
+    assert isinstance(model, backbones.SequenceModel)
+    assert (model.in_dim, model.out_dim) == (D, U)
+    assert all(leaf.shape[0] == B for leaf in tree_leaves(model.initial(B)))
+    assert model.output(model.initial(B)).shape == (B, U)
+
+
+def test_scan_equals_looped_step(model: backbones.SequenceModel) -> None:
+    x, reset = window()
+    scanned, last = model.scan(x, model.initial(B), reset)
+    carry, outputs = model.initial(B), []
+    for t in range(T):
+        u, carry = model.step(x[:, t], carry, reset[:, t])
+        outputs.append(u)
+    torch.testing.assert_close(scanned, torch.stack(outputs, 1))
+    for a, b in zip(tree_leaves(last), tree_leaves(carry), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_nothing_crosses_a_reset(model: backbones.SequenceModel) -> None:
+    x, reset = window()
+    x.requires_grad_()
+    carry = model.initial(B)
+    scanned, _ = model.scan(x, carry, reset)
+    (grad,) = torch.autograd.grad(scanned[1, 4:].sum(), x)
+    assert grad[1, :4].abs().max() == 0 and grad[1, 4:].abs().sum() > 0
+    changed = x.detach().clone()
+    changed[1, :4] += 1
+    torch.testing.assert_close(model.scan(changed, carry, reset)[0][1, 4:], scanned[1, 4:])
+
+
+def test_two_scans_equal_one(model: backbones.SequenceModel) -> None:
+    x, reset = window()
+    whole, _ = model.scan(x, model.initial(B), reset)
+    first, carry = model.scan(x[:, :4], model.initial(B), reset[:, :4])
+    second, _ = model.scan(x[:, 4:], carry, reset[:, 4:])
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+
+
+def test_causality(model: backbones.SequenceModel) -> None:
+    x, _ = window()
+    x.requires_grad_()
+    scanned, _ = model.scan(x, model.initial(B), torch.zeros(B, T, dtype=torch.bool))
+    (grad,) = torch.autograd.grad(scanned[:, 5].sum(), x)
+    assert grad[:, 6:].abs().max() == 0 and grad[:, :6].abs().sum(-1).min() > 0
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ln_gru'"):
+        backbones.build("lngru", D, U)

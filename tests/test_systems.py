@@ -1,0 +1,299 @@
+"""Systems: pages, parameter counts, ordinary cases that used to crash, bad input, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from test_objectives import build
+from torchrl.collectors import Collector
+from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded, UnboundedDiscrete
+from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
+
+import wmkit
+from wmkit.envs.counting import CountingEnv
+from wmkit.errors import CheckpointError, ConfigError, SpecError
+from wmkit.systems import compose
+from wmkit.systems.released import load_ls_imagine
+
+PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_parameter_counts() -> None:
+    small = wmkit.build("ls_imagine", observation_spec=PIXELS, action_spec=OneHot(12), overrides=["size=small"])
+    assert parameters(small.world_model) == 11_584_706
+    with torch.device("meta"):
+        paper = wmkit.build(
+            "ls_imagine",
+            observation_spec=PIXELS,
+            action_spec=OneHot(12),
+            overrides=["size=paper", "compat=released"],
+        )
+    assert parameters(paper.world_model) == 235_883_650
+    assert parameters(paper.actor) == 9_459_724
+    assert parameters(paper.critic) == 6_556_927
+
+
+@pytest.mark.parametrize("name", ["ls_imagine", "dreamer_v3_2023"])
+@pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
+def test_every_page_composes(name: str, preset: str) -> None:
+    for size in ("tiny", "small", "paper"):
+        assert compose(name, [f"preset={preset}", f"size={size}"]).system == name
+
+
+@pytest.mark.parametrize("name", ["ls_imagine", "dreamer_v3_2023"])
+@pytest.mark.parametrize("extra", [[], ["backbone=gru"]])
+def test_an_update_learns_and_is_reproducible(name: str, extra: list[str]) -> None:
+    systems = [build(name, *extra) for _ in range(2)]
+    batch = systems[0].example_batch()
+    first = {}
+    for system in systems:
+        torch.manual_seed(5)
+        metrics = [system.update(batch) for _ in range(3)]
+        first[system] = metrics
+        assert all(torch.isfinite(v).all() for v in metrics[-1].exclude("replay_context").values())
+        assert metrics[-1]["loss_world_model"] < metrics[0]["loss_world_model"]
+        assert metrics[0]["replay_context", "belief"].shape == (*batch.batch_size, 16)
+    a, b = systems
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_state_dict_holds_all_of_a_resume(tmp_path: Path) -> None:
+    source, target = build(), build("ls_imagine", "seed=3")
+    batch = source.example_batch()
+    source.update(batch)
+    torch.save(source.state_dict(), tmp_path / "state.pt")
+    target.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    results = []
+    for system in (source, target):
+        torch.manual_seed(1)
+        results.append(system.update(batch)["loss_world_model"])
+    assert torch.equal(*results)
+    assert all(torch.equal(x, y) for x, y in zip(source.parameters(), target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("case", ["no key", "no view", "closed gate", "all zoomed", "compat"])
+def test_ordinary_cases(case: str) -> None:
+    overrides = {"closed gate": ["behaviour.gate.prob=0"], "compat": ["compat=released"]}.get(case, [])
+    system = build("ls_imagine", *overrides)
+    batch = system.example_batch()
+    if case == "no key":
+        batch = batch.exclude("zoomed", "is_zoomed", "jump", "jump_steps", "jump_return", "jump_resolved")
+    elif case == "no view":
+        batch["is_zoomed"] = torch.zeros_like(batch["is_zoomed"])
+    elif case == "all zoomed":
+        batch["is_zoomed"] = torch.ones_like(batch["is_zoomed"])
+    metrics = system.update(batch)
+    assert all(torch.isfinite(v).all() for v in metrics.exclude("replay_context").values())
+    if case in ("no key", "no view"):
+        assert metrics["zoomed_fraction"] == 0 and metrics["loss_jump_steps"] == 0
+    if case == "all zoomed":
+        assert metrics["zoomed_dropped"] == pytest.approx(1 - 4 / 15)
+    if case == "closed gate":
+        assert metrics["jump_rate"] == 0
+
+
+def test_masked_rows_change_nothing() -> None:
+    """Rows set aside for views that are not there weigh nothing: any capacity gives the same loss."""
+    losses = []
+    for capacity in (0.2, 1.0):
+        system = build("ls_imagine", f"world_model_loss.long_branch.capacity={capacity}")
+        batch = system.example_batch()
+        batch["is_zoomed"] = torch.zeros_like(batch["is_zoomed"])
+        torch.manual_seed(0)
+        losses.append(system.world_model_loss(system.world_model, system.fill(batch)).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_counting_world_has_no_off_by_one() -> None:
+    """Observation and reward are both t: a model that sees o_t must say reward t, and imagine t + 1 next."""
+    torch.manual_seed(0)
+    env = CountingEnv()
+    system = wmkit.build(
+        "dreamer_v3_2023",
+        observation_spec=env.observation_spec,
+        action_spec=env.action_spec,
+        overrides=["size.deter=32", "size.groups=8", "size.classes=8", "size.hidden=32", "size.units=32"]
+        + ["batch.size=16", "batch.length=16", "schedule.world_model.lr=3e-3"],
+    )
+    count = torch.arange(16 * 40).reshape(16, 40) % 8  # 8 records: t = 0..7, the last one terminal
+    records = TensorDict(
+        {
+            "observation": count.unsqueeze(-1).float(),
+            "reward": count.unsqueeze(-1).float(),
+            "is_init": (count == 0).unsqueeze(-1),
+            "terminated": (count == 7).unsqueeze(-1),
+            "done": (count == 7).unsqueeze(-1),
+        },
+        [16, 40],
+    )
+    actions = F.one_hot(torch.randint(0, system.spaces.action_dim, (16, 40)), system.spaces.action_dim).float()
+    records["previous_action"] = actions * (count > 0).unsqueeze(-1)
+    for _ in range(300):
+        offset = int(torch.randint(0, 24, ()))
+        learned = system.world_model_loss(system.world_model, system.fill(records[:, offset : offset + 16]))
+        system.schedule.learners["world_model"].step(learned.loss)
+    with torch.no_grad():
+        seen = system.world_model.observe(system.fill(records[:, :24])).latent
+        reward = system.world_model.heads["reward"](seen.feature).mean
+        torch.testing.assert_close(reward, records["reward"][:, :24], atol=0.75, rtol=0)
+        going = system.world_model.continuation(seen.feature) > 0.5
+        assert torch.equal(going, ~records["terminated"][:, :24])
+        start = TensorDict({"state": seen.state[:, 2], "belief": seen.belief[:, 2]}, [16])
+        imagined = system.imagine(start, 3)["next", "reward"].squeeze(-1)
+        torch.testing.assert_close(imagined, torch.tensor([3.0, 4.0, 5.0]).expand(16, 3), atol=0.75, rtol=0)
+
+
+def test_policy_runs_in_a_collector_and_carries_its_latents() -> None:
+    base = CountingEnv(pixels=True)
+    system = wmkit.build(
+        "dreamer_v3_2023",
+        observation_spec=base.observation_spec,
+        action_spec=base.action_spec,
+        overrides=["size.deter=16", "size.groups=4", "size.classes=4", "size.depth=4"],
+    )
+    env = TransformedEnv(base, InitTracker())
+    env.append_transform(system.policy.make_tensordict_primer())
+    collector = Collector(env, system.policy, frames_per_batch=16, total_frames=16, trust_policy=True)
+    batch = next(iter(collector))
+    collector.shutdown()
+    is_init = batch["is_init"].squeeze(-1)
+    assert is_init.sum() == 3
+    carried = batch["previous_action"][1:][~is_init[1:]]
+    torch.testing.assert_close(carried, batch["action"].float()[:-1][~is_init[1:]])
+    assert (batch["previous_action"][is_init] == 0).all()
+    assert batch["belief"].abs().sum() > 0
+    with set_exploration_type(ExplorationType.MODE):
+        assert env.rollout(3, system.policy)["action"].sum(-1).eq(1).all()
+
+
+def test_bad_spaces_are_refused_in_one_sentence() -> None:
+    def attempt(spec: Composite, action: object = None) -> str:
+        with pytest.raises(SpecError) as error:
+            wmkit.build("ls_imagine", observation_spec=spec, action_spec=action or OneHot(12))
+        return str(error.value)
+
+    assert "BoundedContinuous of shape [2], wanted OneHot" in attempt(PIXELS, Bounded(-1, 1, (2,)))
+    assert "Categorical with 4 values, wanted OneHot" in attempt(PIXELS, Categorical(4))
+    wrong = Composite(pixels=UnboundedDiscrete((64, 64, 3), dtype=torch.uint8))
+    assert "shape [64, 64, 3]: wanted [channels, 64, 64]" in attempt(wrong)
+    assert "dtype torch.int64: wanted torch.uint8" in attempt(
+        Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.int64))
+    )
+    assert "reads 'pixels', which the environment does not show" in attempt(Composite(observation=Unbounded(4)))
+
+
+def test_bad_configuration_is_refused_in_one_sentence() -> None:
+    for system, overrides, message in (
+        ("ls_imagin", [], "did you mean 'ls_imagine'"),
+        ("ls_imagine", ["size=smal"], "did you mean 'small'"),
+        ("ls_imagine", ["backbone=lstmm"], "backbone 'lstmm' is unknown"),
+        ("ls_imagine", ["size"], "wanted key=value"),
+        ("ls_imagine", ["behaviour.horizn=3"], "horizn"),
+    ):
+        with pytest.raises(ConfigError, match=message) as error:
+            compose(system, overrides)
+        assert "\n" not in str(error.value)
+
+
+def test_bad_batches_are_refused_in_one_sentence() -> None:
+    system = build()
+    batch = system.example_batch()
+    with pytest.raises(SpecError, match=r"'reward' is \[3, 5\] of torch.float32: wanted \[3, 5, 1\]"):
+        system.update(batch.clone().set("reward", batch["reward"].squeeze(-1)))
+    with pytest.raises(SpecError, match="no 'previous_action'"):
+        system.update(batch.exclude("previous_action"))
+    with pytest.raises(SpecError, match=r"batch size \[15\]: wanted \[B, T\]"):
+        system.update(batch.reshape(-1))
+    with pytest.raises(SpecError, match="of torch.float64"):
+        system.update(batch.clone().set("reward", batch["reward"].double()))
+
+
+def released_state(system: wmkit.systems.System) -> dict[str, torch.Tensor]:
+    """A checkpoint in the released layout, random values, for a system of any size."""
+    heads = {"reward": "Reward", "end": "End", "jump": "Jump", "intrinsic": "Intrinsic"}
+    heads |= {name: name for name in ("jumping_steps", "accumulated_reward")}
+    ours = {"end": "continuation", "intrinsic": "intrinsic_reward"}
+    ours |= {"jumping_steps": "jump_steps", "accumulated_reward": "jump_return"}
+    state: dict[str, torch.Tensor] = {}
+
+    def put(name: str, like: torch.Tensor) -> None:
+        state[name] = torch.randn(like.shape)
+
+    def trunk(prefix: str, word: str, head: torch.nn.Module) -> None:
+        for i, layer in enumerate(head.trunk):
+            put(f"{prefix}.layers.{word}_linear{i}.weight", layer.linear.weight)
+            put(f"{prefix}.layers.{word}_norm{i}.weight", layer.norm.weight)
+            put(f"{prefix}.layers.{word}_norm{i}.bias", layer.norm.bias)
+        put(f"{prefix}.mean_layer.weight", head.out.weight)
+        put(f"{prefix}.mean_layer.bias", head.out.bias)
+
+    wm, rssm = system.world_model, system.world_model.dynamics.short
+    for i in (0, 3, 6, 9):
+        put(f"_wm._orig_mod.encoder._cnn.layers.{i}.weight", wm.encoder.image.layers[i].weight)
+        put(f"_wm._orig_mod.heads.decoder._cnn.layers.{i}.weight", wm.decoder.image.layers[i].weight)
+    put("_wm._orig_mod.heads.decoder._cnn.layers.9.bias", wm.decoder.image.layers[9].bias)
+    for part, layers, norms in (
+        ("encoder", wm.encoder.image.layers, (1, 4, 7, 10)),
+        ("heads.decoder", wm.decoder.image.layers, (1, 4, 7)),
+    ):
+        for i in norms:
+            put(f"_wm._orig_mod.{part}._cnn.layers.{i}.norm.weight", layers[i].weight)
+            put(f"_wm._orig_mod.{part}._cnn.layers.{i}.norm.bias", layers[i].bias)
+    for i, layer in enumerate(wm.encoder.vector):
+        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_linear{i}.weight", layer.linear.weight)
+        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_norm{i}.weight", layer.norm.weight)
+        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_norm{i}.bias", layer.norm.bias)
+    dense = {
+        "_img_in_layers": rssm.input,
+        "_img_out_layers": rssm.prior[0],
+        "_obs_out_layers": rssm.posterior_in,
+    }
+    for name, layer in dense.items():
+        put(f"_wm._orig_mod.dynamics.{name}.0.weight", layer.linear.weight)
+        put(f"_wm._orig_mod.dynamics.{name}.1.weight", layer.norm.weight)
+        put(f"_wm._orig_mod.dynamics.{name}.1.bias", layer.norm.bias)
+    for kind in ("weight", "bias"):
+        put(f"_wm._orig_mod.dynamics._imgs_stat_layer.{kind}", getattr(rssm.prior[1], kind))
+        put(f"_wm._orig_mod.dynamics._obs_stat_layer.{kind}", getattr(rssm.posterior_out[0], kind))
+        put(f"_wm._orig_mod.dynamics._cell.layers.GRU_norm.{kind}", getattr(rssm.backbone.norm, kind))
+        put(f"_wm._orig_mod.heads.decoder._cnn._linear_layer.{kind}", getattr(wm.decoder.image.linear, kind))
+    put("_wm._orig_mod.dynamics._cell.layers.GRU_linear.weight", rssm.backbone.linear.weight)
+    state["_wm._orig_mod.dynamics.W"] = torch.randn(1, rssm.belief_dim)
+    for theirs, word in heads.items():
+        trunk(f"_wm._orig_mod.heads.{theirs}", word, wm.heads[ours.get(theirs, theirs)])
+    trunk("_task_behavior._orig_mod.actor", "Actor", system.actor)
+    trunk("_task_behavior._orig_mod.value", "Value", system.critic)
+    trunk("_task_behavior._orig_mod._slow_value", "Value", system.schedule.slow_critic)
+    for key in [k for k in state if k.startswith("_wm.")]:  # the copies a released file also holds
+        state[key.replace("_wm.", "_task_behavior._orig_mod._world_model.", 1)] = state[key]
+    state["_task_behavior._orig_mod.ema_vals"] = torch.zeros(2)
+    return state
+
+
+def test_released_checkpoints_load_strictly() -> None:
+    system = build("ls_imagine", "compat=released", "size.layers=5")
+    state = released_state(system)
+    assert len([k for k in state if k.startswith("_wm.")]) == 159  # as in the released file
+    load_ls_imagine(system, {"agent_state_dict": state, "optims_state_dict": {}})
+    torch.testing.assert_close(
+        system.world_model.dynamics.short.backbone.start, state["_wm._orig_mod.dynamics.W"][0]
+    )
+    torch.testing.assert_close(
+        system.world_model.heads["jump_steps"].out.bias,
+        state["_wm._orig_mod.heads.jumping_steps.mean_layer.bias"],
+    )
+    system.update(system.example_batch())
+    with pytest.raises(CheckpointError, match="found nothing, wanted"):
+        load_ls_imagine(system, {k: v for k, v in state.items() if "GRU_linear" not in k})
+    with pytest.raises(CheckpointError, match="has no place"):
+        load_ls_imagine(system, {**state, "_wm.heads.mystery.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"found \[2\], wanted"):
+        load_ls_imagine(system, {**state, "_task_behavior._orig_mod.actor.mean_layer.bias": torch.zeros(2)})
