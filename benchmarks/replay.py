@@ -3,15 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/replay.py
 
 LS-Imagine's records (64x64 image, map, zoomed pair, stored latents), batches 16 x 32. TorchRL's
-``SliceSampler`` cuts within one stream number, so both return windows that cross episodes. It
-caches where streams begin; every write empties that cache, so its best case (no write in
-between, the one compared) and its usual one (``after a write``) are both timed.
+``SliceSampler`` cuts within one stream number, so both return windows that cross episodes; it may
+cache where streams begin, as no write comes in between. Calls take turns, so that a busy machine
+is as busy for one as for the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -60,17 +60,15 @@ def random_records(n: int, zoomed: float, generator: torch.Generator) -> TensorD
     )
 
 
-def clock(call: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Best and median milliseconds."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    times.sort()
-    return times[0], times[len(times) // 2]
+def clock(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Best and median milliseconds of each call."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 3):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: (min(each[3:]), statistics.median(each[3:])) for name, each in times.items()}
 
 
 def main() -> None:
@@ -84,9 +82,6 @@ def main() -> None:
     logger.setLevel("WARNING")
     batch_size, length = options.batch
     generator = torch.Generator().manual_seed(0)
-    results: dict[str, dict[str, tuple[float, float]]] = {}
-    sizes: dict[str, float] = {}
-
     with tempfile.TemporaryDirectory() as scratch:
         latents = {
             "one_hot": {"state": 32},
@@ -121,48 +116,51 @@ def main() -> None:
             for buffer in theirs.values():
                 buffer.extend(records)
 
+        held = {name: streams.sample(batch_size, length) for name, streams in ours.items()}
+        samples: dict[str, Callable[[], object]] = {}
         for name, streams in ours.items():
-            held = streams.sample(batch_size, length)
-            results[name] = {
-                "sample": clock(lambda s=streams: s.sample(batch_size, length), options.repeats),
-                "sample, out=": clock(
-                    lambda s=streams, o=held: s.sample(batch_size, length, out=o), options.repeats
-                ),
-            }
-            sizes[name] = sum(c.values.nbytes for c in streams._columns.values())
+            samples[name] = lambda s=streams: s.sample(batch_size, length)
+            samples[f"{name}, out="] = lambda s=streams, o=held[name]: s.sample(batch_size, length, out=o)
         for name, buffer in theirs.items():
-            results[name] = {"sample": clock(lambda b=buffer: b.sample(), options.repeats)}
-            buffer.sampler.cache_values = False
-            results[name]["sample, after a write"] = clock(lambda b=buffer: b.sample(), options.repeats)
-            sizes[name] = buffer[:].bytes() if "memory-mapped" not in name else 0
-        one = random_records(1, 1.0, generator)
-        named = one.clone()
-        named["stream"] = torch.zeros(1, dtype=torch.int64)
-        for name, streams in ours.items():
-            results[name]["extend 1"] = clock(lambda s=streams: s.extend(one, 0), options.repeats)
-        for name, buffer in theirs.items():
-            results[name]["extend 1"] = clock(lambda b=buffer: b.extend(named), options.repeats)
+            samples[name] = lambda b=buffer: b.sample()
+        sampled = clock(samples, options.repeats)
+
         streams = ours["wmkit, memory"]
-        held = streams.sample(batch_size, length)
-        back = held.select("state", "belief")
-        results["wmkit, memory"]["patch latents"] = clock(
-            lambda: streams.patch(held["index"], back), options.repeats
-        )
         windows = streams.windows(length)
-        for sampler in (Uniform(), OnlineQueue(), VisitBalanced()):
-            drawn = clock(lambda s=sampler: s.draw(windows, batch_size, generator), options.repeats)
-            results["wmkit, memory"][f"draw, {type(sampler).__name__}"] = drawn
+        batch = held["wmkit, memory"]
+        latent = batch.select("state", "belief").clone()
+        other: dict[str, Callable[[], object]] = {
+            "patch latents [B, L]": lambda: streams.patch(batch["index"], latent),
+            **{
+                f"draw starts, {type(sampler).__name__}": lambda s=sampler: s.draw(
+                    windows, batch_size, generator
+                )
+                for sampler in (Uniform(), OnlineQueue(), VisitBalanced())
+            },
+        }
+        others = clock(other, options.repeats)
+
+        one = random_records(1, 1.0, generator)
+        named = one.clone().set("stream", torch.zeros(1, dtype=torch.int64))
+        extends: dict[str, Callable[[], object]] = {}
+        for name, each in ours.items():
+            extends[name] = lambda s=each: s.extend(one, 0)
+        for name, buffer in theirs.items():
+            extends[name] = lambda b=buffer: b.extend(named)
+        extended = clock(extends, options.repeats)
+        mine = sum(column.values.nbytes for column in streams._columns.values())
+        full = theirs["TorchRL, memory"][:].bytes()
 
     print(f"{options.records} records, batch {batch_size} x {length}, one thread; ms, best (median)")
-    for name, rows in results.items():
-        print(name + (f", {sizes[name] / 2**20:.0f} MiB" if sizes[name] else ""))
-        for what, (best, median) in rows.items():
-            print(f"  {what:<24}{best:8.3f} ({median:.3f})")
-    for kind in ("memory", "memory-mapped"):
-        mine, other = results[f"wmkit, {kind}"], results[f"TorchRL, {kind}"]
-        for what in ("sample", "extend 1"):
-            print(f"{kind}, {what}: TorchRL / wmkit = {other[what][0] / mine[what][0]:.1f}")
-    sys.stdout.flush()
+    print(f"memory: wmkit {mine / 2**20:.0f} MiB, TorchRL {full / 2**20:.0f} MiB")
+    for what, table in (("sample", sampled), ("extend by one record", extended), ("wmkit", others)):
+        print(what)
+        for name, (best, median) in table.items():
+            print(f"  {name:<30}{best:8.3f} ({median:.3f})")
+    for what, table in (("sample", sampled), ("extend", extended)):
+        for kind in ("memory", "memory-mapped"):
+            ratio = table[f"TorchRL, {kind}"][1] / table[f"wmkit, {kind}"][1]
+            print(f"{what}, {kind}: TorchRL / wmkit = {ratio:.1f} (medians)")
 
 
 if __name__ == "__main__":

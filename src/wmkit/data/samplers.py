@@ -40,6 +40,13 @@ class Windows:
         """int64 ``[S]``, number of valid starts of each stream."""
         return (self.end - self.begin - self.length + 1).clamp_min(0)
 
+    def locate(self, rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Stream and position of the rank-th valid start, counted through all streams; any shape."""
+        count = self.count
+        last = count.cumsum(0)  # [S], one past the last rank of each stream
+        stream = torch.searchsorted(last, rank, right=True)
+        return stream, self.begin[stream] + rank - (last - count)[stream]
+
     def ids(self, stream: Tensor, position: Tensor) -> Tensor:
         """Global ids of positions, any shape."""
         return position * self.begin.numel() + stream
@@ -71,18 +78,14 @@ class Uniform:
 
     def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
         """int64 ``[batch_size]`` ids; SpecError where no stream is long enough."""
-        count = windows.count
-        last = count.cumsum(0)  # [S], one past the last rank of each stream
-        total = int(last[-1])
+        total = int(windows.count.sum())
         if total == 0:
             longest = int((windows.end - windows.begin).max())
             raise SpecError(
                 f"replay has no window yet: found {longest} records in its longest stream, "
                 f"wanted {windows.length}; collect more before sampling"
             )
-        rank = torch.randint(total, (batch_size,), generator=generator)
-        stream = torch.searchsorted(last, rank, right=True)
-        return windows.ids(stream, windows.begin[stream] + rank - (last - count)[stream])
+        return windows.ids(*windows.locate(torch.randint(total, (batch_size,), generator=generator)))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the generator belongs to the replay."""
@@ -180,24 +183,29 @@ class VisitBalanced:
     def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
         """int64 ``[batch_size]`` ids, distinct where there are enough starts."""
         visits = self._forget(windows)
-        count = windows.count
-        total = int(count.sum())
+        visited = self._of_starts(visits, windows)  # [N]
+        total = len(visited)
         if total == 0:
             return Uniform().draw(windows, batch_size, generator)  # raises
-        stream = torch.repeat_interleave(torch.arange(count.numel()), count)  # [N]
-        rank = torch.arange(total) - (count.cumsum(0) - count)[stream]
-        position = windows.begin[stream] + rank
-        slot = stream * windows.capacity + position % windows.capacity
-        visited = visits.view(-1)[slot].float()
-        weight = ((visited - visited.min()) / self.temperature).exp()  # [N], inf is never drawn first
+        weight = ((visited - visited.min()) / self.temperature).exp_()
         chosen = []
         for left in range(batch_size, 0, -total):
-            # Weights cannot overflow to inf * 0 = nan: exponential_ is positive.
-            arrival = torch.empty(total).exponential_(generator=generator) * weight
-            chosen.append(arrival.topk(min(left, total), largest=False, sorted=True).indices)
-        pick = torch.cat(chosen)
-        visits.view(-1).index_put_((slot[pick],), torch.ones_like(pick, dtype=torch.int32), accumulate=True)
-        return windows.ids(stream[pick], position[pick])
+            arrival = torch.empty(total).exponential_(generator=generator).mul_(weight)
+            chosen.append(arrival.topk(min(left, total), largest=False).indices)
+        stream, position = windows.locate(torch.cat(chosen))
+        slot = stream * windows.capacity + position % windows.capacity
+        visits.view(-1).index_put_((slot,), torch.ones_like(slot, dtype=torch.int32), accumulate=True)
+        return windows.ids(stream, position)
+
+    @staticmethod
+    def _of_starts(visits: Tensor, windows: Windows) -> Tensor:
+        """float32 ``[N]``, the visits of all valid starts in the order of their ranks."""
+        parts = []
+        for row, begin, count in zip(visits, windows.begin.tolist(), windows.count.tolist(), strict=True):
+            first = begin % windows.capacity
+            parts.append(row[first : first + count])
+            parts.append(row[: max(0, first + count - windows.capacity)])  # where the ring wraps
+        return torch.cat(parts).float()
 
     def _forget(self, windows: Windows) -> Tensor:
         """Clear the counts of slots that new records took over since the last draw."""
