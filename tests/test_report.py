@@ -34,7 +34,11 @@ class Dreams:
         pixels[:, context:] = pixels[:, context - 1 : context]
         shape = batch.batch_size
         left = torch.arange(shape[1], 0, -1).float().expand(shape)
-        return {"pixels": pixels, "jump": (torch.arange(shape[1]) % 7 == 0).float().expand(shape), "jump_steps": left}
+        return {
+            "pixels": pixels,
+            "jump": (torch.arange(shape[1]) % 7 == 0).float().expand(shape),
+            "jump_steps": left,
+        }
 
 
 def trajectory():
@@ -43,7 +47,8 @@ def trajectory():
     success[-1] = True
     pixels = torch.arange(STEPS, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64).clone()
     return TensorDict(
-        {"pixels": pixels, "is_init": flag, "success": success, "previous_action": torch.zeros(STEPS, 3)}, [STEPS]
+        {"pixels": pixels, "is_init": flag, "success": success, "previous_action": torch.zeros(STEPS, 3)},
+        [STEPS],
     )
 
 
@@ -58,13 +63,25 @@ def views():
 @pytest.fixture
 def run(tmp_path):
     config = OmegaConf.create(
-        {"system": "ls_imagine", "seed": 3, "run_dir": str(tmp_path / "run"), "env": {"name": "vizdoom/harvest_sand"}}
+        {
+            "system": "ls_imagine",
+            "seed": 3,
+            "run_dir": str(tmp_path / "run"),
+            "env": {"name": "vizdoom/harvest_sand"},
+        }
     )
     run = RunDirectory.create(config)
     for step in range(100, 1000, 100):
-        numbers = {"loss_reward": 1 / step, "success_rate": step / 1000, "return": step / 500, "jump_rate": 0.1}
+        numbers = {
+            "loss_reward": 1 / step,
+            "success_rate": step / 1000,
+            "return": step / 500,
+            "jump_rate": 0.1,
+        }
         run.log(step, "train", {**numbers, "collect/jump_rate": 0.05, "updates": step / 10})
-    run.log(1000, "final", {"eval/success_rate": 0.5, "eval/return": 1.0, "eval/length": 70, "eval/episodes": 20})
+    run.log(
+        1000, "final", {"eval/success_rate": 0.5, "eval/return": 1.0, "eval/length": 70, "eval/episodes": 20}
+    )
     yield run
     run.close()
 
@@ -75,11 +92,20 @@ def test_every_section_is_drawn_and_nothing_is_fetched(run):
     page = write_report(run).read_text(encoding="utf-8")
     for heading in ("Learning", "Affordance maps", "Imagined and real", "Jumps", "Losses"):
         assert f"<h2>{heading}</h2>" in page
-    for text in ("50 %", "20 evaluation episodes", "true object mask", 'class="frame jump"', "Δ 2", "real steps"):
+    for text in (
+        "50 %",
+        "20 evaluation episodes",
+        "true object mask",
+        'class="frame jump"',
+        "Δ 2",
+        "real steps",
+    ):
         assert text in page, text
     assert page.count("data:image/") > 60
     bare = re.sub(r'"data:image/[^"]*"', "", page)
-    assert not re.search(r"//[a-z]|<script|<link|@import|url\(", bare), "the report asks for something outside"
+    assert not re.search(r"//[a-z]|<script|<link|@import|url\(", bare), (
+        "the report asks for something outside"
+    )
 
 
 def test_spans_are_compared_with_the_steps_that_were_left(run):

@@ -37,7 +37,10 @@ class ToyPolicy(TensorDictModuleBase):
 
     def __init__(self, actions: int):
         super().__init__()
-        self.in_keys, self.out_keys = ["observation", "belief", "is_init"], ["action", "belief", ("next", "belief")]
+        self.in_keys, self.out_keys = (
+            ["observation", "belief", "is_init"],
+            ["action", "belief", ("next", "belief")],
+        )
         self.actions = actions
 
     def make_tensordict_primer(self):
@@ -145,7 +148,9 @@ def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):
 
 
 def test_non_finite_losses_name_the_term_after_saving_the_last_good_state(tmp_path):
-    with pytest.raises(NonFiniteLossError, match=r"'loss/line' is not finite: found nan in update 14, .*step-"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"'loss/line' is not finite: found nan in update 14, .*step-"
+    ):
         train(toy_config(tmp_path / "run"), parts=toy_parts(nan_at=14))
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     state = store.load(store.latest())
@@ -155,7 +160,9 @@ def test_non_finite_losses_name_the_term_after_saving_the_last_good_state(tmp_pa
 
 def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
     started = time.monotonic()
-    summary = train(toy_config(tmp_path / "run", steps=100_000, time_limit=0.05), parts=toy_parts(pause=0.005))
+    summary = train(
+        toy_config(tmp_path / "run", steps=100_000, time_limit=0.05), parts=toy_parts(pause=0.005)
+    )
     assert time.monotonic() - started < 6 and summary.steps < 100_000
     assert summary.episodes == 3
 
@@ -197,7 +204,9 @@ def test_evaluation_counts_one_record_per_reset_and_keeps_trajectories():
     assert torch.equal(trajectory["observation"], trajectory["reward"])
     assert trajectory["is_init"].flatten().tolist() == [True] + [False] * LENGTH
     assert trajectory["done"].flatten().tolist() == [False] * LENGTH + [True]
-    assert trajectory["previous_action"][0].sum() == 0 and (trajectory["previous_action"][1:].sum(-1) == 1).all()
+    assert (
+        trajectory["previous_action"][0].sum() == 0 and (trajectory["previous_action"][1:].sum(-1) == 1).all()
+    )
 
 
 def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_path):

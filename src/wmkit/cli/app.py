@@ -25,7 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-affordance_app = typer.Typer(help="Affordance maps: where in a frame a goal can be approached.", no_args_is_help=True)
+affordance_app = typer.Typer(
+    help="Affordance maps: where in a frame a goal can be approached.", no_args_is_help=True
+)
 app.add_typer(affordance_app, name="affordance")
 
 Overrides = Annotated[
@@ -120,7 +122,7 @@ def fit(
     overrides: Overrides = None,
     system: Annotated[str, typer.Option(help="The system whose affordance block is used.")] = "ls_imagine",
 ) -> None:
-    """Collect frames with a random agent, label them by virtual exploration, train the U-Net, report agreement."""
+    """Collect frames at random, label them by virtual exploration, train the U-Net, report agreement."""
     with reported():
         config = read_config(system, overrides or [])
         from wmkit.training import fit_only
@@ -132,7 +134,9 @@ def fit(
 
 
 @app.command("list")
-def list_names(kind: Annotated[str, typer.Argument(help="system, backbone, scorer, env, ...")] = "system") -> None:
+def list_names(
+    kind: Annotated[str, typer.Argument(help="system, backbone, scorer, env, ...")] = "system",
+) -> None:
     """Print the names of every part of KIND, plug-ins included."""
     with reported():
         _print_names(kind)
@@ -170,8 +174,8 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
     run = RunDirectory.open(resume)
     if run.config.system != system:
         raise ConfigError(
-            f"run {resume!r} cannot be resumed as {system!r}: found a run of {str(run.config.system)!r}, wanted "
-            f"one of {system!r}; use wmkit train {run.config.system} resume={resume}"
+            f"run {resume!r} cannot be resumed as {system!r}: found a run of {str(run.config.system)!r}, "
+            f"wanted one of {system!r}; use wmkit train {run.config.system} resume={resume}"
         )
     config = run.config.copy()
     for override in overrides:
@@ -180,8 +184,8 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
             continue
         if not equals or OmegaConf.select(config, name, default=_MISSING) is _MISSING:
             raise ConfigError(
-                f"override {override!r} does not fit a resumed run: found no {name!r} in its config.yaml, wanted "
-                "NAME=VALUE of a name that is there; choose sizes and presets when a run begins"
+                f"override {override!r} does not fit a resumed run: found no {name!r} in its config.yaml, "
+                "wanted NAME=VALUE of a name that is there; choose sizes and presets when a run begins"
             )
         OmegaConf.update(config, name, OmegaConf.create(f"value: {text}").value)
     config.resume, config.run_dir = str(resume), str(resume)
@@ -208,7 +212,9 @@ def _print_summary(summary: Any) -> None:
     lines.append(("environment steps", f"{summary.steps:,} in {summary.minutes:.1f} min"))
     lines.append(("updates", f"{summary.updates:,}"))
     if summary.success_rate is not None:
-        lines.append(("success rate", f"{percent(summary.success_rate)} of {summary.episodes} evaluation episodes"))
+        lines.append(
+            ("success rate", f"{percent(summary.success_rate)} of {summary.episodes} evaluation episodes")
+        )
         lines.append(("return", f"{summary.episode_return:.2f}"))
     lines.append(("success in training", f"{percent(summary.training_success_rate)} of the last episodes"))
     if (Path(summary.run) / "report.html").exists() and not summary.interrupted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -9,7 +10,17 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-PACKAGES = ("wmkit", "torch", "torchrl", "tensordict", "hydra-core", "timm", "vizdoom", "transformers", "triton")
+PACKAGES = (
+    "wmkit",
+    "torch",
+    "torchrl",
+    "tensordict",
+    "hydra-core",
+    "timm",
+    "vizdoom",
+    "transformers",
+    "triton",
+)
 
 
 def examine(config: Any = None) -> Iterator[tuple[str, str]]:
@@ -52,17 +63,11 @@ def _extension() -> str:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torchrl
-
-        module = getattr(torchrl, "_torchrl", None)
-        if module is None:
-            try:
-                from torchrl import _torchrl as module
-            except ImportError:
-                module = None
-    if module is not None:
-        return "loaded"
-    return "not loaded with this torch; only TorchRL's prioritised samplers need it, wmkit does not"
+        try:
+            importlib.import_module("torchrl._torchrl")
+        except ImportError:
+            return "not loaded with this torch; only TorchRL's prioritised samplers need it, wmkit does not"
+    return "loaded"
 
 
 def _pandas() -> str:
@@ -78,17 +83,16 @@ def _simulator() -> str:
 
 
 def _system(config: Any) -> Iterator[tuple[str, str]]:
-    import contextlib
-
     import torch
     from omegaconf import OmegaConf
 
     from wmkit.training.affordance_stage import oracle
+    from wmkit.training.collect import closing
     from wmkit.training.parts import default_parts, record_bytes
 
     parts = default_parts()
     tools = oracle() if config.get("affordance") is not None else None
-    with contextlib.closing(parts.make_env(config, tools, seed=0)) as env:
+    with closing(parts.make_env(config, tools, seed=0)) as env:
         system = parts.build(config, env, torch.device("cpu"))
     for name in ("world_model", "actor", "critic"):
         count = sum(p.numel() for p in getattr(system, name).parameters())

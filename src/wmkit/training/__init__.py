@@ -1,16 +1,18 @@
 """Training: collect, replay, update, evaluate, save, report.
 
-    run.py               the run directory and its logs
-    checkpoints.py       whole or absent, newest two and the best
-    trainer.py           the recipe; read this first
-    parts.py             how a configuration becomes environments, system and replay
-    affordance_stage.py  scorer, random frames, labels, U-Net
-    collect.py           TorchRL's collector over batched environments
-    evaluate.py          one record per reset
-    guard.py             NaN and infinity, without a synchronisation per update
-    schedule.py          ratios, intervals, deadlines, interrupts
-    progress.py          one bar per stage
-    report/              report.html
+run.py               the run directory and its logs
+checkpoints.py       whole or absent, newest two and the best
+trainer.py           the recipe; read this first
+parts.py             how a configuration becomes environments, system and replay
+affordance_stage.py  scorer, random frames, labels, U-Net
+collect.py           TorchRL's collector over batched environments
+evaluate.py          one record per reset
+again.py             evaluation and report of a run that is there
+memory.py            replay and jump pairs
+guard.py             NaN and infinity, without a synchronisation per update
+schedule.py          ratios, intervals, deadlines, interrupts
+progress.py          one bar per stage
+report/              report.html
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
+    from wmkit.training.again import revisit
     from wmkit.training.report import write_report
-    from wmkit.training.revisit import revisit
     from wmkit.training.run import RunDirectory
     from wmkit.training.trainer import Summary, Trainer, train
 
@@ -30,7 +32,7 @@ _HOMES = {
     "Summary": "trainer",
     "Trainer": "trainer",
     "fit_only": "affordance_stage",
-    "revisit": "revisit",
+    "revisit": "again",
     "train": "trainer",
     "write_report": "report",
 }

@@ -143,7 +143,7 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
 
 def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) -> AffordanceTools:
     from wmkit.affordance.fit import fit_affordance
-    from wmkit.affordance.frames import collect_frames, label_frames
+    from wmkit.affordance.frames import label_frames
     from wmkit.affordance.unet import save_affordance
     from wmkit.affordance.virtual_exploration import VirtualExploration
     from wmkit.envs import make_env
@@ -153,26 +153,23 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     options = _options(config.env.get("options"))
     if str(config.env.name).startswith("vizdoom/"):
         options |= {"frames": True, "masks": True}
-    env = make_env(config.env.name, num_envs=int(config.env.get("num_envs", 1)), seed=COLLECTION_SEED + seed, **options)
+    env = make_env(
+        config.env.name, num_envs=int(config.env.get("num_envs", 1)), seed=COLLECTION_SEED + seed, **options
+    )
     try:
         with stages.stage("collect frames", count, "frames") as bar:
-            collected = collect_frames(
-                env,
-                count,
-                save_probability=1 / float(block.get("save_every", 10)),
-                seed=COLLECTION_SEED + seed,
-                progress=_follow(bar),
+            frames, masks = _collect(
+                env, count, 1 / float(block.get("save_every", 10)), COLLECTION_SEED + seed, bar
             )
     finally:
         env.close()
-    masks = collected.masks
-    scorer = _make_scorer(config, folder / "scorer", stages, collected.frames, masks, prompt)
-    images = collected.frames
+    scorer = _make_scorer(config, folder / "scorer", stages, frames, masks, prompt)
+    images = frames
     if scorer.reads == "goal_mask":
         if masks is None:
             raise ConfigError(
-                f"scorer {_scorer_name(config)!r} reads object masks: found an environment without goal_mask, "
-                "wanted one with it; use a scorer that reads frames"
+                f"scorer {_scorer_name(config)!r} reads object masks: found an environment without "
+                "goal_mask, wanted one with it; use a scorer that reads frames"
             )
         images = masks[:, None]
     explore = VirtualExploration(scorer, **_options(block.get("exploration")))
@@ -184,7 +181,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(
             model,
-            collected.frames,
+            frames,
             labels,
             text,
             masks=masks,
@@ -206,6 +203,37 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     return tools
 
 
+def _collect(env: Any, count: int, probability: float, seed: int, bar: Stage) -> tuple[Tensor, Tensor | None]:
+    """``count`` frames of a random agent, and their masks where the simulator has them.
+
+    Where fewer than one frame in twenty shows the goal, the agent wanders on (five times as long at
+    most) and frames without it make room: a scorer or U-Net that never sees the goal learns nothing.
+    Frames that show it are spread evenly, so that every split has its share.
+    """
+    from wmkit.affordance.frames import collect_frames
+
+    enough = max(6, count // 20)
+    found: list[Any] = []
+    for attempt in range(5):
+        found.append(
+            collect_frames(
+                env, count, save_probability=probability, seed=seed + 10_000 * attempt, progress=_follow(bar)
+            )
+        )
+        if found[-1].masks is None:
+            return found[-1].frames, None
+        masks = torch.cat([part.masks for part in found])
+        seen = masks.flatten(1).any(1)
+        if int(seen.sum()) >= enough:
+            break
+    frames = torch.cat([part.frames for part in found])
+    shown, hidden = seen.nonzero()[:count, 0], (~seen).nonzero()[:, 0]
+    hidden = hidden[: count - len(shown)]
+    place = [(torch.arange(len(rows)) + at) / max(len(rows), 1) for rows, at in ((shown, 1.0), (hidden, 0.5))]
+    order = torch.cat([shown, hidden])[torch.cat(place).argsort()]
+    return frames[order], masks[order]
+
+
 def _make_scorer(
     config: DictConfig, folder: Path, stages: Stages, frames: Tensor, masks: Tensor | None, prompt: str
 ) -> Any:
@@ -214,8 +242,8 @@ def _make_scorer(
         return _find_scorer(config, folder)
     if masks is None:
         raise MissingWeightsError(
-            "scorer 'embedded' has no weights: found none and an environment without object masks to train on, "
-            "wanted either; give affordance.scorer.path=FOLDER or use affordance.scorer.name=hf_clip"
+            "scorer 'embedded' has no weights: found none and an environment without object masks to train "
+            "on, wanted either; give affordance.scorer.path=FOLDER or use affordance.scorer.name=hf_clip"
         )
     from wmkit.affordance.scorers import ClipSource, EmbeddedScorer
 
@@ -245,16 +273,15 @@ def _find_scorer(config: DictConfig, folder: Path) -> Any:
 
 
 def _unet(block: DictConfig, text_dim: int) -> Any:
-    from wmkit.affordance.unet import SmallUNet, SwinUNet
+    from wmkit.affordance import unet
 
     options = _options(block.get("unet"))
-    kind = options.pop("name", "small")
-    kinds = {"small": SmallUNet, "swin": SwinUNet}
+    kind, kinds = options.pop("name", "small"), {"small": "SmallUNet", "swin": "SwinUNet"}
     if kind not in kinds:
         raise ConfigError(
             f"affordance.unet.name={kind!r} is unknown: wanted one of {', '.join(kinds)}; pick one of them"
         )
-    return kinds[kind](text_dim=text_dim, **options)
+    return getattr(unet, kinds[kind])(text_dim=text_dim, **options)
 
 
 def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:
@@ -262,7 +289,9 @@ def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:
     if not panels:
         return
     arrays = {"frames": channels_last(panels["frame"])}
-    arrays |= {key: panels[name].numpy() / 255.0 for key, name in (("labels", "label"), ("maps", "prediction"))}
+    arrays |= {
+        key: panels[name].numpy() / 255.0 for key, name in (("labels", "label"), ("maps", "prediction"))
+    }
     if "mask" in panels:
         arrays["masks"] = panels["mask"].bool().numpy()
     save_evidence(run, "affordance", **arrays)

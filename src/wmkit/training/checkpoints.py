@@ -47,7 +47,7 @@ class CheckpointStore:
         self.keep = keep
 
     def save(self, step: int, state: Mapping[str, Any], score: float | None = None) -> Path:
-        """Write ``state`` (nested dicts, lists, numbers, strings and tensors) and drop what is no longer kept."""
+        """Write ``state`` (nested dicts, lists, numbers, strings, tensors); drop what is no longer kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self._free_name(step)
         stage = self.folder / f".{target.name}-{uuid.uuid4().hex}"

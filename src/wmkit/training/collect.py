@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ class ArrivalReward(Transform):
     def transform_observation_spec(self, observation_spec: Any) -> Any:
         """Declare the key."""
         shape = self.parent.full_reward_spec["reward"].shape
-        observation_spec["arrival_reward"] = Unbounded(shape, dtype=torch.float32, device=observation_spec.device)
+        observation_spec["arrival_reward"] = Unbounded(
+            shape, dtype=torch.float32, device=observation_spec.device
+        )
         return observation_spec
 
 
@@ -76,13 +79,16 @@ class RandomFirst(TensorDictModuleBase):
             action = self._action_spec.rand().to(tensordict["action"].dtype)  # [N, A]
             tensordict.set("action", action)
             if ("next", "previous_action") in tensordict.keys(True):
-                tensordict.set(("next", "previous_action"), action.to(tensordict["next", "previous_action"].dtype))
+                tensordict.set(
+                    ("next", "previous_action"), action.to(tensordict["next", "previous_action"].dtype)
+                )
         return tensordict
 
 
 def with_carry(env: EnvBase, policy: Any, *transforms: Any) -> TransformedEnv:
     """Wrap ``env``: mark first observations (``is_init``), add ``transforms``, carry the policy's latents."""
-    wrapped = TransformedEnv(env, InitTracker())
+    wrapped = env if isinstance(env, TransformedEnv) else TransformedEnv(env)
+    wrapped.append_transform(InitTracker())
     for transform in transforms:
         wrapped.append_transform(transform)
     if hasattr(policy, "make_tensordict_primer"):
@@ -90,6 +96,16 @@ def with_carry(env: EnvBase, policy: Any, *transforms: Any) -> TransformedEnv:
         for transform in primer if isinstance(primer, (list, tuple)) else (primer,):
             wrapped.append_transform(transform)
     return wrapped
+
+
+@contextmanager
+def closing(env: EnvBase) -> Iterator[EnvBase]:
+    """Close ``env`` after the ``with`` block; a batch that was never reset has nothing to close."""
+    try:
+        yield env
+    finally:
+        if not env.is_closed:
+            env.close()
 
 
 class Collection:

@@ -79,7 +79,9 @@ class Recorder:
         self.records: list[TensorDictBase] = []
         self.views: list[TensorDictBase] = []
 
-    def add(self, observed: TensorDictBase, action: torch.Tensor | None, next_of: TensorDictBase | None) -> None:
+    def add(
+        self, observed: TensorDictBase, action: torch.Tensor | None, next_of: TensorDictBase | None
+    ) -> None:
         """Append the record of one observation ``[N]``; ``next_of`` carries reward and ends (None at a reset)."""
         here = observed[self.env]
         record = here.select(*RECORD_KEYS, strict=False).clone()
@@ -93,7 +95,9 @@ class Recorder:
             record.set(key, ends[key].clone() if ends is not None else no.clone())
         record.set("is_init", torch.full((1,), ends is None))
         if action is not None:
-            record.set("previous_action", (action[self.env] if ends is not None else action[self.env] * 0).float())
+            record.set(
+                "previous_action", (action[self.env] if ends is not None else action[self.env] * 0).float()
+            )
         step = len(self.records)
         self.records.append(record)
         if step % self.stride == 0 and any(key in here.keys() for key in BIG_KEYS):

@@ -54,12 +54,14 @@ class ReplayMemory:
     ) -> None:
         self.batch, self.length = int(batch_shape[0]), int(batch_shape[1])
         self.context = context
-        self.streams = ReplayStreams(folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {}))
+        self.streams = ReplayStreams(
+            folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {})
+        )
         self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
         self.writer = StreamWriter(self.streams, defaults=self._defaults(), exclude=NOT_KEPT)
         self._spans: list[Tensor] = []
 
-    def _defaults(self) -> dict[str, Tensor]:
+    def _defaults(self) -> dict[Any, Tensor]:
         if self.pairs is None:
             return {}
         return {

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class Stage:
@@ -37,7 +44,9 @@ class Stage:
         self.done += count
         shown = {name: value for name, value in notes.items() if value is not None}
         if shown:
-            self._note = "  ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in shown.items())
+            self._note = "  ".join(
+                f"{name.replace('_', ' ')} {_short(value)}" for name, value in shown.items()
+            )
         now = time.monotonic()
         if self._bar is not None:
             progress, task = self._bar

@@ -122,7 +122,9 @@ class RunDirectory:
             numbers: name to float; names with a slash are grouped by TensorBoard. NaN is written as null.
         """
         clean = {name: _number(value) for name, value in numbers.items()}
-        _append(self.path / "metrics.jsonl", {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean})
+        _append(
+            self.path / "metrics.jsonl", {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean}
+        )
         writer = self._writer()
         for name, value in clean.items():
             if value is not None:

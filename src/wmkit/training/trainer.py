@@ -58,7 +58,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: DictConfig, run: RunDirectory, *, parts: Parts | None = None, stages: Stages | None = None
+        self,
+        config: DictConfig,
+        run: RunDirectory,
+        *,
+        parts: Parts | None = None,
+        stages: Stages | None = None,
     ) -> None:
         self.config, self.run, self.settings = config, run, config.training
         self.parts = parts or default_parts()
@@ -106,7 +111,9 @@ class Trainer:
         self.system = self.parts.build(self.config, base, self.device)
         self.env = self.parts.carry(base, self.system)
         self.num_envs = self.env.batch_size[0]
-        self.collection = Collection(self.env, self.system.policy, int(self.settings.get("collect_length", 4)))
+        self.collection = Collection(
+            self.env, self.system.policy, int(self.settings.get("collect_length", 4))
+        )
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
         self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
         batch, length = self.system.batch_shape
@@ -201,7 +208,9 @@ class Trainer:
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
         if self._evaluation_env is None:
             with children_ignore_sigint():
-                base = self.parts.make_env(self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True)
+                base = self.parts.make_env(
+                    self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True
+                )
                 base.set_seed(EVALUATION_SEED)
             self._evaluation_env = self.parts.carry(base, self.system)
         done: list[Episode] = []
@@ -281,7 +290,9 @@ class Trainer:
     def _restore(self) -> None:
         path = self.checkpoints.latest()
         if path is None:
-            self.step = self.memory.env_steps  # killed before the first checkpoint: the replay is all there is
+            self.step = (
+                self.memory.env_steps
+            )  # killed before the first checkpoint: the replay is all there is
             return
         state = self.checkpoints.load(path)
         restore_system(self.system, state["system"], str(path))

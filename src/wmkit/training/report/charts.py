@@ -29,7 +29,9 @@ class Series:
 
     def __post_init__(self) -> None:
         self.points = [
-            (float(a), float(b)) for a, b in zip(self.x, self.y, strict=True) if b is not None and math.isfinite(b)
+            (float(a), float(b))
+            for a, b in zip(self.x, self.y, strict=True)
+            if b is not None and math.isfinite(b)
         ]
 
 
@@ -74,18 +76,30 @@ def chart(
         return left + (x - x_low) / (x_high - x_low) * (width - left - right)
 
     def at_y(y: float) -> float:
-        return height - bottom - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (height - top - bottom)
+        return (
+            height
+            - bottom
+            - (min(max(y, y_low), y_high) - y_low) / (y_high - y_low) * (height - top - bottom)
+        )
 
     parts = []
     for tick in ticks(y_low, y_high):
         label = f"{100 * tick:.0f}%" if percent else short(tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>'
+        )
         parts.append(f'<text x="{left - 6}" y="{at_y(tick) + 3.5:.1f}" text-anchor="end">{label}</text>')
     for tick in ticks(x_low, x_high):
-        parts.append(f'<text x="{at_x(tick):.1f}" y="{height - bottom + 15}" text-anchor="middle">{short(tick)}</text>')
-    parts.append(f'<text class="axis" x="{width - right}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>')
+        parts.append(
+            f'<text x="{at_x(tick):.1f}" y="{height - bottom + 15}" text-anchor="middle">{short(tick)}</text>'
+        )
+    parts.append(
+        f'<text class="axis" x="{width - right}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>'
+    )
     if diagonal:
-        ends = f'x1="{at_x(x_low):.1f}" y1="{at_y(y_low):.1f}" x2="{at_x(x_high):.1f}" y2="{at_y(y_high):.1f}"'
+        ends = (
+            f'x1="{at_x(x_low):.1f}" y1="{at_y(y_low):.1f}" x2="{at_x(x_high):.1f}" y2="{at_y(y_high):.1f}"'
+        )
         parts.append(f'<line class="diagonal" {ends}/>')
     for index, s in enumerate(series):
         colour = PALETTE[index % len(PALETTE)]
@@ -100,9 +114,14 @@ def chart(
             parts.append(f'<polyline points="{path}" stroke="{colour}"/>')
     legend = ""
     if len(series) > 1:
-        names = (f'<i style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(s.name)}' for i, s in enumerate(series))
+        names = (
+            f'<i style="background:{PALETTE[i % len(PALETTE)]}"></i>{escape(s.name)}'
+            for i, s in enumerate(series)
+        )
         legend = f'<div class="legend">{" ".join(f"<span>{name}</span>" for name in names)}</div>'
-    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    svg = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )
     return f"<figure class=chart><figcaption>{escape(title)}</figcaption>{legend}{svg}</figure>"
 
 

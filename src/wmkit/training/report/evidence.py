@@ -1,8 +1,8 @@
 """Arrays that the report draws, gathered once after training and kept in ``RUN/evidence``.
 
-    affordance.npz    frames uint8 [K,H,W,3], maps [K,H,W], masks bool [K,H,W], labels [K,H,W] (if known)
-    imagination.npz   real, imagined uint8 [R,T,H,W,3]; jump bool [R,T]; jump_steps [R,T]; context
-    spans.npz         goal_predicted, goal_real [M]; pair_predicted, pair_real [M']: steps
+affordance.npz    frames uint8 [K,H,W,3], maps [K,H,W], masks bool [K,H,W], labels [K,H,W] (if known)
+imagination.npz   real, imagined uint8 [R,T,H,W,3]; jump bool [R,T]; jump_steps [R,T]; context
+spans.npz         goal_predicted, goal_real [M]; pair_predicted, pair_real [M']: steps
 """
 
 from __future__ import annotations
@@ -47,11 +47,13 @@ def gather_evidence(
 
 
 def _maps(run: RunDirectory, evaluation: Evaluation, affordance: Any) -> None:
-    views = [v for v in evaluation.views if "frame" in v.keys()]
-    if affordance is None or not views or _has_labels(run):
+    seen_views = [v for v in evaluation.views if "frame" in v.keys()]
+    if affordance is None or not seen_views or _has_labels(run):
         return
-    views = torch.cat([v.select("frame", "goal_mask", strict=False) for v in views])
-    if "goal_mask" in views.keys():  # frames in which the goal can be seen come first, evenly spread over its size
+    views: Any = torch.cat([v.select("frame", "goal_mask", strict=False) for v in seen_views])
+    if (
+        "goal_mask" in views.keys()
+    ):  # frames in which the goal can be seen come first, evenly spread over its size
         area = views["goal_mask"].flatten(1).sum(1)
         order = area.argsort(descending=True)
         seen = order[: max(int((area > 0).sum()), 1)]
@@ -98,7 +100,9 @@ def _imagination(run: RunDirectory, system: Any, trajectories: list[TensorDictBa
     save_evidence(run, "imagination", **arrays)
 
 
-def _spans(run: RunDirectory, system: Any, trajectories: list[TensorDictBase], memory: Any, device: Any) -> None:
+def _spans(
+    run: RunDirectory, system: Any, trajectories: list[TensorDictBase], memory: Any, device: Any
+) -> None:
     """Predicted Δ where the model would jump: until success in evaluation, until the target in replay."""
     arrays: dict[str, list[np.ndarray]] = {}
 
@@ -132,7 +136,7 @@ def _spans(run: RunDirectory, system: Any, trajectories: list[TensorDictBase], m
 
 def _as_batch(windows: list[TensorDictBase], device: Any) -> TensorDictBase:
     """Windows ``[T]`` as a batch ``[B, T]`` that begins as an episode does."""
-    batch = torch.stack(windows).to(device)
+    batch: Any = torch.stack(windows).to(device)
     batch["is_init"] = batch["is_init"].clone()
     batch["is_init"][:, 0] = True
     return batch

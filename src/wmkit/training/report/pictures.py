@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 # Dark to bright, perceptually even enough for a heat map; anchors at equal distances.
-_ANCHORS = np.array([(0, 0, 4), (64, 10, 103), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
+_ANCHORS = np.array(
+    [(0, 0, 4), (64, 10, 103), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)]
+)
 
 
 def heat(values: np.ndarray) -> np.ndarray:

@@ -19,10 +19,15 @@ def cards(run: RunDirectory) -> str:
     """Headline numbers."""
     metrics, episodes = list(run.metrics()), list(run.episodes())
     final = next((m for m in reversed(metrics) if "eval/success_rate" in m), None)
-    trained = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
+    trained: dict[str, Any] = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
     entries: list[tuple[str, str]] = []
     if final is not None:
-        entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {final['eval/episodes']:.0f} evaluation episodes"))
+        entries.append(
+            (
+                f"{100 * final['eval/success_rate']:.0f} %",
+                f"success, {final['eval/episodes']:.0f} evaluation episodes",
+            )
+        )
         entries.append((f"{final['eval/return']:.2f}", "return in evaluation"))
     if trained.get("success_rate") is not None:
         entries.append((f"{100 * trained['success_rate']:.0f} %", "success, last training episodes"))
@@ -33,7 +38,9 @@ def cards(run: RunDirectory) -> str:
         entries.append((f"{trained['updates']:,.0f}", "updates"))
     if metrics:
         entries.append((f"{metrics[-1]['wall'] / 60:.1f} min", "wall clock"))
-    return "".join(f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in entries)
+    return "".join(
+        f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in entries
+    )
 
 
 def affordance(run: RunDirectory) -> str:
@@ -56,9 +63,14 @@ def affordance(run: RunDirectory) -> str:
             cells.append(image(outline_mask(frame, data["masks"][index]), photo=True))
         rows.append(f'<div class="row">{"".join(cells)}</div>')
     head = "".join(f"<div>{name}</div>" for name in columns)
-    scale = image(np.repeat(heat(np.linspace(0, 1, 160)[None]), 8, 0), style="width:160px;border-radius:4px;vertical-align:middle")
+    scale = image(
+        np.repeat(heat(np.linspace(0, 1, 160)[None]), 8, 0),
+        style="width:160px;border-radius:4px;vertical-align:middle",
+    )
     body = f'<div class="maps" style="--columns:{len(columns)}"><div class="head">{head}</div>{"".join(rows)}</div>'
-    note = f"Where the goal can be approached, from 0 {scale} to 1, beside the pixels that really are the goal."
+    note = (
+        f"Where the goal can be approached, from 0 {scale} to 1, beside the pixels that really are the goal."
+    )
     numbers = next(iter(run.metrics("affordance")), {})
     known = (
         ("agreement_correlation", "correlation with virtual exploration"),
@@ -124,19 +136,29 @@ def jumps(run: RunDirectory) -> str:
     rates.append(_series("zoomed pairs", train, "collect/zoom_rate"))
     rates.append(_series("in imagination", train, "jump_rate"))
     charts.append(chart("How often jumps fire (share of steps)", rates, percent=True))
-    pairs = [_series(name, train, f"pairs/{name}") for name in ("reached", "timed_out", "abandoned", "waiting")]
+    pairs = [
+        _series(name, train, f"pairs/{name}") for name in ("reached", "timed_out", "abandoned", "waiting")
+    ]
     charts.append(chart("What became of the pairs", pairs))
-    spans = [_series("of reached pairs", train, "pairs/span_mean"), _series("in imagination", train, "jump_span")]
+    spans = [
+        _series("of reached pairs", train, "pairs/span_mean"),
+        _series("in imagination", train, "jump_span"),
+    ]
     charts.append(chart("Mean Δ", spans))
     data = _evidence(run, "spans")
     if data is not None:
         clouds = [
             Series(title, data[f"{key}_real"].tolist(), data[f"{key}_predicted"].tolist(), dots=True)
-            for key, title in (("goal", "to the goal, in evaluation"), ("pair", "to the jump's target, in replay"))
+            for key, title in (
+                ("goal", "to the goal, in evaluation"),
+                ("pair", "to the jump's target, in replay"),
+            )
             if f"{key}_real" in data
         ]
         charts.append(
-            chart("Steps: predicted Δ against what it really took", clouds, x_label="real steps", diagonal=True)
+            chart(
+                "Steps: predicted Δ against what it really took", clouds, x_label="real steps", diagonal=True
+            )
         )
     grid = _grid(charts)
     return section("Jumps", "", grid) if "<svg" in grid else ""

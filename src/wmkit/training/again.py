@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import torch
 
 from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.collect import closing
 from wmkit.training.evaluate import Episode, Evaluation, evaluate
 from wmkit.training.parts import Parts, default_parts, find_device
 from wmkit.training.progress import Stages
@@ -46,13 +46,13 @@ def revisit(
         torch.set_num_threads(int(config.threads))
     torch.manual_seed(int(config.get("seed", 0)))
     affordance = parts.prepare_affordance(config, run, stages)
-    with contextlib.closing(parts.make_env(config, affordance, seed=0)) as env:
+    with closing(parts.make_env(config, affordance, seed=0)) as env:
         system = parts.build(config, env, device)  # what training saw decides the system's shape
     restore_system(system, state["system"], str(checkpoint))
     memory = parts.make_memory(config, run, system, int(config.env.get("num_envs", 1)))
     world = parts.carry(parts.make_env(config, affordance, seed=EVALUATION_SEED, evaluation=True), system)
     done: list[Episode] = []
-    with contextlib.closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
+    with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
 
         def count(episode: Episode) -> None:
             done.append(episode)

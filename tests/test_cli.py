@@ -1,0 +1,162 @@
+"""The command line: one sentence and exit code 2 for what does not fit, and a run from end to end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import wmkit.training
+from wmkit.cli import app
+from wmkit.errors import NonFiniteLossError
+from wmkit.training.trainer import Summary
+
+SMALL = (
+    "preset=smoke",
+    "threads=1",
+    "affordance.model=mask",
+    "training.steps=96",
+    "training.prefill=48",
+    "training.checkpoint_every=48",
+    "budget.max_steps=16",
+)
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def sentence(result) -> str:
+    """The one line on standard error of a call that went wrong."""
+    assert "Traceback" not in result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("wmkit: ")
+    return line
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, wmkit.cli; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
+def test_train_without_a_system_lists_the_systems():
+    result = call("train")
+    assert result.exit_code == 0 and {"dreamer_v3_2023", "ls_imagine"} <= set(result.stdout.split())
+    assert call("list", "scorer").stdout.split() == sorted(call("list", "scorer").stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "ls_imagin"], ["'ls_imagin'", "did you mean 'ls_imagine'"]),
+        (["train", "ls_imagine", "size=huge"], ["size 'huge'", "tiny"]),
+        (["train", "ls_imagine", "trainnig.steps=3"], ["trainnig"]),
+        (["train", "ls_imagine", "resume=/nowhere"], ["'/nowhere'", "no config.yaml"]),
+        (["list", "flavour"], ["'flavour'", "backbone"]),
+        (["eval", "/nowhere"], ["'/nowhere'"]),
+        (["imagine", "/nowhere"], ["'/nowhere'"]),
+        (["report", "/nowhere"], ["'/nowhere'"]),
+        (["affordance", "fit", "--system", "dreamer_v3_2023"], ["dreamer_v3_2023", "no affordance block"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    for word in words:
+        assert word in sentence(result)
+
+
+def test_resuming_checks_the_system_and_the_overrides(tmp_path):
+    (tmp_path / "config.yaml").write_text("system: ls_imagine\ntraining: {steps: 5}\nresume: null\n")
+    found = call("train", "dreamer_v3_2023", f"resume={tmp_path}")
+    assert found.exit_code == 2 and "cannot be resumed as 'dreamer_v3_2023'" in sentence(found)
+    found = call("train", "ls_imagine", f"resume={tmp_path}", "size=small")
+    assert found.exit_code == 2 and "'size=small' does not fit a resumed run" in sentence(found)
+
+
+def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):
+    summary = {
+        "run": "runs/a",
+        "steps": 1000,
+        "updates": 5,
+        "minutes": 1.0,
+        "success_rate": 0.25,
+        "episode_return": 1.0,
+        "episodes": 20,
+        "training_success_rate": None,
+    }
+
+    def fail(config):
+        raise NonFiniteLossError("loss term 'loss_reward' is not finite")
+
+    for behaviour, code, words in (
+        (lambda config: Summary(**summary, interrupted=False), 0, ["runs/a", "25 % of 20"]),
+        (lambda config: Summary(**summary, interrupted=True), 130, ["resume=runs/a"]),
+        (fail, 1, ["loss_reward"]),
+    ):
+        monkeypatch.setattr(wmkit.training, "train", behaviour, raising=False)
+        result = call("train", "ls_imagine")
+        assert result.exit_code == code
+        assert all(word in result.output for word in words)
+
+
+def test_doctor_says_what_is_there():
+    result = call("doctor")
+    assert result.exit_code == 0
+    for name in ("python", "torchrl extension", "pandas", "vizdoom", "triton", "processors"):
+        assert name in result.stdout
+
+
+@pytest.mark.slow
+def test_train_resume_eval_and_imagine_end_to_end(tmp_path):
+    run = tmp_path / "run"
+    first = call("train", "ls_imagine", *SMALL, f"run_dir={run}")
+    assert first.exit_code == 0, first.output
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "episodes.jsonl",
+        "report.html",
+        "checkpoints",
+        "tensorboard",
+        "replay",
+    ):
+        assert (run / name).exists(), name
+    assert str(run) in first.stdout and "success rate" in first.stdout
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Affordance maps</h2>" in page and "<h2>Imagined and real</h2>" in page
+
+    again = call("train", "ls_imagine", f"resume={run}", "training.steps=128")
+    assert again.exit_code == 0, again.output
+    assert lines(run)[-1]["step"] == 128
+    taken = call("train", "ls_imagine", *SMALL, f"run_dir={run}")
+    assert taken.exit_code == 2 and "is taken" in sentence(taken)
+
+    assert call("eval", str(run), "--episodes", "2").exit_code == 0
+    assert lines(run)[-1]["stage"] == "evaluate"
+    (run / "report.html").unlink()
+    assert call("imagine", str(run)).exit_code == 0 and (run / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_affordance_fit_reports_agreement_and_its_model_can_be_used(tmp_path):
+    overrides = [
+        "preset=smoke",
+        "threads=1",
+        "affordance=labels",
+        "budget.frames=12",
+        f"run_dir={tmp_path / 'fit'}",
+    ]
+    result = call("affordance", "fit", *overrides)
+    assert result.exit_code == 0, result.output
+    assert "agreement mae" in result.stdout and "truth window hit rate" in result.stdout
+    assert (tmp_path / "fit" / "affordance" / "model" / "model.safetensors").exists()
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
