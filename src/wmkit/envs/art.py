@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from PIL import Image
 
 Color = tuple[int, int, int]
 TEXEL = 4  # map units
@@ -245,3 +246,27 @@ def sprites() -> dict[str, np.ndarray]:
         ):
             pictures[f"WSHP{frame}{rotations.format(frame)}"] = _sheep(view, step)
     return pictures
+
+
+@cache
+def palette() -> np.ndarray:
+    """The 256 colours the engine may show, uint8 ``[256, 3]``, chosen for the pictures above."""
+    pictures = [a[..., :3].reshape(-1, 3) for a in textures().values()]
+    pictures += [a[a[..., 3] > 0][:, :3].repeat(TEXEL, 0) for a in sprites().values()]
+    pixels = np.concatenate(pictures)
+    chosen = Image.fromarray(pixels[None]).quantize(255, Image.Quantize.MEDIANCUT, kmeans=3)
+    colors = np.zeros((256, 3), np.uint8)  # index 0 stays black
+    found = np.asarray(chosen.getpalette(), np.uint8).reshape(-1, 3)[:255]
+    colors[1 : 1 + len(found)] = found
+    return colors
+
+
+@cache
+def colour_lumps() -> tuple[bytes, bytes]:
+    """PLAYPAL (the same 14 times: no red flash of pain) and COLORMAP (34 rows of darkening)."""
+    colors = palette().astype(np.float64)
+    light = np.linspace(1, 0, 32)[:, None, None] * colors  # [32, 256, 3]
+    distance = ((light[:, :, None] - colors) ** 2).sum(-1)  # [32, 256, 256]
+    rows = distance.argmin(-1).astype(np.uint8)
+    rows[0] = np.arange(256)
+    return palette().tobytes() * 14, np.concatenate([rows, rows[:1], rows[-1:]]).tobytes()

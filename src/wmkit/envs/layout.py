@@ -27,6 +27,7 @@ class World:
     """The numbers of a world size; lengths in map units.
 
     Attributes:
+        name: ``small`` or ``full``.
         side: length of the square meadow.
         max_steps: default time limit.
         others: how many actors of each kind that is not the goal.
@@ -36,6 +37,7 @@ class World:
         nearest: least distance from the start to a goal.
     """
 
+    name: str
     side: int
     max_steps: int
     others: int
@@ -46,8 +48,8 @@ class World:
 
 
 WORLDS = {
-    "small": World(side=1280, max_steps=128, others=0, plants=5, patches=2, plateaus=0, nearest=350),
-    "full": World(side=4096, max_steps=1000, others=3, plants=40, patches=8, plateaus=8, nearest=900),
+    "small": World("small", side=1024, max_steps=128, others=0, plants=5, patches=2, plateaus=0, nearest=256),
+    "full": World("full", side=4096, max_steps=1000, others=4, plants=40, patches=8, plateaus=8, nearest=900),
 }
 
 
@@ -64,8 +66,8 @@ class Layout:
     goals: tuple[tuple[str, float, float], ...]
 
 
-def generate(task: Task, world: World, goals: int, rng: np.random.Generator) -> Layout:
-    """Draw a map of ``world`` for ``task`` holding ``goals`` goals."""
+def generate(task: Task, world: World, distractors: int, rng: np.random.Generator) -> Layout:
+    """Draw a map of ``world`` for ``task``, with ``distractors`` actors of each other kind (trees: threefold)."""
     half = world.side // 2
     taken: list[tuple[float, float, float]] = []  # x, y, radius
 
@@ -88,12 +90,13 @@ def generate(task: Task, world: World, goals: int, rng: np.random.Generator) -> 
         (*place(size * 0.75, 128), size) for size in (rng.integers(2, 5, world.plateaus) * 64).tolist()
     ]
     things = []
-    for name in rng.choice(task.actors, goals).tolist():
+    for name in rng.choice(task.actors, task.goals[world.name]).tolist():
         things.append((name, *place(ACTORS[name].radius, 192, near=world.nearest)))
     placed = tuple(things)
     for kind in KINDS:
         names = [actor.name for actor in ACTORS.values() if actor.kind == kind]
-        for name in rng.choice(names, 0 if kind == task.kind else world.others).tolist():
+        count = 0 if kind == task.kind else distractors * (3 if kind == "tree" else 1)
+        for name in rng.choice(names, count).tolist():
             things.append((name, *place(ACTORS[name].radius, 160)))
     plants = [actor.name for actor in ACTORS.values() if actor.kind == "plant"]
     for name in rng.choice(plants, world.plants).tolist():
@@ -138,7 +141,7 @@ def _textmap(
         block(
             "sector",
             heightfloor=height,
-            heightceiling=288,
+            heightceiling=192,
             texturefloor=floor,
             textureceiling="F_SKY1",
             lightlevel=255,
@@ -264,7 +267,10 @@ def _decorate() -> str:
 @cache
 def _shared_lumps() -> tuple[Lump, ...]:
     """Actors and pictures, the same in every WAD."""
-    lumps = [("DECORATE", _decorate().encode())]
+    lumps = [
+        ("DECORATE", _decorate().encode()),
+        *zip(("PLAYPAL", "COLORMAP"), art.colour_lumps(), strict=True),
+    ]
     lumps += [
         ("TX_START", b""),
         *((name, encode_png(a)) for name, a in art.textures().items()),

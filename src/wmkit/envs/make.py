@@ -9,8 +9,8 @@ from typing import Any
 
 from torchrl.envs import EnvBase, EnvCreator, ParallelEnv, SerialEnv
 
-from wmkit.errors import ConfigError
 from wmkit.envs.tasks import PREFIX, TASKS, find_task
+from wmkit.errors import ConfigError
 from wmkit.registry import register, resolve
 
 for _task in TASKS:

@@ -44,12 +44,13 @@ class VizdoomSimulator:
 
     Args:
         task: one of :data:`wmkit.envs.tasks.TASKS`, with or without ``vizdoom/``.
-        world: ``"full"`` (4096 units wide, 1000 steps) or ``"small"`` (1280 units, 128 steps).
+        world: ``"full"`` (4096 units wide, 1000 steps) or ``"small"`` (1024 units, 128 steps).
         seed: of the stream of episodes.
         max_steps: time limit in steps, the world's own by default.
         frames: emit ``frame``.
         masks: emit ``goal_mask``.
         success_terminates: end the episode at the first success.
+        distractors: actors of each kind that is not the goal, the world's own number by default.
         sticky_jump: steps for which a jump holds jump and forward (LS-Imagine: 10; 1 is not sticky).
 
     Raises:
@@ -73,6 +74,7 @@ class VizdoomSimulator:
         frames: bool = True,
         masks: bool = True,
         success_terminates: bool = True,
+        distractors: int | None = None,
         sticky_jump: int = 10,
     ) -> None:
         self.task = find_task(task)
@@ -82,10 +84,13 @@ class VizdoomSimulator:
             )
         self.world = world
         self.max_steps = WORLDS[world].max_steps if max_steps is None else max_steps
-        for name, value in (("max_steps", self.max_steps), ("sticky_jump", sticky_jump)):
-            if value < 1:
+        self.distractors = WORLDS[world].others if distractors is None else distractors
+        limits = {"max_steps": (self.max_steps, 1), "sticky_jump": (sticky_jump, 1)}
+        limits["distractors"] = (self.distractors, 0)
+        for name, (value, least) in limits.items():
+            if value < least:
                 raise ConfigError(
-                    f"option {name}={value} of {self.task.name} is out of range: wanted at least 1"
+                    f"option {name}={value} of {self.task.name} is out of range: wanted at least {least}; raise it"
                 )
         self.frames, self.masks = frames, masks
         self.success_terminates, self.sticky_jump = success_terminates, sticky_jump
@@ -197,7 +202,7 @@ class VizdoomSimulator:
 
     def _layout(self, episode: int) -> Any:
         rng = np.random.default_rng(self._sequence(episode))
-        return generate(self.task, WORLDS[self.world], self.task.goals[self.world], rng)
+        return generate(self.task, WORLDS[self.world], self.distractors, rng)
 
     def _goal_positions(self) -> list[tuple[str, float, float]] | tuple[tuple[str, float, float], ...]:
         if not self._moving:
@@ -234,8 +239,9 @@ def shrink(frame: np.ndarray) -> np.ndarray:
     Returns:
         uint8 ``[3, 64, 64]``, rounded half up.
     """
-    pairs = frame.reshape(3, 32, 5, 64, 4)  # two output rows draw on five input rows
-    wide = pairs[..., 1].astype(np.uint16) + pairs[..., 2]  # [3, 32, 5, 64], twice the mean
+    # Four neighbouring columns are one little-endian word; the middle two are its middle bytes.
+    words = frame.view("<u4").reshape(3, 32, 5, 64)  # two output rows draw on five input rows
+    wide = (words >> 8 & 255) + (words >> 16 & 255)  # [3, 32, 5, 64], twice the mean
     out = np.empty((3, 32, 2, 64), np.uint8)
     out[:, :, 0] = (wide[:, :, 0] + 3 * wide[:, :, 1] + 4) >> 3
     out[:, :, 1] = (3 * wide[:, :, 3] + wide[:, :, 4] + 4) >> 3
