@@ -173,6 +173,21 @@ def test_timeouts_are_censored_or_labelled():
         ]
 
 
+def test_a_won_episode_can_reach_what_still_waits():
+    records = as_tensordict(
+        [
+            {"score": 0.1, "promise": 0.9, "is_zoomed": k < 2, "reward": float(k == 3), "intrinsic": 0.5}
+            | {"is_init": k == 0, "done": k == 3}
+            for k in range(4)
+        ]
+    )
+    records["success"] = records["done"]
+    assert rows(PendingPairs(1).process(records, 0, 0)) == []
+    pairs = PendingPairs(1, success_reaches=True)
+    assert rows(pairs.process(records, 0, 0)) == [(0, 3.0, 0.5), (1, 2.0, 0.5)]
+    assert pairs.counts()["reached"] == 2 and pairs.counts()["abandoned"] == 0
+
+
 def test_long_episodes_keep_precision_and_bounded_memory():
     pairs = PendingPairs(1, max_steps=50, gamma=0.5)
     for k in range(5000):

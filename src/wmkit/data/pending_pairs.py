@@ -23,11 +23,16 @@ s' not beaten in max_steps      censored: never resolved       Delta = max_steps
                                                                (``label_timeouts``)
 episode ends                    dropped, unresolved            the same, unless ``prolong``
 ==============================  =============================  ==================================
+
+A view that promises more than the task ever shows (the goal filling the frame) is never beaten
+before the episode is won. The released code prolongs won episodes until it is; without
+prolongation ``success_reaches`` lets the winning record reach every pair that still waits.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,6 +106,7 @@ class PendingPairs:
         gamma: discount inside G.
         allow_zero: let a pair be reached by its own record.
         label_timeouts: report given-up pairs as reached with Delta = max_steps.
+        success_reaches: let a record with success reach every pair that still waits.
         prolong: keep pairs waiting after ``done``; for a trainer that keeps stepping an ended episode
             while :meth:`has_pending` (not after a death, which leaves them unresolved). Pairs are then
             dropped at the next ``is_init``.
@@ -124,6 +130,7 @@ class PendingPairs:
         gamma: float = 0.997,
         allow_zero: bool = False,
         label_timeouts: bool = False,
+        success_reaches: bool = False,
         prolong: bool = False,
     ) -> None:
         if streams < 1 or max_steps < 1 or not 0.0 < gamma <= 1.0:
@@ -132,7 +139,8 @@ class PendingPairs:
                 "one stream and one step, and 0 < gamma <= 1; change them"
             )
         self.max_steps, self.gamma = max_steps, gamma
-        self.allow_zero, self.label_timeouts, self.prolong = allow_zero, label_timeouts, prolong
+        self.allow_zero, self.label_timeouts = allow_zero, label_timeouts
+        self.success_reaches, self.prolong = success_reaches, prolong
         self.pushed = self.reached = self.timed_out = self.abandoned = 0
         self._streams = [_Stream() for _ in range(streams)]
         self._discount = gamma ** np.arange(max_steps + 1, dtype=np.float64)
@@ -175,9 +183,18 @@ class PendingPairs:
             s.fresh.append(index)
         s.waiting[index] = score
 
-    def step(self, stream: int, index: int, score: float, reward: float, intrinsic: float = 0.0) -> Resolved:
+    def step(
+        self,
+        stream: int,
+        index: int,
+        score: float,
+        reward: float,
+        intrinsic: float = 0.0,
+        *,
+        success: bool = False,
+    ) -> Resolved:
         """Arrive at record ``index``; returns the pairs it resolves."""
-        return Resolved.of(self._arrive(stream, index, score, reward + intrinsic))
+        return Resolved.of(self._arrive(stream, index, score, reward + intrinsic, success))
 
     def end_episode(self, stream: int) -> int:
         """Forget the stream's episode; pairs still waiting stay unresolved. Returns their number."""
@@ -192,7 +209,8 @@ class PendingPairs:
         Args:
             records: ``[n]`` with ``score``, ``("zoomed", "score")``, ``is_zoomed``, ``reward``,
                 ``intrinsic_reward``, ``is_init`` and ``done``, each ``[n, 1]``. ``is_init`` starts an
-                episode, ``done`` ends it (with ``prolong`` only the next ``is_init`` does).
+                episode, ``done`` ends it (with ``prolong`` only the next ``is_init`` does). With
+                ``success_reaches`` also ``success``.
             stream: which environment.
             first_index: index of the first record; the others count on.
 
@@ -200,7 +218,7 @@ class PendingPairs:
             SpecError: a key is missing, or the index does not follow the stream's last record.
         """
         columns = []
-        for key in COLUMNS:
+        for key in (*COLUMNS, "success") if self.success_reaches else COLUMNS:
             value = records.get(key, None)
             if value is None:
                 raise SpecError(
@@ -209,21 +227,23 @@ class PendingPairs:
                 )
             columns.append(value.reshape(-1).tolist())
         rows: list[tuple[int, int, float]] = []
-        for index, (score, promise, zoomed, reward, intrinsic, first, done) in enumerate(
+        for index, (score, promise, zoomed, reward, intrinsic, first, done, *success) in enumerate(
             zip(*columns, strict=True), first_index
         ):
             if first:
                 self.end_episode(stream)
             if zoomed and not done:
                 self.push(stream, index, promise)
-            rows += self._arrive(stream, index, score, reward + intrinsic)
+            rows += self._arrive(stream, index, score, reward + intrinsic, any(success))
             if done and not self.prolong:
                 self.end_episode(stream)
         return Resolved.of(rows)
 
     # ---- one record --------------------------------------------------------------------------
 
-    def _arrive(self, stream: int, index: int, score: float, value: float) -> list[tuple[int, int, float]]:
+    def _arrive(
+        self, stream: int, index: int, score: float, value: float, success: bool
+    ) -> list[tuple[int, int, float]]:
         s = self._streams[stream]
         if not s.values:
             s.first = index
@@ -236,6 +256,8 @@ class PendingPairs:
         if self.allow_zero:
             self._admit(s)
         found: list[int] = []
+        if success and self.success_reaches:
+            score = math.inf
         while s.heap and s.heap[0][0] < score:
             promise, t = heapq.heappop(s.heap)
             if s.waiting.get(t) == promise:
