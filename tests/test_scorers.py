@@ -67,10 +67,12 @@ def test_label_score_grows_with_the_mask_and_ends_on_the_common_scale() -> None:
 
 def test_affine_fit_recovers_the_logistic_scale() -> None:
     generator = torch.Generator().manual_seed(0)
-    positive = 3 + torch.randn(20000, generator=generator)  # log odds of the classes are 4 x - 8 for x ~ N(1|3, 1) ...
+    positive = 3 + torch.randn(
+        20000, generator=generator
+    )  # log odds of the classes are 4 x - 8 for x ~ N(1|3, 1)
     negative = 1 + torch.randn(20000, generator=generator)
     scale, shift = fit_affine(positive, negative)
-    assert math.isclose(scale * 1.2, 2.0, rel_tol=0.05)  # ... which has slope (3 - 1) / 1
+    assert math.isclose(scale * 1.2, 2.0, rel_tol=0.05)
     assert math.isclose(scale * 2 + shift, 21.8, abs_tol=0.05)
     scale, _ = fit_affine(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0]))
     assert 0 < scale < 100  # separable classes
@@ -86,9 +88,9 @@ def test_clips_are_captioned_by_what_the_mask_does() -> None:
     again = make_clips(source, 60, generator=torch.Generator().manual_seed(1))
     assert torch.equal(clips.boxes, again.boxes) and clips.captions == again.captions
     rendered = clips.render(source, (40, 64))
-    zooms = (clips.index[:, 0] == clips.index[:, -1]).nonzero().flatten()
+    zooms = (clips.numbers[:, 0] == clips.numbers[:, -1]).nonzero().flatten()
     top, left, bottom, right = clips.boxes[zooms[0], -1].tolist()
-    crop = frames[clips.index[zooms[0], -1], :, top:bottom, left:right].float()[None]
+    crop = frames[clips.numbers[zooms[0], -1], :, top:bottom, left:right].float()[None]
     want = torch.nn.functional.interpolate(crop, (40, 64), mode="bilinear")[0]
     torch.testing.assert_close(rendered[zooms[0], -1], want, atol=2e-3, rtol=0)
     with pytest.raises(SpecError, match="masks"):
@@ -140,15 +142,27 @@ def test_hf_clip_scores_from_a_folder(tmp_path) -> None:
     transformers = pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", "cut", "a", "tree", "obtain", "water"])}
+    vocabulary = {
+        word: i for i, word in enumerate(["<pad>", "<unk>", "</s>", "cut", "a", "tree", "obtain", "water"])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>", model_max_length=16
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        model_max_length=16,
     )
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": 8, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 1},
+        text_config={
+            **tower,
+            "vocab_size": 8,
+            "max_position_embeddings": 16,
+            "eos_token_id": 2,
+            "bos_token_id": 1,
+        },
         vision_config={**tower, "image_size": 32, "patch_size": 16},
         projection_dim=24,
     )

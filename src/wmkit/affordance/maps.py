@@ -24,7 +24,9 @@ from wmkit.functional.zoom import FRACTION, FRAMES, STEPS, exploration_boxes, zo
 LOGIT_SLOPE = 1.2  # logistic that turns a video-text logit into affordance
 LOGIT_MIDPOINT = 21.8
 COVER_GUARD = 0.1  # added to the number of rectangles over a pixel
-PAINTED = tuple(i for i in range(FRAMES) if i * i > 150)  # zoom frames whose crops carry the score: 13, 14, 15
+PAINTED = tuple(
+    i for i in range(FRAMES) if i * i > 150
+)  # zoom frames whose crops carry the score: 13, 14, 15
 
 _Kurtosis = kurtosis
 
@@ -75,8 +77,8 @@ def jump_probability(affordance: Tensor, *, kurtosis: Literal["excess", "raw"] =
     """
     if kurtosis not in ("excess", "raw"):
         raise ConfigError(
-            f"kurtosis of the jump probability is unknown: found {kurtosis!r}, wanted 'excess' (released code) "
-            "or 'raw' (paper); choose one of the two"
+            f"kurtosis of the jump probability is unknown: found {kurtosis!r}, wanted 'excess' (released "
+            "code) or 'raw' (paper); choose one of the two"
         )
     affordance = _as_map(affordance)
     stands_out = affordance.amax((-2, -1)) - affordance.mean((-2, -1))
@@ -164,7 +166,9 @@ def fuse_scores(scores: Tensor, image_size: tuple[int, int]) -> Tensor:
     flat = scores.reshape(-1, STEPS, STEPS).float()
     positive = flat > 0
     cover = fusion.cover if bool(positive.all()) else COVER_GUARD + _paint(positive.float(), fusion)
-    cells = LOGIT_SLOPE * (_paint(flat, fusion) / cover - LOGIT_MIDPOINT)  # [N, R, S]; blurring keeps affine maps
+    cells = LOGIT_SLOPE * (
+        _paint(flat, fusion) / cover - LOGIT_MIDPOINT
+    )  # [N, R, S]; blurring keeps affine maps
     blurred = (fusion.blur_rows @ cells) @ fusion.blur_columns  # [N, H, W]
     return blurred.sigmoid_().reshape(*batch, *image_size)
 

@@ -26,10 +26,11 @@ REFINED = 14  # boxes that the fast mode scores after that, a quarter of the res
 class VirtualExploration:
     """Affordance maps of frames, by zooming and scoring.
 
-    ``mode="exact"`` scores every box with all 16 frames. ``mode="fast"`` renders frames 0, 8, 13 and 15 of each
-    zoom (the features or pixels between them are interpolated), scores every second box of every
+    ``mode="exact"`` scores every box with all 16 frames. ``mode="fast"`` renders frames 0, 8, 13 and 15 of
+    each zoom (the features or pixels between them are interpolated), scores every second box of every
     second row, interpolates the rest, and then scores the 14 boxes with the highest interpolated values:
-    39 boxes and 118 frames in place of 81 and 1216. ``benchmarks/virtual_exploration.py`` measures how well the two agree.
+    39 boxes and 119 frames in place of 81 and 1216. ``benchmarks/virtual_exploration.py`` measures how well
+    the two agree.
 
     Memory is bounded by ``chunk`` rendered frames plus one feature vector per distinct frame of one image.
     Frames are resampled bilinearly without antialiasing, at ``scorer.resolution`` if it names one.
@@ -62,11 +63,13 @@ class VirtualExploration:
     ) -> None:
         if mode not in ("exact", "fast"):
             raise ConfigError(
-                f"mode of virtual exploration is unknown: found {mode!r}, wanted 'exact' or 'fast'; choose one"
+                f"mode of virtual exploration is unknown: found {mode!r}, wanted 'exact' or 'fast'; choose "
+                "one"
             )
         if chunk < FRAMES:
             raise ConfigError(
-                f"chunk of virtual exploration: found {chunk} frames, wanted at least one zoom of {FRAMES}; raise it"
+                f"chunk of virtual exploration: found {chunk} frames, wanted at least one zoom of {FRAMES}; "
+                "raise it"
             )
         self.scorer, self.mode, self.chunk, self.truncate = scorer, mode, chunk, truncate
 
@@ -96,15 +99,18 @@ class VirtualExploration:
         channels = 1 if self.scorer.reads == "goal_mask" else 3
         if images.ndim != 4 or images.shape[1] != channels:
             raise SpecError(
-                f"virtual exploration of {self.scorer.reads}: found images of shape {list(images.shape)}, wanted "
-                f"[B, {channels}, H, W]; the scorer {type(self.scorer).__name__} reads {self.scorer.reads}"
+                f"virtual exploration of {self.scorer.reads}: found images of shape {list(images.shape)}, "
+                f"wanted [B, {channels}, H, W]; the scorer {type(self.scorer).__name__} reads "
+                f"{self.scorer.reads}"
             )
         if isinstance(prompts, str):
             prompts = [prompts]
         boxes = exploration_boxes((int(images.shape[-2]), int(images.shape[-1]))).flatten(0, 1)  # [81, 4]
         boxes = boxes.to(images.device)
         explore = self._exact if self.mode == "exact" else self._fast
-        return torch.stack([explore(image[None], boxes, prompts) for image in images]).unflatten(-1, (STEPS, STEPS))
+        return torch.stack([explore(image[None], boxes, prompts) for image in images]).unflatten(
+            -1, (STEPS, STEPS)
+        )
 
     def _exact(self, image: Tensor, boxes: Tensor, prompts: Sequence[str]) -> Tensor:
         """``[1, C, H, W], [81, 4] -> [P, 81]``."""
@@ -115,7 +121,10 @@ class VirtualExploration:
         coarse = torch.tensor([STEPS * y + x for y in COARSE for x in COARSE], device=boxes.device)
         known = self._score(image, boxes[coarse], prompts, KEPT).T  # [P, 25]
         grid = torch.nn.functional.interpolate(
-            known.unflatten(-1, (1, len(COARSE), len(COARSE))), (STEPS, STEPS), mode="bilinear", align_corners=True
+            known.unflatten(-1, (1, len(COARSE), len(COARSE))),
+            (STEPS, STEPS),
+            mode="bilinear",
+            align_corners=True,
         ).flatten(1)  # [P, 81]
         promise = grid.amax(0)  # a box is worth a look if any prompt wants it
         promise[coarse] = -torch.inf
@@ -130,7 +139,10 @@ class VirtualExploration:
         if not (hasattr(scorer, "pool") and (hasattr(scorer, "encode") or hasattr(scorer, "encode_boxes"))):
             per_chunk = max(self.chunk // FRAMES, 1)
             scores = [
-                scorer(spread_frames(self._render(image, part.flatten(0, 1)).unflatten(0, part.shape[:2]), kept), prompts)
+                scorer(
+                    spread_frames(self._render(image, part.flatten(0, 1)).unflatten(0, part.shape[:2]), kept),
+                    prompts,
+                )
                 for part in crops.split(per_chunk)
             ]
             return torch.cat(scores)
@@ -152,4 +164,3 @@ class VirtualExploration:
         """Crops at the resolution the scorer wants: ``[M, 4] -> [M, C, h, w]`` float32."""
         size = getattr(self.scorer, "resolution", None) or (int(image.shape[-2]), int(image.shape[-1]))
         return crop_resize(image, crops, size, truncate=self.truncate and self.scorer.reads == "frame")
-

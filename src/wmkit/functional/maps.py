@@ -80,7 +80,9 @@ def integral_image(values: Tensor) -> Tensor:
     >>> integral_image(torch.ones(2, 3))[-1, -1]
     tensor(6., dtype=torch.float64)
     """
-    sums = values.new_zeros(*values.shape[:-2], values.shape[-2] + 1, values.shape[-1] + 1, dtype=torch.float64)
+    sums = values.new_zeros(
+        *values.shape[:-2], values.shape[-2] + 1, values.shape[-1] + 1, dtype=torch.float64
+    )
     sums[..., 1:, 1:] = values.double().cumsum(-1).cumsum(-2)
     return sums
 

@@ -34,8 +34,8 @@ class _Runs(NamedTuple):
     end: NDArray  # [R]
     upper: NDArray  # [E] run index of each edge's upper end
     lower: NDArray  # [E]
-    label: NDArray  # [R] 0 .. count-1
-    count: int
+    label: NDArray  # [R] 0 .. regions - 1
+    regions: int
 
 
 def opening(mask: NDArray, height: int, width: int) -> NDArray:
@@ -94,18 +94,21 @@ def filled_regions(mask: NDArray, integral: NDArray) -> Regions:
     """
     width = mask.shape[1]
     runs = _label(mask, diagonal=True)
-    if len(runs.upper) - len(runs.start) + runs.count:  # independent cycles of the run graph are holes
+    if len(runs.upper) - len(runs.start) + runs.regions:  # independent cycles of the run graph are holes
         runs = _label(_fill(mask), diagonal=True)
     row, start = np.divmod(runs.start, width + 1)
     end = runs.end - row * (width + 1)
     sums = integral[row + 1, end] - integral[row + 1, start] - integral[row, end] + integral[row, start]
-    area = np.bincount(runs.label, end - start, runs.count)
-    total = np.bincount(runs.label, sums, runs.count)
+    area = np.bincount(runs.label, end - start, runs.regions)
+    total = np.bincount(runs.label, sums, runs.regions)
 
     # Polygon moments. Between two rows the polygon covers the unit squares spanned by four region
     # pixels, and half of those spanned by three, which sit where the runs begin or end apart.
     a, b = runs.upper, runs.lower
-    left, right = np.maximum(start[a], start[b]), np.minimum(end[a], end[b]) - 1  # shared pixels, ends included
+    left, right = (
+        np.maximum(start[a], start[b]),
+        np.minimum(end[a], end[b]) - 1,
+    )  # shared pixels, ends included
     shared = (right >= left).astype(float)
     y = row[a].astype(float)
     squares = np.maximum(right - left, 0).astype(float)
@@ -117,11 +120,11 @@ def filled_regions(mask: NDArray, integral: NDArray) -> Regions:
         parts.append((0.5 * shared * differ, x, y + np.where(long_upper, 1 / 3, 2 / 3)))
     label = np.concatenate([runs.label[a]] * 3)
     weight, x, y = (np.concatenate(p) for p in zip(*parts, strict=True))
-    m00, m10, m01 = (np.bincount(label, weight * p, runs.count) for p in (1.0, x, y))
+    m00, m10, m01 = (np.bincount(label, weight * p, runs.regions) for p in (1.0, x, y))
     flat = m00 == 0  # one pixel thick: the polygon has no area
     if flat.any():
-        plain_x = np.bincount(runs.label, (end - start) * (start + end - 1) / 2, runs.count) / area
-        plain_y = np.bincount(runs.label, (end - start) * row, runs.count) / area
+        plain_x = np.bincount(runs.label, (end - start) * (start + end - 1) / 2, runs.regions) / area
+        plain_y = np.bincount(runs.label, (end - start) * row, runs.regions) / area
         m00, m10, m01 = np.where(flat, (np.ones_like(m00), plain_x, plain_y), (m00, m10, m01))
     return Regions(area, total, m10 / m00, m01 / m00)
 

@@ -78,7 +78,12 @@ def zoom_schedule(boxes: Tensor, image_size: tuple[int, int], frames: int = FRAM
 
 
 def crop_resize(
-    images: Tensor, boxes: Tensor, size: tuple[int, int], *, index: Tensor | None = None, truncate: bool = False
+    images: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    *,
+    index: Tensor | None = None,
+    truncate: bool = False,
 ) -> Tensor:
     """Cut boxes out of images and resize each bilinearly (half-pixel centres, no antialiasing).
 
@@ -116,7 +121,9 @@ def crop_resize(
     first = pixels.index_select(0, (offset + x0).flatten()).float()  # [U*w, H*C]
     second = pixels.index_select(0, (offset + x1).flatten()).float()
     columns = torch.lerp(first, second, x_weight.reshape(-1, 1)).reshape(len(key), size[1], height, channels)
-    rows = columns.transpose(1, 2).reshape(len(key) * height, size[1] * channels)  # row y of unit u at u*H + y
+    rows = columns.transpose(1, 2).reshape(
+        len(key) * height, size[1] * channels
+    )  # row y of unit u at u*H + y
 
     unit = inverse[:, None]
     first = rows.index_select(0, (unit * height + y0).flatten())  # [N*h, w*C]
@@ -130,7 +137,9 @@ def crop_resize(
 def _taps(start: Tensor, end: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two source positions and the weight of the second, each ``[N, size]``."""
     extent = (end - start)[:, None]
-    centre = (torch.arange(size, device=start.device, dtype=torch.float64) + 0.5) * (extent.double() / size) - 0.5
+    centre = (torch.arange(size, device=start.device, dtype=torch.float64) + 0.5) * (
+        extent.double() / size
+    ) - 0.5
     centre = centre.clamp_min(0)
     low = centre.long()
     high = torch.minimum(low + 1, extent - 1)

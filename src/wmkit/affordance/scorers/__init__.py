@@ -7,9 +7,9 @@
 | ``hf_clip`` | ``frame`` | any CLIP of transformers, by name or path |
 
 The place of ``mineclip`` (the released checkpoint ``mineclip_attn.pth``) is
-``wmkit/affordance/scorers/mineclip.py``: a ``Scorer`` with ``resolution = (160, 256)``, ``encode`` (ViT-B/16) and
-``pool`` (temporal transformer and adapter), whose logits are on the common scale as they are. Until it
-exists, asking for it is an error that says what to use instead.
+``wmkit/affordance/scorers/mineclip.py``: a ``Scorer`` with ``resolution = (160, 256)``, ``encode``
+(ViT-B/16) and ``pool`` (temporal transformer and adapter), whose logits are on the common scale as they are.
+Until it exists, asking for it is an error that says what to use instead.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def build_scorer(name: str, **options: Any) -> Scorer:
     """
     if name == "mineclip":
         raise MissingWeightsError(
-            "scorer 'mineclip' has no weights: found no loader for mineclip_attn.pth in this version, wanted a "
-            "scorer that can run; use scorer=embedded (trained on the worlds) or scorer=hf_clip (any CLIP)"
+            "scorer 'mineclip' has no weights: found no loader for mineclip_attn.pth in this version, "
+            "wanted a scorer that can run; use scorer=embedded (trained on the worlds) or scorer=hf_clip "
+            "(any CLIP)"
         )
     return resolve("scorer", name)(**options)
 

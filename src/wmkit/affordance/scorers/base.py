@@ -2,7 +2,8 @@
 
 A scorer says how well a 16-frame zoom shows what a prompt asks for. Scores are logits on the scale of
 MineCLIP as LS-Imagine reads it: ``sigmoid(1.2 (score - 21.8))`` is the affordance
-(arXiv:2410.03618 and released code). Scorers of another scale put themselves on this one with :func:`fit_affine`.
+(arXiv:2410.03618 and released code). Scorers of another scale put themselves on this one with
+:func:`fit_affine`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Scorer(Protocol):
     Optional, and used by :class:`~wmkit.affordance.virtual_exploration.VirtualExploration` when present:
 
     - ``resolution: (h, w)``: the size of frames it wants; else frames come at the explored size;
-    - ``encode(frames[M, C, h, w]) -> features[M, D]`` with ``pool(features[N, 16, D], prompts) -> scores[N, P]``:
-      distinct frames are encoded once, 1216 in place of 1296 per map;
+    - ``encode(frames[M, C, h, w]) -> features[M, D]`` with ``pool(features[N, 16, D], prompts) -> scores[N,
+      P]``: distinct frames are encoded once, 1216 in place of 1296 per map;
     - ``encode_boxes(images[B, C, H, W], boxes[N, 4]) -> features[B, N, D]``: features straight from the
       crop rectangles, without rendering them.
     """
@@ -79,8 +80,8 @@ def fit_affine(positive: Tensor, negative: Tensor, *, steps: int = 50) -> tuple[
     """Put raw scores on the common scale by logistic regression (Platt scaling, both classes weighted alike).
 
     Finds ``a, b`` such that ``sigmoid(1.2 (a x + b - 21.8))`` is the probability that a clip with raw score
-    ``x`` shows what its prompt asks for. Targets are Platt's, ``(n + 1) / (n + 2)`` and ``1 / (n + 2)``, which
-    keeps the slope finite when the classes do not overlap.
+    ``x`` shows what its prompt asks for. Targets are Platt's, ``(n + 1) / (n + 2)`` and ``1 / (n + 2)``,
+    which keeps the slope finite when the classes do not overlap.
 
     Args:
         positive: ``[n]`` raw scores of clips that match.

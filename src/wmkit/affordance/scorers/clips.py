@@ -44,8 +44,8 @@ class ClipSource:
     def __post_init__(self) -> None:
         if self.frames.ndim != 4 or self.masks.shape != (len(self.frames), 1, *self.frames.shape[2:]):
             raise SpecError(
-                f"clip source: found frames {list(self.frames.shape)} and masks {list(self.masks.shape)}, wanted "
-                "[T, 3, H, W] and [T, 1, H, W]; pass one mask per frame at the frame's size"
+                f"clip source: found frames {list(self.frames.shape)} and masks {list(self.masks.shape)}, "
+                "wanted [T, 3, H, W] and [T, 1, H, W]; pass one mask per frame at the frame's size"
             )
         if self.is_init is None:
             self.is_init = torch.arange(len(self.frames)) == 0
@@ -53,51 +53,61 @@ class ClipSource:
         self.covered = self.masks.flatten(1).sum(1)
 
     @classmethod
-    def from_env(cls, env: Any, prompt: str, *, steps: int = 500, every: int = 1, seed: int = 0) -> ClipSource:
-        """Walk at random in an unbatched TorchRL environment that emits ``frame`` and ``goal_mask``.
+    def from_env(
+        cls, env: Any, prompt: str, *, steps: int = 600, episode: int = 48, seed: int = 0, policy: Any = None
+    ) -> ClipSource:
+        """Walk in an unbatched TorchRL environment that emits ``frame`` and ``goal_mask``.
 
         Args:
             env: the environment, with ``frames=True, masks=True``.
             prompt: the task's prompt.
             steps: frames to keep.
-            every: environment steps per kept frame; above 1 the frames differ more but there are no real walks.
-            seed: of the random actions.
+            episode: start a new world after so many steps; many short walks show more than few long ones.
+            seed: of the environment.
+            policy: called on the step's TensorDict to add an action; random if not given.
         """
         env.set_seed(seed)
-        frames, masks, starts = [], [], []
-        data, first = env.reset(), True
+        frames: list[Tensor] = []
+        masks: list[Tensor] = []
+        starts: list[bool] = []
         while len(frames) < steps:
-            frames.append(data["frame"].reshape(-1, *data["frame"].shape[-3:])[-1].clone())
-            masks.append(data["goal_mask"].reshape(-1, *data["goal_mask"].shape[-3:])[-1].bool())
-            starts.append(first or every > 1)
-            first = False
-            for _ in range(every):
-                data = env.step(env.rand_action(data))["next"]
-                if bool(data["done"].any()):
-                    data, first = env.reset(), True
+            data, age, over = env.reset(), 0, False
+            while not over and age < episode and len(frames) < steps:
+                frames.append(data["frame"].clone())
+                masks.append(data["goal_mask"].bool())
+                starts.append(age == 0)
+                data = env.step(env.rand_action(data) if policy is None else policy(data))["next"]
+                age, over = age + 1, bool(data["done"].any())
         return cls(torch.stack(frames), torch.stack(masks), prompt, torch.tensor(starts))
 
     def split(self, holdout: float) -> tuple[ClipSource, ClipSource]:
         """The first frames and the last ``holdout`` share of them, as two sources."""
         cut = max(1, min(len(self.frames) - 1, round(len(self.frames) * (1 - holdout))))
         assert self.is_init is not None
-        parts = [(self.frames[s], self.masks[s], self.prompt, self.is_init[s]) for s in (slice(cut), slice(cut, None))]
+        parts = [
+            (self.frames[s], self.masks[s], self.prompt, self.is_init[s])
+            for s in (slice(cut), slice(cut, None))
+        ]
         return ClipSource(*parts[0]), ClipSource(*parts[1])
 
 
 class Clips(NamedTuple):
     """N clips of one source, not yet rendered."""
 
-    index: Tensor  # [N, 16] int64, frame of the source
+    numbers: Tensor  # [N, 16] int64, frames of the source
     boxes: Tensor  # [N, 16, 4] int64, crop rectangles
     captions: list[str]  # N
     growth: Tensor  # [N] how far the goal fills the view that it did not fill before
 
-    def render(self, source: ClipSource, size: tuple[int, int], kept: Sequence[int] = range(FRAMES)) -> Tensor:
+    def render(
+        self, source: ClipSource, size: tuple[int, int], kept: Sequence[int] = range(FRAMES)
+    ) -> Tensor:
         """Pixels of the clips' frames ``kept``: ``[N, K, 3, h, w]`` float32 in 0..255."""
-        frames, index = torch.unique(self.index[:, list(kept)], return_inverse=True)
+        frames, index = torch.unique(self.numbers[:, list(kept)], return_inverse=True)
         boxes = self.boxes[:, list(kept)].flatten(0, 1)
-        return crop_resize(source.frames[frames], boxes, size, index=index.flatten()).unflatten(0, index.shape)
+        return crop_resize(source.frames[frames], boxes, size, index=index.flatten()).unflatten(
+            0, index.shape
+        )
 
 
 def make_clips(source: ClipSource, count: int, *, generator: torch.Generator, explore: bool = False) -> Clips:
@@ -123,7 +133,9 @@ def make_clips(source: ClipSource, count: int, *, generator: torch.Generator, ex
     return Clips(torch.stack(index), torch.stack(boxes), list(captions), torch.tensor(growth))
 
 
-def _draw(source: ClipSource, kind: str, generator: torch.Generator, explore: bool) -> tuple[Tensor, Tensor, str, float]:
+def _draw(
+    source: ClipSource, kind: str, generator: torch.Generator, explore: bool
+) -> tuple[Tensor, Tensor, str, float]:
     """One clip: frame numbers ``[16]``, boxes ``[16, 4]``, caption, growth."""
     height, width = source.frames.shape[2:]
     whole = torch.tensor([0, 0, height, width]).expand(FRAMES, 4)
@@ -155,8 +167,8 @@ def _draw(source: ClipSource, kind: str, generator: torch.Generator, explore: bo
         if growth <= UNCHANGED:
             return index, boxes, caption, growth
     raise SpecError(
-        f"clips for {source.prompt!r}: found 100 ambiguous draws in a row, wanted frames in which the goal is "
-        "sometimes far and sometimes absent; collect more varied frames"
+        f"clips for {source.prompt!r}: found 100 ambiguous draws in a row, wanted frames in which the goal "
+        "is sometimes far and sometimes absent; collect more varied frames"
     )
 
 

@@ -1,8 +1,8 @@
 """A small video-text scorer trained on clips of the embedded worlds: the little counterpart of MineCLIP.
 
-Frames at 40 x 64 go through a small convolutional encoder, 16 of them through a bank of filters over time that sees
-what changes across the zoom, prompts through word embeddings. Clips and captions are matched by InfoNCE
-(van den Oord et al. 2018, arXiv:1807.03748, in CLIP's symmetric form, arXiv:2103.00020).
+Frames at 40 x 64 go through a small convolutional encoder, 16 of them through a bank of filters over time
+that sees what changes across the zoom, prompts through word embeddings. Clips and captions are matched by
+InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, in CLIP's symmetric form, arXiv:2103.00020).
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class EmbeddedScorer(nn.Module):
     """
 
     reads: Literal["frame", "goal_mask"] = "frame"
+    affine: Tensor  # [2] scale and shift onto the common scale
+    fitted: Tensor  # bool
 
     def __init__(
         self,
@@ -58,11 +60,20 @@ class EmbeddedScorer(nn.Module):
         resolution: tuple[int, int] = (40, 64),
     ) -> None:
         super().__init__()
-        self.options = {"widths": list(widths), "dim": dim, "text_dim": text_dim, "resolution": list(resolution)}
+        self.options = {
+            "widths": list(widths),
+            "dim": dim,
+            "text_dim": text_dim,
+            "resolution": list(resolution),
+        }
         self.text_dim, self.resolution = text_dim, (int(resolution[0]), int(resolution[1]))
         layers: list[nn.Module] = []
         for before, after in zip((3, *widths[:-1]), widths, strict=True):
-            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [
+                nn.Conv2d(before, after, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
         cells = math.prod(math.ceil(side / 2 ** len(widths)) for side in self.resolution)
         self.frame = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * cells, dim))
         self.frame.to(memory_format=torch.channels_last)
@@ -75,7 +86,7 @@ class EmbeddedScorer(nn.Module):
         )
         self.text = TextTower(text_dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.register_buffer("affine", torch.tensor([1.0, LOGIT_MIDPOINT]))  # onto the common scale
+        self.register_buffer("affine", torch.tensor([1.0, LOGIT_MIDPOINT]))
         self.register_buffer("fitted", torch.tensor(False))
         self._texts: dict[str, Tensor] = {}
         self.register_load_state_dict_post_hook(lambda module, keys: module._texts.clear())
@@ -141,8 +152,8 @@ class EmbeddedScorer(nn.Module):
         """Train on clips, then calibrate on clips of held-out frames.
 
         Args:
-            data: one :class:`ClipSource`, several (one per task or episode set), or a TorchRL environment that emits
-                ``frame`` and ``goal_mask``, in which 600 random steps are taken first.
+            data: one :class:`ClipSource`, several (one per task or episode set), or a TorchRL environment
+                that emits ``frame`` and ``goal_mask``, in which 600 random steps are taken first.
             prompt: the task's prompt, if ``data`` is an environment.
             prompts: prompts that every clip is compared with, in addition to the sources' own.
             steps: gradient steps.
@@ -153,8 +164,9 @@ class EmbeddedScorer(nn.Module):
             progress: called as ``progress(step, steps, metrics)`` after every step.
 
         Returns:
-            ``loss`` and ``accuracy`` over the last tenth of training, and on held-out exploration clips ``auc`` (chance
-            that a matching clip scores above another) and ``calibrated_accuracy`` of the midpoint.
+            ``loss`` and ``accuracy`` over the last tenth of training, and on held-out exploration clips
+            ``auc`` (chance that a matching clip scores above another) and ``calibrated_accuracy`` of the
+            midpoint.
 
         Raises:
             ConfigError: an environment without a prompt, or no clip that matches its prompt.
@@ -166,7 +178,8 @@ class EmbeddedScorer(nn.Module):
         decay = [p for p in self.parameters() if p.ndim > 1]
         plain = [p for p in self.parameters() if p.ndim <= 1]
         optimiser = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=learning_rate
+            [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}],
+            lr=learning_rate,
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=max(steps, 2))
         self.train()
@@ -214,7 +227,9 @@ class EmbeddedScorer(nn.Module):
         return pixels.clamp_(0, 255), captions
 
     @torch.no_grad()
-    def _calibrate(self, sources: list[ClipSource], generator: torch.Generator, count: int = 256) -> dict[str, float]:
+    def _calibrate(
+        self, sources: list[ClipSource], generator: torch.Generator, count: int = 256
+    ) -> dict[str, float]:
         """Fit the affine map on exploration clips of held-out frames."""
         positive, negative = [], []
         for source in sources:
@@ -229,15 +244,17 @@ class EmbeddedScorer(nn.Module):
         yes, no = torch.cat(positive), torch.cat(negative)
         if not len(yes) or not len(no):
             raise ConfigError(
-                f"calibration of the embedded scorer: found {len(yes)} clips that match their prompt and {len(no)} that do "
-                "not in the held-out frames, wanted some of both; collect frames in which the goal comes into view"
+                f"calibration of the embedded scorer: found {len(yes)} clips that match their prompt and "
+                f"{len(no)} that do not in the held-out frames, wanted some of both; collect frames in "
+                "which the goal comes into view"
             )
         scale, shift = fit_affine(yes, no)
         self.affine.copy_(torch.tensor([scale, shift]))
         self.fitted.fill_(True)
         auc = (yes[:, None] > no).float().mean()
-        hits = 0.5 * ((scale * yes + shift > LOGIT_MIDPOINT).float().mean() + (scale * no + shift < LOGIT_MIDPOINT).float().mean())
-        return {"auc": float(auc), "calibrated_accuracy": float(hits)}
+        caught = (scale * yes + shift > LOGIT_MIDPOINT).float().mean()
+        spared = (scale * no + shift < LOGIT_MIDPOINT).float().mean()
+        return {"auc": float(auc), "calibrated_accuracy": float(caught + spared) / 2}
 
     # --- storage ----------------------------------------------------------------------------
 
@@ -246,7 +263,9 @@ class EmbeddedScorer(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"scorer": "embedded", **self.options}, indent=2))
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(folder / "model.safetensors"))
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items()}, str(folder / "model.safetensors")
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> EmbeddedScorer:
@@ -260,8 +279,8 @@ class EmbeddedScorer(nn.Module):
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
                 raise MissingWeightsError(
-                    f"scorer 'embedded' has no weights: found no {name} in {str(folder)!r}, wanted a folder written by "
-                    "EmbeddedScorer.save; run `wmkit affordance fit` or correct the path"
+                    f"scorer 'embedded' has no weights: found no {name} in {str(folder)!r}, wanted a folder "
+                    "written by EmbeddedScorer.save; run `wmkit affordance fit` or correct the path"
                 )
         options = json.loads((folder / "config.json").read_text())
         options.pop("scorer", None)
@@ -271,8 +290,8 @@ class EmbeddedScorer(nn.Module):
         except (RuntimeError, TypeError) as error:
             first = str(error).strip().splitlines()[-1].strip()
             raise CheckpointError(
-                f"scorer 'embedded' in {str(folder)!r}: found weights that do not fit ({first}), wanted those of its "
-                "config.json; save the scorer again with this version"
+                f"scorer 'embedded' in {str(folder)!r}: found weights that do not fit ({first}), wanted "
+                "those of its config.json; save the scorer again with this version"
             ) from None
         return scorer
 
@@ -318,7 +337,7 @@ def _sources(data: Any, prompt: str | None) -> list[ClipSource]:
         return list(data)
     if prompt is None:
         raise ConfigError(
-            "fit of the embedded scorer: found an environment without a prompt, wanted what its task asks for; "
-            "pass prompt=task_prompt(env_name)"
+            "fit of the embedded scorer: found an environment without a prompt, wanted what its task asks "
+            "for; pass prompt=task_prompt(env_name)"
         )
     return [ClipSource.from_env(data, prompt, steps=600)]

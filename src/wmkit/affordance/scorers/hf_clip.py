@@ -1,8 +1,8 @@
 """Any CLIP of transformers as a scorer (Radford et al. 2021, arXiv:2103.00020).
 
 Frames are encoded one by one and averaged over the zoom; a score is CLIP's own ``logit_scale * cos``, which
-for published models lies around 20 to 30, near the common scale already. :meth:`HFClipScorer.calibrate` puts it
-there exactly.
+for published models lies around 20 to 30, near the common scale already. :meth:`HFClipScorer.calibrate` puts
+it there exactly.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class HFClipScorer(nn.Module):
     """
 
     reads: Literal["frame", "goal_mask"] = "frame"
+    mean: Tensor  # [1, 3, 1, 1]
+    std: Tensor
 
     def __init__(
         self,
@@ -73,7 +75,9 @@ class HFClipScorer(nn.Module):
         """Frame features of unit length: ``[M, 3, H, W]`` in 0..255 to ``[M, D]``."""
         pixels = frames.float()
         if pixels.shape[-2:] != self.resolution:
-            pixels = F.interpolate(pixels, self.resolution, mode="bilinear", align_corners=False, antialias=True)
+            pixels = F.interpolate(
+                pixels, self.resolution, mode="bilinear", align_corners=False, antialias=True
+            )
         pixels = (pixels / 255 - self.mean) / self.std
         return F.normalize(_tensor(self.clip.get_image_features(pixel_values=pixels)), dim=-1)
 
@@ -135,8 +139,9 @@ def _load(model: str, local_files_only: bool) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingWeightsError(
-            f"scorer 'hf_clip' has no weights: found no CLIP model at {model!r} ({first.rstrip('.')}), wanted a model name "
-            "that can be downloaded or a folder written by save_pretrained; pass model=FOLDER"
+            f"scorer 'hf_clip' has no weights: found no CLIP model at {model!r} ({first.rstrip('.')}), "
+            "wanted a model name that can be downloaded or a folder written by save_pretrained; pass "
+            "model=FOLDER"
         ) from None
 
 

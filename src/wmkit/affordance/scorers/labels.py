@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from wmkit.affordance.maps import LOGIT_MIDPOINT, LOGIT_SLOPE
@@ -23,9 +22,9 @@ class LabelScorer:
     ``score = 21.8 + (gain / 1.2) (growth - half) / (growth + half)``.
 
     So a zoom that ends in a view without the goal scores ``21.8 - gain / 1.2`` (affordance 0.02), one that
-    fills ``half`` of what was free scores 21.8 (affordance 0.5), and the score grows with every pixel between.
-    A view that the goal fills from the start scores high: whatever the zoom adds, it adds all there was to add.
-    The prompt plays no part: the mask already belongs to the task.
+    fills ``half`` of what was free scores 21.8 (affordance 0.5), and the score grows with every pixel
+    between. A view that the goal fills from the start scores high: whatever the zoom adds, it adds all there
+    was to add. The prompt plays no part: the mask already belongs to the task.
 
     Args:
         half: growth at which the affordance is one half.
@@ -35,7 +34,8 @@ class LabelScorer:
 
     >>> zoom = torch.zeros(1, 16, 1, 4, 4)
     >>> zoom[:, -1] = 1.0
-    >>> [round(float(score), 2) for score in (LabelScorer()(zoom, ["Cut a tree"]), LabelScorer()(zoom * 0, ["-"]))]
+    >>> scorer = LabelScorer()
+    >>> [round(float(scorer(frames, ["Cut a tree"])), 2) for frames in (zoom, zoom * 0)]
     [24.53, 18.53]
     """
 
