@@ -32,9 +32,7 @@ class Pairs(Protocol):
 
     max_steps: int
 
-    def process(
-        self, records: TensorDictBase, stream: int, first_index: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def process(self, records: TensorDictBase, stream: int, first_index: int) -> Iterable[Tensor]:
         """Resolve pairs: positions in the stream, Delta, normalised G, each ``[n]``."""
 
 
