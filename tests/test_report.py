@@ -96,7 +96,7 @@ def test_every_section_is_drawn_and_nothing_is_fetched(run):
         "50 %",
         "20 evaluation episodes",
         "true object mask",
-        'class="frame jump"',
+        'class="moment jump"',
         "Δ 2",
         "real steps",
     ):

@@ -250,7 +250,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
 
 
 def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> None:
-    for _ in range(600):
+    for _ in range(2400):
         path = folder / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         if lines and json.loads(lines[-1])["step"] >= step:

@@ -143,7 +143,8 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], source: st
         path = f"{prefix}{name}"
         if name not in found:
             raise CheckpointError(
-                f"parameter {path!r} is missing from {source!r}: found none, wanted {_describe(wanted[name])}; {advice}"
+                f"parameter {path!r} is missing from {source!r}: found none, "
+                f"wanted {_describe(wanted[name])}; {advice}"
             )
         here, there = found[name], wanted[name]
         if isinstance(here, Tensor) and isinstance(there, Tensor) and here.shape != there.shape:
@@ -162,7 +163,7 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], source: st
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of every global random number generator (Python, NumPy, torch) as tensors and plain values."""
+    """State of the global random number generators (Python, NumPy, torch): tensors and plain values."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),

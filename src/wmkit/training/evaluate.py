@@ -82,7 +82,7 @@ class Recorder:
     def add(
         self, observed: TensorDictBase, action: torch.Tensor | None, next_of: TensorDictBase | None
     ) -> None:
-        """Append the record of one observation ``[N]``; ``next_of`` carries reward and ends (None at a reset)."""
+        """Append one observation's record; ``next_of`` has its reward and ends (None at a reset)."""
         here = observed[self.env]
         record = here.select(*RECORD_KEYS, strict=False).clone()
         zoomed = here.get("zoomed", None)

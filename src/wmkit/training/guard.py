@@ -69,8 +69,8 @@ class FiniteGuard:
                 if value != value or value in (float("inf"), float("-inf")):
                     raise NonFiniteLossError(
                         f"loss term {name!r} is not finite: found {value} in update "
-                        f"{self.updates - len(pending) + row + 1}, wanted a finite number; lower the learning "
-                        "rate or look at the rewards, then resume from the last good state"
+                        f"{self.updates - len(pending) + row + 1}, wanted a finite number; lower the "
+                        "learning rate or look at the rewards, then resume from the last good state"
                     )
         for column, name in enumerate(names):
             self._sums.setdefault(name, []).extend(

@@ -60,6 +60,7 @@ class ReplayMemory:
         self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
         self.writer = StreamWriter(self.streams, defaults=self._defaults(), exclude=NOT_KEPT)
         self._spans: list[Tensor] = []
+        self._window: TensorDictBase | None = None
 
     def _defaults(self) -> dict[Any, Tensor]:
         if self.pairs is None:
@@ -98,12 +99,20 @@ class ReplayMemory:
         """Whether one window can be drawn."""
         return self.streams.num_windows(self.length) > 0
 
-    def sample(self) -> TensorDict:
-        """Windows ``[B, L]``."""
-        return self.streams.sample(self.batch, self.length, force_init=self.context == 0)
+    def sample(self) -> TensorDictBase:
+        """Windows ``[B, L]``, in memory that the next call uses again."""
+        self._window = self.streams.sample(
+            self.batch, self.length, force_init=self.context == 0, out=self._window
+        )
+        return self._window
 
     def write_back(self, batch: TensorDictBase, latents: TensorDictBase) -> None:
-        """Store latents ``[B, T]`` that an update computed; T counts from the window's end."""
+        """Store latents ``[B, T]`` that an update computed; T counts from the window's end.
+
+        A system without context never reads them: nothing is stored.
+        """
+        if not self.context:
+            return
         index = batch["index"]
         length = latents["state" if "state" in latents.keys() else "belief"].shape[1]
         self.streams.patch(index[:, index.shape[1] - length :], latents)

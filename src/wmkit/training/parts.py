@@ -45,7 +45,7 @@ class Parts:
         return with_carry(env, system.policy, *extra)
 
     def find_transform(self, env: EnvBase) -> Any:
-        """The AffordanceTransform of an environment, whose statistics a checkpoint keeps; None without one."""
+        """An environment's AffordanceTransform, whose statistics a checkpoint keeps; None without one."""
         while isinstance(env, TransformedEnv):
             for transform in env.transform if isinstance(env.transform, Compose) else (env.transform,):
                 if hasattr(transform, "labeller"):
@@ -73,8 +73,8 @@ def find_device(config: DictConfig) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or auto; "
-            "choose one with device=NAME"
+            f"device {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or "
+            "auto; choose one with device=NAME"
         ) from error
 
 
@@ -88,7 +88,7 @@ def make_training_env(
             ``affordance.transform``.
         affordance: model and text features; None for systems without.
         seed: of the worlds.
-        evaluation: maps without rewards, labels and learning thresholds; frames and masks stay for the report.
+        evaluation: maps without rewards, labels and thresholds; frames and masks stay, for the report.
 
     Returns:
         ``batch_size [N]``.

@@ -74,7 +74,8 @@ class Stage:
         left = "" if end else f", {_clock((self.total - self.done) * seconds / done)} left"
         note = f"  {self._note}" if self._note else ""
         self._console.print(
-            f"{self.name}: {min(self.done, self.total)}/{self.total} {self.unit}, {self._rate(now)}{left}{end}{note}",
+            f"{self.name}: {min(self.done, self.total)}/{self.total} {self.unit}, "
+            f"{self._rate(now)}{left}{end}{note}",
             highlight=False,
             soft_wrap=True,
         )

@@ -85,9 +85,8 @@ def chart(
     parts = []
     for tick in ticks(y_low, y_high):
         label = f"{100 * tick:.0f}%" if percent else short(tick)
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at_y(tick):.1f}" y2="{at_y(tick):.1f}"/>'
-        )
+        y = f"{at_y(tick):.1f}"
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{left - 6}" y="{at_y(tick) + 3.5:.1f}" text-anchor="end">{label}</text>')
     for tick in ticks(x_low, x_high):
         parts.append(
@@ -105,10 +104,8 @@ def chart(
         colour = PALETTE[index % len(PALETTE)]
         if s.dots or len(s.points) == 1:
             opacity = max(0.25, min(0.9, 60 / len(s.points)))
-            parts += [
-                f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.2" fill="{colour}" fill-opacity="{opacity:.2f}"/>'
-                for x, y in s.points
-            ]
+            look = f'r="3.2" fill="{colour}" fill-opacity="{opacity:.2f}"'
+            parts += [f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" {look}/>' for x, y in s.points]
         else:
             path = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in thin(s.points))
             parts.append(f'<polyline points="{path}" stroke="{colour}"/>')

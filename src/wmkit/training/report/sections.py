@@ -67,7 +67,8 @@ def affordance(run: RunDirectory) -> str:
         np.repeat(heat(np.linspace(0, 1, 160)[None]), 8, 0),
         style="width:160px;border-radius:4px;vertical-align:middle",
     )
-    body = f'<div class="maps" style="--columns:{len(columns)}"><div class="head">{head}</div>{"".join(rows)}</div>'
+    inside = f'<div class="head">{head}</div>{"".join(rows)}'
+    body = f'<div class="maps" style="--columns:{len(columns)}">{inside}</div>'
     note = (
         f"Where the goal can be approached, from 0 {scale} to 1, beside the pixels that really are the goal."
     )
@@ -79,7 +80,8 @@ def affordance(run: RunDirectory) -> str:
         ("truth_window_hit_rate", "zoom window touches the goal"),
     )
     found = [(text, numbers.get(f"affordance/{name}")) for name, text in known]
-    note += " " + ", ".join(f"{text} {value:.2f}" for text, value in found if value is not None)
+    note += " On held-out frames: " if any(value is not None for _, value in found) else ""
+    note += ", ".join(f"{text} {value:.2f}" for text, value in found if value is not None)
     return section("Affordance maps", note, body)
 
 
@@ -102,16 +104,13 @@ def imagination(run: RunDirectory) -> str:
 
 
 def _strip(real: np.ndarray, imagined: np.ndarray, jumps: np.ndarray, spans: np.ndarray, context: int) -> str:
-    top, bottom = [], []
+    columns = []
     for t in range(len(real)):
-        kind = "frame context" if t < context else "frame"
-        top.append(f'<div class="{kind}">{image(real[t])}{t}</div>')
-        label = f"Δ {spans[t]:.0f}" if jumps[t] else "&nbsp;"
-        bottom.append(f'<div class="{kind}{" jump" if jumps[t] else ""}">{image(imagined[t])}{label}</div>')
-    return (
-        f'<div class="strip"><div class="name">real</div><div class="frames">{"".join(top)}</div>'
-        f'<div class="name">imagined</div><div class="frames">{"".join(bottom)}</div></div>'
-    )
+        kind = "moment" + (" context" if t < context else "") + (" jump" if jumps[t] else "")
+        label = f"Δ {spans[t]:.0f}" if jumps[t] else f"{t}"
+        columns.append(f'<div class="{kind}">{image(real[t])}{image(imagined[t])}{label}</div>')
+    names = '<div class="names"><span>real</span><span>imagined</span></div>'
+    return f'<div class="strip">{names}<div class="moments">{"".join(columns)}</div></div>'
 
 
 def curves(run: RunDirectory) -> str:
@@ -183,8 +182,8 @@ def _grid(charts: Sequence[str], kind: str = "charts") -> str:
 
 
 def _series(title: str, lines: Lines, name: str) -> Series:
-    found = [line for line in lines if line.get(name) is not None]
-    return Series(title, [line["step"] for line in found], [line[name] for line in found])
+    found = {line["step"]: line[name] for line in lines if line.get(name) is not None}  # the last of a step
+    return Series(title, list(found), list(found.values()))
 
 
 def _names(lines: Lines) -> list[str]:
