@@ -35,7 +35,7 @@ def main() -> None:
         "SwinUNet image_query": SwinUNet(),
         "SwinUNet constant_query": SwinUNet("constant_query"),
     }
-    print(f"ms per frame, {options.threads} thread(s), best of {options.repeats} (Swin: {max(3, options.repeats // 10)})")
+    print(f"ms per frame, {options.threads} thread(s), best of {options.repeats} (Swin: a tenth)")
     print(f"{'model':26}{'parameters':>12}" + "".join(f"{f'batch {b}':>12}" for b in options.batches))
     for name, model in models.items():
         model.eval()
@@ -44,7 +44,9 @@ def main() -> None:
         for batch in options.batches:
             frames = torch.randint(0, 256, (batch, 3, 160, 256), dtype=torch.uint8)
             text = torch.randn(1, model.text_dim)
-            row += f"{1000 * best_of(lambda m=model, f=frames, t=text: m.predict(f, t), repeats) / batch:12.2f}"
+            row += (
+                f"{1000 * best_of(lambda m=model, f=frames, t=text: m.predict(f, t), repeats) / batch:12.2f}"
+            )
         print(row, flush=True)
 
 

@@ -39,7 +39,9 @@ def small(text_dim: int = 4) -> SmallUNet:
 def test_small_unet_learns_where_the_square_is(tmp_path):
     frames, labels, masks = scene(40)
     recipe = replace(RECIPES["small"], lr=1e-2, augment=RandomAffine(affine=0.0))
-    report = fit_affordance(small(), frames, labels, torch.ones(4), masks=masks, how=recipe, iterations=80, panels=4)
+    report = fit_affordance(
+        small(), frames, labels, torch.ones(4), masks=masks, how=recipe, iterations=80, panels=4
+    )
     first, last = report.loss[0][1], sum(value for _, value in report.loss[-5:]) / 5
     assert last < 0.2 * first
     assert report.agreement["correlation"] > 0.7 and report.agreement["mae"] < 0.05
@@ -70,7 +72,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     def run(checkpoint=None, progress=None):
         model = small()
         report = fit_affordance(
-            model, frames, labels, torch.ones(4), iterations=8, checkpoint=checkpoint, checkpoint_every=3, progress=progress
+            model,
+            frames,
+            labels,
+            torch.ones(4),
+            iterations=8,
+            checkpoint=checkpoint,
+            checkpoint_every=3,
+            progress=progress,
         )
         return model, report
 
@@ -96,7 +105,9 @@ def test_bad_checkpoint(tmp_path):
     frames, labels, _ = scene(20)
     fit_affordance(small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt")
     with pytest.raises(CheckpointError, match="its seed is 0, wanted 1"):
-        fit_affordance(small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt", seed=1)
+        fit_affordance(
+            small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt", seed=1
+        )
     (tmp_path / "fit.pt").write_bytes(b"noise")
     with pytest.raises(CheckpointError, match="cannot be read"):
         fit_affordance(small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt")
@@ -116,7 +127,9 @@ def test_published_recipe_and_budget():
 def test_augmentation_moves_frame_and_map_alike():
     _, _, masks = scene(6)
     maps = masks[:, None].float()
-    moved, moved_maps = RandomAffine(affine=1.0)(maps.expand(-1, 3, -1, -1), maps, torch.Generator().manual_seed(1))
+    moved, moved_maps = RandomAffine(affine=1.0)(
+        maps.expand(-1, 3, -1, -1), maps, torch.Generator().manual_seed(1)
+    )
     torch.testing.assert_close(moved[:, :1], moved_maps)
     assert (moved_maps - maps).abs().amax((1, 2, 3)).min() > 0.5
     none = RandomAffine(flip=0.0, affine=0.0)(maps.expand(-1, 3, -1, -1), maps, torch.Generator())
@@ -143,7 +156,6 @@ def test_agreement_of_known_maps():
     assert moved["iou"] == pytest.approx(1 / 3) and moved["mae"] == pytest.approx(2 * 12 * 16 / label.numel())
     against = truth(label, label > 0)
     assert against["visible"] == 0.5 and against["window_hit_rate"] == 1 and against["absent_peak"] == 0
-
 
 
 def make_env():
@@ -173,7 +185,9 @@ def make_env():
         def _step(self, tensordict):
             self.count = self.count + 1
             zero = torch.zeros(2, 1, dtype=torch.bool)
-            return TensorDict({**self._observe(), "reward": torch.zeros(2, 1), "done": zero, "terminated": zero}, [2])
+            return TensorDict(
+                {**self._observe(), "reward": torch.zeros(2, 1), "done": zero, "terminated": zero}, [2]
+            )
 
         def _set_seed(self, seed):
             pass
@@ -206,4 +220,11 @@ def test_bad_input():
     broken = small()
     torch.nn.init.constant_(broken.output.weight, float("nan"))
     with pytest.raises(NonFiniteLossError, match="iteration 0"):
-        fit_affordance(broken, frames, labels, torch.ones(4), how=replace(RECIPES["small"], loss=lambda p, y: p.mean()), iterations=1)
+        fit_affordance(
+            broken,
+            frames,
+            labels,
+            torch.ones(4),
+            how=replace(RECIPES["small"], loss=lambda p, y: p.mean()),
+            iterations=1,
+        )

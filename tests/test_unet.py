@@ -33,7 +33,12 @@ def released_entries() -> dict[str, tuple[int, ...]]:
             norm(f"{block}.norm2", c)
             shapes[f"{block}.attn.relative_position_bias_table"] = (169, heads[k])
             shapes[f"{block}.attn.relative_position_index"] = (49, 49)
-            for part, out, inp in (("attn.qkv", 3 * c, c), ("attn.proj", c, c), ("mlp.fc1", 4 * c, c), ("mlp.fc2", c, 4 * c)):
+            for part, out, inp in (
+                ("attn.qkv", 3 * c, c),
+                ("attn.proj", c, c),
+                ("mlp.fc1", 4 * c, c),
+                ("mlp.fc2", c, 4 * c),
+            ):
                 shapes[f"{block}.{part}.weight"], shapes[f"{block}.{part}.bias"] = (out, inp), (out,)
             if b == 1 and k < 3:
                 shapes[f"{block}.attn_mask"] = (4 ** (3 - k), 49, 49)
@@ -81,7 +86,9 @@ def test_released_checkpoint_loads_strictly(tmp_path):
     model = load_swin_unet(tmp_path / "swin_unet_checkpoint.pth")
     assert sum(p.numel() for p in model.parameters()) == 52_977_252
     assert model.fusion.stages[2].out.weight.equal(state["swin_unet.TIA.2.multi_head_attention.fc.weight"])
-    assert model.layers_up[1].blocks[1].mlp.fc1.bias.equal(state["swin_unet.layers_up.1.blocks.1.mlp.fc1.bias"])
+    assert (
+        model.layers_up[1].blocks[1].mlp.fc1.bias.equal(state["swin_unet.layers_up.1.blocks.1.mlp.fc1.bias"])
+    )
     dead = sum(p.numel() for k in (0, 1, 3) for p in model.fusion.stages[k].parameters())
     assert 20.8e6 < dead < 21e6
 
@@ -92,7 +99,7 @@ def test_released_checkpoint_loads_strictly(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             load_strictly(model, convert_swin_unet({**state, **change}), "checkpoint")
     del state["swin_unet.norm.weight"]
-    with pytest.raises(CheckpointError, match="'norm.weight' is missing"):
+    with pytest.raises(CheckpointError, match=r"'norm\.weight' is missing"):
         load_strictly(model, convert_swin_unet(state), "checkpoint")
     with pytest.raises(MissingWeightsError, match="does not exist"):
         load_swin_unet(tmp_path / "nowhere.pth")
@@ -138,7 +145,7 @@ def test_prompt_changes_the_map(fusion):
     model = SwinUNet(fusion, **TINY).eval()
     images = torch.randn(1, 3, 64, 64)
     a, b = model(images, torch.randn(1, 8)), model(images, torch.randn(1, 8))
-    assert a.shape == (1, 1, 64, 64) and 0 < a.min() and a.max() < 1
+    assert a.shape == (1, 1, 64, 64) and a.min() > 0 and a.max() < 1
     assert not torch.equal(a, b)
 
 
@@ -149,7 +156,9 @@ def test_corrected_form_leaves_no_parameter_idle():
 
 
 def test_other_depths_and_stage_counts():
-    model = SwinUNet(embed_dim=8, depths=(1, 2, 1), heads=(1, 2, 2), window=4, image_size=(32, 48), text_dim=4)
+    model = SwinUNet(
+        embed_dim=8, depths=(1, 2, 1), heads=(1, 2, 2), window=4, image_size=(32, 48), text_dim=4
+    )
     assert model.eval()(torch.zeros(1, 3, 32, 48), torch.zeros(1, 4)).shape == (1, 1, 32, 48)
 
 
@@ -166,10 +175,14 @@ def test_smooth_resize_equals_resize_then_blur():
     big = F.pad(big, (2, 2, 3, 3), mode="reflect")
     big = F.conv2d(big, torch.outer(*taps)[None, None])[:, 0]
     torch.testing.assert_close(smooth(maps, (40, 64)), big)
-    assert SmoothResize((79, 51))(torch.ones(1, 10, 10), (32, 32)).allclose(torch.ones(1, 32, 32))  # wider than the image
+    assert SmoothResize((79, 51))(torch.ones(1, 10, 10), (32, 32)).allclose(
+        torch.ones(1, 32, 32)
+    )  # wider than the image
 
 
-@pytest.mark.parametrize("make", [lambda: SmallUNet(text_dim=8), lambda: SwinUNet(**TINY)], ids=["small", "swin"])
+@pytest.mark.parametrize(
+    "make", [lambda: SmallUNet(text_dim=8), lambda: SwinUNet(**TINY)], ids=["small", "swin"]
+)
 def test_predict(make):
     torch.manual_seed(0)
     model = make().train()
@@ -177,10 +190,12 @@ def test_predict(make):
     text = torch.randn(3, 8)
     maps = model.predict(frames, text)
     assert maps.shape == (3, 160, 256) and maps.dtype == torch.float32 and not maps.requires_grad
-    assert 0 <= maps.min() and maps.max() <= 1
+    assert maps.min() >= 0 and maps.max() <= 1
     assert model.training  # as it was
-    torch.testing.assert_close(model.predict(frames[1:2], text[1]), maps[1:2], atol=1e-5, rtol=1e-4)  # batch does not matter
-    with pytest.raises(SpecError, match="wanted .*8"):
+    torch.testing.assert_close(
+        model.predict(frames[1:2], text[1]), maps[1:2], atol=1e-5, rtol=1e-4
+    )  # batch does not matter
+    with pytest.raises(SpecError, match=r"wanted .*8"):
         model.predict(frames, torch.zeros(2, 8))
     with pytest.raises(SpecError, match="frames have shape"):
         model.predict(frames.permute(0, 2, 3, 1), text)
@@ -188,7 +203,10 @@ def test_predict(make):
 
 def test_save_and_load(tmp_path):
     torch.manual_seed(0)
-    model, text = SmallUNet(widths=(8, 16), depths=(1, 1), image_size=(32, 64), text_dim=8, blur=(3, 5)), torch.randn(8)
+    model, text = (
+        SmallUNet(widths=(8, 16), depths=(1, 1), image_size=(32, 64), text_dim=8, blur=(3, 5)),
+        torch.randn(8),
+    )
     save_affordance(tmp_path, model, text, "Cut a tree")
     loaded = load_affordance(tmp_path)
     frames = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
@@ -197,7 +215,7 @@ def test_save_and_load(tmp_path):
 
     with pytest.raises(ConfigError, match="one row per prompt"):
         save_affordance(tmp_path / "b", model, torch.zeros(3, 8), "Cut a tree")
-    with pytest.raises(MissingWeightsError, match="config.json"):
+    with pytest.raises(MissingWeightsError, match=r"config\.json"):
         load_affordance(tmp_path / "nowhere")
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (

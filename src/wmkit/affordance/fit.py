@@ -89,8 +89,8 @@ def fit_affordance(
     train, held = data.split(holdout)
     if len(train) == 0 or (iterations is not None and iterations < 0):
         raise ConfigError(
-            f"fit_affordance got {len(data)} frames and iterations={iterations}: wanted at least two frames and "
-            "a positive number; collect more frames"
+            f"fit_affordance got {len(data)} frames and iterations={iterations}: wanted at least two "
+            "frames and a positive number; collect more frames"
         )
     model.match_text(data.text[:1], 1)  # the width, before any work
     if iterations is None:
@@ -126,11 +126,14 @@ class _Fit:
         """Iterate until the count or the time is used up."""
         if checkpoint is not None and checkpoint.is_file():
             self._load(checkpoint)
-        device = self.model.pixel_mean.device
+        device = self.model.pixel_scale.device
         self.model.train()
         begin = time.monotonic() - self.seconds
         log_every = max(1, self.iterations // 400)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _Interrupt() as interrupt:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            _Interrupt() as interrupt,
+        ):
             try:
                 while self.iteration < self.iterations and self._progress() < 1:
                     loss = self._step()
@@ -162,9 +165,12 @@ class _Fit:
         """One update; the loss."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         torch.manual_seed(self.seed * 1_000_003 + self.iteration)  # dropout, stochastic depth
-        device = self.model.pixel_mean.device
+        device = self.model.pixel_scale.device
         frames, labels, text = self.data.batch(self._indices(random))
-        images, maps = frames.to(device).float(), labels.to(device)[:, None].float() / 255  # [B,3,H,W], [B,1,H,W]
+        images, maps = (
+            frames.to(device).float(),
+            labels.to(device)[:, None].float() / 255,
+        )  # [B,3,H,W], [B,1,H,W]
         images, maps = self.recipe.augment(images, maps, random)
         prediction = self.model(self.model.prepare(images), self.model.match_text(text, len(images)))
         maps = F.interpolate(maps, prediction.shape[-2:], mode="bilinear", align_corners=False)
@@ -172,8 +178,8 @@ class _Fit:
         value = loss.item()
         if value != value or value in (float("inf"), float("-inf")):
             raise NonFiniteLossError(
-                f"affordance loss is {value} at iteration {self.iteration}: wanted a finite number; lower the "
-                "learning rate, or resume from the last checkpoint"
+                f"affordance loss is {value} at iteration {self.iteration}: wanted a finite number; "
+                "lower the learning rate, or resume from the last checkpoint"
             )
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.lr * self.recipe.schedule(self._progress())
@@ -227,17 +233,18 @@ class _Fit:
     def _load(self, path: Path) -> None:
         fix = "delete it to start again, or give the fit it belongs to"
         try:
-            state = torch.load(path, map_location=self.model.pixel_mean.device, weights_only=True)
+            state = torch.load(path, map_location=self.model.pixel_scale.device, weights_only=True)
             identity = state["identity"]
         except Exception as error:  # torch raises many kinds for files that are no checkpoint
             raise CheckpointError(
-                f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted one of fit_affordance; {fix}"
+                f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted one of "
+                f"fit_affordance; {fix}"
             ) from error
         for name, wanted in self._identity().items():
             if identity.get(name) != wanted:
                 raise CheckpointError(
-                    f"checkpoint {str(path)!r} belongs to another fit: its {name} is {identity.get(name)}, wanted "
-                    f"{wanted}; {fix}"
+                    f"checkpoint {str(path)!r} belongs to another fit: its {name} is {identity.get(name)}, "
+                    f"wanted {wanted}; {fix}"
                 )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -27,8 +27,10 @@ class FitReport:
         iterations: done in total, earlier runs of the same checkpoint included.
         seconds: likewise.
         loss: pairs of iteration and training loss, thinned to a few hundred.
-        agreement: with virtual exploration, on held-out frames (:func:`~wmkit.affordance.agreement.agreement`).
-        truth: of the predictions against goal masks (:func:`~wmkit.affordance.agreement.truth`); empty without masks.
+        agreement: with virtual exploration, on held-out frames; see
+            :func:`~wmkit.affordance.agreement.agreement`.
+        truth: of the predictions against goal masks; see :func:`~wmkit.affordance.agreement.truth`. Empty
+            without masks.
         label_truth: the same of the labels: what a perfect student would reach.
         panels: held-out examples for a report: ``frame`` uint8 [K,3,H,W], ``label`` and ``prediction``
             uint8 [K,H,W], ``mask`` bool [K,H,W] where known, ``index`` int64 [K].
@@ -54,7 +56,8 @@ class FitReport:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "fit_report.json").write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        np.savez_compressed(folder / "panels.npz", **{k: v.numpy() for k, v in self.panels.items()})
+        arrays: dict[str, Any] = {k: v.numpy() for k, v in self.panels.items()}
+        np.savez_compressed(folder / "panels.npz", **arrays)
         return folder
 
 

@@ -75,18 +75,21 @@ class AffordanceDataset:
         wanted = (len(self.frames), *self.frames.shape[2:])
         if self.labels.dtype != torch.uint8 or self.labels.shape != wanted:
             raise SpecError(
-                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}: wanted uint8 {wanted}, one map per "
-                "frame; multiply maps in [0, 1] by 255 and round"
+                f"labels are {self.labels.dtype} {tuple(self.labels.shape)}: wanted uint8 {wanted}, one map "
+                "per frame; multiply maps in [0, 1] by 255 and round"
             )
         if self.masks is not None and self.masks.shape != wanted:
             raise SpecError(
-                f"masks have shape {tuple(self.masks.shape)}: wanted {wanted}, one per frame; drop the channel axis"
+                f"masks have shape {tuple(self.masks.shape)}: wanted {wanted}, one per frame; "
+                "drop the channel axis"
             )
         self.text = self.text[None] if self.text.ndim == 1 else self.text
         if self.text_index is None:
             self.text_index = torch.zeros(len(self.frames), dtype=torch.int64)
         index = self.text_index
-        if index.shape != wanted[:1] or (len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.text)):
+        if index.shape != wanted[:1] or (
+            len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(self.text)
+        ):
             raise SpecError(
                 f"text_index has shape {tuple(index.shape)}: wanted [{wanted[0]}] with entries from 0 to "
                 f"{len(self.text) - 1}; give every frame the row of its prompt"
@@ -180,8 +183,8 @@ def collect_frames(
     """
     if n < 1 or not 0 < save_probability <= 1:
         raise ConfigError(
-            f"collect_frames got n={n} and save_probability={save_probability}: wanted n >= 1 and 0 < p <= 1; "
-            "change the two numbers"
+            f"collect_frames got n={n} and save_probability={save_probability}: wanted n >= 1 and "
+            "0 < p <= 1; change the two numbers"
         )
     spec = env.observation_spec
     if "frame" not in spec.keys():

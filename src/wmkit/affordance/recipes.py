@@ -89,7 +89,13 @@ class Recipe:
 RECIPES = {
     "published": Recipe(lr=0.01, batch_size=24, epochs=200, optimiser=sgd, schedule=poly_decay),
     "small": Recipe(
-        lr=4e-3, batch_size=16, epochs=20, optimiser=adamw, schedule=warm_cosine, loss=cross_entropy, focus=0.25
+        lr=4e-3,
+        batch_size=16,
+        epochs=20,
+        optimiser=adamw,
+        schedule=warm_cosine,
+        loss=cross_entropy,
+        focus=0.5,
     ),
 }
 

@@ -70,15 +70,15 @@ def load_swin_unet(source: str | PathLike | Mapping[str, Tensor]) -> SwinUNet:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise MissingWeightsError(
-            f"Swin-UNet checkpoint {str(path)!r} does not exist: wanted LS-Imagine's swin_unet_checkpoint.pth; "
-            "download it from the paper's page and give its path"
+            f"Swin-UNet checkpoint {str(path)!r} does not exist: wanted LS-Imagine's "
+            "swin_unet_checkpoint.pth; download it from the paper's page and give its path"
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoint
         raise CheckpointError(
-            f"Swin-UNet checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted a state dict "
-            "written by torch.save; download it again"
+            f"Swin-UNet checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted a state "
+            "dict written by torch.save; download it again"
         ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(

@@ -35,8 +35,8 @@ class AffordanceUNet(nn.Module):
 
     kind: str
     reads = "frame"  # the record key that images come from
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    pixel_scale: Tensor  # [3, 1, 1]
+    pixel_shift: Tensor
 
     def __init__(
         self, *, image_size: tuple[int, int], text_dim: int, blur: tuple[int, int], options: dict[str, Any]
@@ -46,8 +46,9 @@ class AffordanceUNet(nn.Module):
         self.text_dim = text_dim
         self.options = options
         self.smooth = SmoothResize(blur)
-        self.register_buffer("pixel_mean", 255 * torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", 255 * torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+        self.register_buffer("pixel_scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("pixel_shift", -mean / std, persistent=False)
 
     def prepare(self, frames: Tensor) -> Tensor:
         """Resize and normalise frames for ``forward``.
@@ -66,10 +67,10 @@ class AffordanceUNet(nn.Module):
                 f"frames have shape {tuple(frames.shape)}: wanted [B, 3, H, W] with colours first; "
                 "add a batch dimension or permute"
             )
-        images = frames.to(self.pixel_mean.device, torch.float32)
+        images = frames.to(self.pixel_scale.device, torch.float32)
         if images.shape[-2:] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", align_corners=False)
-        return (images - self.pixel_mean) / self.pixel_std
+        return torch.addcmul(self.pixel_shift, images, self.pixel_scale)
 
     @torch.no_grad()
     def predict(self, frames: Tensor, text: Tensor) -> Tensor:
@@ -98,11 +99,12 @@ class AffordanceUNet(nn.Module):
 
     def match_text(self, text: Tensor, batch: int) -> Tensor:
         """Text features as float32 ``[batch, D]``; one prompt serves every frame."""
-        text = text.to(self.pixel_mean.device, torch.float32)
+        text = text.to(self.pixel_scale.device, torch.float32)
         rows = text[None] if text.ndim == 1 else text
         if rows.ndim != 2 or rows.shape[1] != self.text_dim or rows.shape[0] not in (1, batch):
             raise SpecError(
-                f"text features have shape {tuple(text.shape)}: wanted [{self.text_dim}], [1, {self.text_dim}] or "
+                f"text features have shape {tuple(text.shape)}: wanted [{self.text_dim}], "
+                f"[1, {self.text_dim}] or "
                 f"[{batch}, {self.text_dim}]; use the scorer this model was trained with, one row per frame"
             )
         return rows.expand(batch, -1)
@@ -118,10 +120,14 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
     fix = "use the file that belongs to this model"
     for name, value in state_dict.items():
         if name not in wanted:
-            raise CheckpointError(f"{what} has an entry {name!r}: wanted only those of {type(model).__name__}; {fix}")
+            raise CheckpointError(
+                f"{what} has an entry {name!r}: wanted only those of {type(model).__name__}; {fix}"
+            )
         if not isinstance(value, Tensor) or value.shape != wanted[name].shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise CheckpointError(f"{what} has {name!r} of {found}: wanted {tuple(wanted[name].shape)}; {fix}")
+            raise CheckpointError(
+                f"{what} has {name!r} of {found}: wanted {tuple(wanted[name].shape)}; {fix}"
+            )
     missing = sorted(wanted.keys() - state_dict.keys())
     if missing:
         raise CheckpointError(

@@ -53,5 +53,7 @@ class SmoothResize(nn.Module):
 def _smooth_resize_matrix(source: int, target: int, kernel: int) -> Tensor:
     """[target, source]: what one axis does to each unit vector."""
     identity = torch.eye(source, dtype=torch.float64)[:, None]  # [source, 1, source]
-    resized = F.interpolate(identity, size=target, mode="linear", align_corners=False)[:, 0].T  # [target, source]
+    resized = F.interpolate(identity, size=target, mode="linear", align_corners=False)[
+        :, 0
+    ].T  # [target, source]
     return (gaussian_blur_matrix(target, kernel).double() @ resized).float().contiguous()

@@ -90,8 +90,8 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise MissingWeightsError(
-                f"affordance model {str(folder)!r} has no {name}: wanted a folder written by save_affordance; "
-                "run `wmkit affordance fit` or give another path"
+                f"affordance model {str(folder)!r} has no {name}: wanted a folder written by "
+                "save_affordance; run `wmkit affordance fit` or give another path"
             )
     what = f"affordance model {str(folder)!r}"
     try:
@@ -102,9 +102,12 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
             f"{what} cannot be read ({type(error).__name__}): wanted JSON and safetensors; fit it again"
         ) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("kind") not in KINDS:
-        found = (config.get("format"), config.get("kind")) if isinstance(config, dict) else type(config).__name__
+        found = (
+            (config.get("format"), config.get("kind")) if isinstance(config, dict) else type(config).__name__
+        )
         raise CheckpointError(
-            f"{what} is of format and kind {found}: wanted format {FORMAT} and one of {', '.join(KINDS)}; fit it again"
+            f"{what} is of format and kind {found}: wanted format {FORMAT} and one of "
+            f"{', '.join(KINDS)}; fit it again"
         )
     module, _, attribute = KINDS[config["kind"]].partition(":")
     try:
@@ -112,10 +115,13 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
         prompts = list(config["prompts"])
         text = tensors.pop(_TEXT)
     except (TypeError, KeyError, ConfigError) as error:
-        raise CheckpointError(f"{what} does not fit its own config ({error}): wanted one of wmkit's; fit it again") from error
+        raise CheckpointError(
+            f"{what} does not fit its own config ({error}): wanted one of wmkit's; fit it again"
+        ) from error
     load_strictly(model, tensors, what)
     if text.shape != (len(prompts), model.text_dim):
         raise CheckpointError(
-            f"{what} has text features of {tuple(text.shape)}: wanted {(len(prompts), model.text_dim)}; fit it again"
+            f"{what} has text features of {tuple(text.shape)}: wanted "
+            f"{(len(prompts), model.text_dim)}; fit it again"
         )
     return SavedAffordance(model.eval(), text.to(torch.float32), prompts)

@@ -87,21 +87,23 @@ class SmallUNet(AffordanceUNet):
         multiple = PATCH * 2 ** (len(widths) - 1)
         if len(widths) != len(depths) or not widths or image_size[0] % multiple or image_size[1] % multiple:
             raise ConfigError(
-                f"SmallUNet got widths {tuple(widths)}, depths {tuple(depths)} and image_size {tuple(image_size)}: "
-                f"wanted as many depths as widths and a size in multiples of {multiple}; change one of them"
+                f"SmallUNet got widths {tuple(widths)}, depths {tuple(depths)} and image_size "
+                f"{tuple(image_size)}: wanted as many depths as widths "
+                f"and a size in multiples of {multiple}; change one of them"
             )
         levels = range(len(widths))
+        self.depths = tuple(depths)
         self.text_norm = nn.LayerNorm(text_dim)
         self.stem = nn.Conv2d(3, widths[0], PATCH, PATCH)
         self.down = nn.ModuleList(nn.Conv2d(widths[k], widths[k + 1], 2, 2) for k in levels[:-1])
-        self.encoder = nn.ModuleList(
-            nn.ModuleList(FiLMBlock(widths[k]) for _ in range(depths[k])) for k in levels
-        )
+        self.encoder = nn.ModuleList(FiLMBlock(widths[k]) for k in levels for _ in range(depths[k]))
         self.lateral = nn.ModuleList(nn.Linear(widths[k + 1], widths[k]) for k in levels[:-1])
         self.decoder = nn.ModuleList(FiLMBlock(widths[k]) for k in levels[:-1])
         self.output = nn.Linear(widths[0], 1)
         # One matrix computes every block's scale and shift; its rows are in the order of use.
-        order = [widths[k] for k in levels for _ in range(depths[k])] + [widths[k] for k in reversed(levels[:-1])]
+        order = [widths[k] for k in levels for _ in range(depths[k])] + [
+            widths[k] for k in reversed(levels[:-1])
+        ]
         self.film_sizes = [2 * width for width in order]
         self.film = nn.Linear(text_dim, sum(self.film_sizes))
         nn.init.normal_(self.film.weight, std=0.02)
@@ -121,11 +123,12 @@ class SmallUNet(AffordanceUNet):
         film = iter(self.film(self.text_norm(text))[:, :, None, None].split(self.film_sizes, 1))
         x = self.stem(images)  # [B, C, H/4, W/4]
         skips = []
-        for k, blocks in enumerate(self.encoder):
+        blocks = iter(self.encoder)
+        for k, depth in enumerate(self.depths):
             if k > 0:
                 x = self.down[k - 1](x)
-            for block in blocks:
-                x = block(x, next(film))
+            for _ in range(depth):
+                x = next(blocks)(x, next(film))
             skips.append(x)
         for k in range(len(self.decoder) - 1, -1, -1):
             coarse = F.interpolate(_pointwise(self.lateral[k], x), scale_factor=2.0, mode="nearest")
@@ -133,6 +136,6 @@ class SmallUNet(AffordanceUNet):
         return torch.sigmoid(_pointwise(self.output, x))
 
 
-def _pointwise(layer: nn.Linear, x: Tensor) -> Tensor:
+def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
     """A linear layer over the channels of [B, C, H, W], without leaving channels-last memory."""
     return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -70,7 +70,8 @@ def _blocks(
             shift_size=0 if i % 2 == 0 else window // 2,
             drop_path=rate,
         )
-        block.attn.fused_attn = True  # timm leaves it off; the same numbers, a fifth less time per map
+        # timm leaves it off: the same numbers, a fifth less time per map.
+        block.attn.fused_attn = True  # type: ignore[misc]
         blocks.append(block)
     return blocks
 
@@ -212,11 +213,13 @@ def _check(
     fusion: str, depths: Sequence[int], heads: Sequence[int], image_size: tuple[int, int], embed_dim: int
 ) -> None:
     if fusion not in FUSIONS:
-        raise ConfigError(f"fusion {fusion!r} is unknown: wanted one of {', '.join(FUSIONS)}; pick one of them")
+        raise ConfigError(
+            f"fusion {fusion!r} is unknown: wanted one of {', '.join(FUSIONS)}; pick one of them"
+        )
     if len(depths) != len(heads) or len(depths) < 2:
         raise ConfigError(
-            f"SwinUNet got {len(depths)} depths and {len(heads)} heads: wanted two or more stages with one number "
-            "each; make the lists equally long"
+            f"SwinUNet got {len(depths)} depths and {len(heads)} heads: wanted two or more stages "
+            "with one number each; make the lists equally long"
         )
     multiple = PATCH * 2 ** (len(depths) - 1)
     if image_size[0] % multiple or image_size[1] % multiple:
