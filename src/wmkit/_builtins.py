@@ -19,3 +19,10 @@ for _name, _target in {
     "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
 }.items():
     register("scorer", _name, _target)
+
+for _name, _target in {
+    "uniform": "wmkit.data.samplers:Uniform",
+    "online": "wmkit.data.samplers:OnlineQueue",
+    "visit_balanced": "wmkit.data.samplers:VisitBalanced",
+}.items():
+    register("sampler", _name, _target)

@@ -366,8 +366,8 @@ class ReplayStreams:
             batch_size: windows B.
             length: records L per window, context records included.
             force_init: treat index 0 of every window as the start of an episode: ``is_init``
-                true, ``previous_action`` and ``reward`` zero (DreamerV3 of 2023 and LS-Imagine,
-                which store no latents). Otherwise flags come back as they were written.
+                true and ``previous_action`` zero (DreamerV3 of 2023 and LS-Imagine, which store no
+                latents); the reward stays, since it was received. Otherwise flags come back as written.
             keys: top-level keys to read; None reads all.
             out: a batch of the same B, L and keys whose memory is used again. Fresh memory costs
                 as much as the copy, because the system hands it out page by page.
@@ -381,7 +381,7 @@ class ReplayStreams:
         start = self.sampler.draw(self.windows(length), batch_size, self.generator)  # [B]
         batch = self.get(start.unsqueeze(1) + self.num_streams * torch.arange(length), keys=keys, out=out)
         if force_init:
-            for key, value in (("is_init", True), ("previous_action", 0), ("reward", 0)):
+            for key, value in (("is_init", True), ("previous_action", 0)):
                 if (flags := batch.get(key, None)) is not None:
                     flags[:, 0] = value
         return batch

@@ -62,9 +62,9 @@ def kurtosis(values: Tensor, *, excess: bool = True) -> Tensor:
     variance = centred.square().mean((-2, -1), keepdim=True)
     resolution = (torch.finfo(values.dtype).eps * mean).square().clamp_min(torch.finfo(values.dtype).tiny)
     constant = variance <= resolution
-    standard = centred / torch.where(constant, torch.ones_like(variance), variance).sqrt()
-    fourth = standard.square().square().mean((-2, -1))  # [*B]
-    fourth = torch.where(constant[..., 0, 0], torch.full_like(fourth, 3.0), fourth)
+    squares = centred.square().flatten(-2)  # [*B, H*W]
+    ratio = torch.linalg.vecdot(squares, squares) / squares.shape[-1] / variance[..., 0, 0].square()  # [*B]
+    fourth = torch.where(constant[..., 0, 0], torch.full_like(ratio, 3.0), ratio)
     return fourth - 3.0 if excess else fourth
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite, OneHot, TensorSpec
 
-from wmkit.codecs.encoder import check_image
+from wmkit.codecs.encoder import IMAGE_SIZE, check_image
 from wmkit.errors import SpecError
 
 # Keys an environment carries beside its observations.
@@ -120,7 +120,7 @@ def read_spaces(
         vectors = sorted(k for k, shape in found.items() if len(shape) == 1)
     found.setdefault("reward", (1,))  # every sequence carries it
     if "affordance" in images and "pixels" in found:  # AffordanceTransform adds it
-        found.setdefault("affordance", (1, *found["pixels"][1:]))
+        found.setdefault("affordance", (1, IMAGE_SIZE, IMAGE_SIZE))
     for key in (*images, *vectors):
         if key not in found:
             raise SpecError(

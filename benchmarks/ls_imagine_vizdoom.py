@@ -1,0 +1,182 @@
+"""LS-Imagine, two ablations and DreamerV3 on an embedded world: same parts, size and budget.
+
+    python benchmarks/ls_imagine_vizdoom.py --out runs/comparison            # trains, then reports
+    python benchmarks/ls_imagine_vizdoom.py --out runs/comparison --report   # reports what is there
+
+Every run is `wmkit train` in a process of its own with one thread; two run side by side on two cores.
+Interrupted, it goes on where it stopped when started again. The affordance model is fitted once and
+shared by the systems that read one. Writes a table and plots to docs/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+VARIANTS = {
+    "ls_imagine": ("ls_imagine", []),
+    "ls_imagine without jumps": ("ls_imagine", ["behaviour.gate.prob=0"]),
+    "ls_imagine without intrinsic reward": ("ls_imagine", ["behaviour.rewards.intrinsic_reward=0"]),
+    "dreamer_v3_2023": ("dreamer_v3_2023", []),
+}
+COLOURS = dict(zip(VARIANTS, ("#2a6f4e", "#d08c2c", "#7a5195", "#666666"), strict=True))
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+def command(variant: str, seed: int, out: Path, args: argparse.Namespace) -> list[str]:
+    """The exact command line of one run."""
+    system, overrides = VARIANTS[variant]
+    run = out / f"{variant.replace(' ', '_')}-s{seed}"
+    if any((run / "checkpoints").glob("*")):
+        return ["train", system, f"resume={run}"]
+    line = ["train", system, f"env={args.env}", f"seed={seed}", "threads=1", f"training.steps={args.steps}"]
+    line += ["training.time_limit=null", "training.evaluate_every=0", f"training.final_episodes={args.episodes}"]
+    if system == "ls_imagine":
+        line.append(f"affordance.model={out / 'affordance' / 'affordance' / 'model'}")
+    return [*line, *overrides, *args.override, f"run_dir={run}"]
+
+
+def finished(run: Path) -> bool:
+    """Whether a run has its final evaluation."""
+    path = run / "metrics.jsonl"
+    return path.is_file() and '"stage": "final"' in path.read_text()
+
+
+def train(out: Path, args: argparse.Namespace) -> None:
+    """Start every run that is not finished, ``args.jobs`` at a time."""
+    out.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    wmkit = [sys.executable, "-m", "wmkit"]
+    if not (out / "affordance" / "affordance" / "model" / "config.json").is_file():
+        fit = ["affordance", "fit", f"env={args.env}", f"run_dir={out / 'affordance'}"]
+        subprocess.run([*wmkit, *fit], env=environment, check=True)
+    queue = [(v, s) for s in range(args.seeds) for v in VARIANTS]
+    queue = [(v, s) for v, s in queue if not finished(out / f"{v.replace(' ', '_')}-s{s}")]
+    running: dict[subprocess.Popen, str] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < args.jobs:
+                variant, seed = queue.pop(0)
+                name = f"{variant.replace(' ', '_')}-s{seed}"
+                with (out / f"{name}.log").open("a") as log:
+                    line = command(variant, seed, out, args)
+                    process = subprocess.Popen([*wmkit, *line], env=environment, stdout=log, stderr=log)
+                running[process] = name
+                print(time.strftime("%H:%M:%S"), "started", name, flush=True)
+            time.sleep(2)
+            for process in [p for p in running if p.poll() is not None]:
+                print(time.strftime("%H:%M:%S"), "ended", running.pop(process), process.returncode, flush=True)
+    finally:
+        for process in running:
+            process.terminate()
+
+
+def lines(path: Path) -> list[dict]:
+    """The JSON lines of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def curve(run: Path, grid: np.ndarray, window: float) -> np.ndarray:
+    """Success rate of the training episodes that ended within ``window`` steps before each grid point."""
+    episodes = [e for e in lines(run / "episodes.jsonl") if e["stage"] in ("prefill", "train")]
+    steps = np.array([e["step"] for e in episodes])
+    success = np.array([e["success"] for e in episodes], dtype=float)
+    rates = []
+    for point in grid:
+        inside = (steps > point - window) & (steps <= point)
+        rates.append(success[inside].mean() if inside.any() else np.nan)
+    return np.array(rates)
+
+
+def report(out: Path, args: argparse.Namespace) -> None:
+    """Plot the curves and print the table."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    grid = np.linspace(0, args.steps, 33)[1:]
+    window = args.steps / 8
+    figure, axis = plt.subplots(figsize=(7, 4), dpi=120)
+    rows = []
+    for variant in VARIANTS:
+        runs = [out / f"{variant.replace(' ', '_')}-s{s}" for s in range(args.seeds)]
+        runs = [run for run in runs if (run / "episodes.jsonl").is_file()]
+        if not runs:
+            continue
+        curves = np.stack([curve(run, grid, window) for run in runs])
+        axis.plot(grid, np.nanmean(curves, 0), label=f"{variant} ({len(runs)})", color=COLOURS[variant])
+        axis.fill_between(
+            grid, np.nanmin(curves, 0), np.nanmax(curves, 0), color=COLOURS[variant], alpha=0.15, lw=0
+        )
+        final = [m for run in runs for m in lines(run / "metrics.jsonl") if m["stage"] == "final"]
+        rates = [m["eval/success_rate"] for m in final]
+        lengths = [m["eval/length"] for m in final]
+        last = [m for run in runs for m in lines(run / "metrics.jsonl") if m["stage"] == "train"][-1:]
+        wall = [lines(run / "metrics.jsonl")[-1]["wall"] / 60 for run in runs]
+        rows.append(
+            {
+                "variant": variant,
+                "seeds": len(final),
+                "success at the end of training": np.nanmean(curves[:, -1]) if len(curves) else np.nan,
+                "per seed": curves[:, -1].round(2).tolist(),
+                "success in evaluation": float(np.mean(rates)) if rates else np.nan,
+                "evaluation per seed": np.round(rates, 2).tolist(),
+                "steps per evaluation episode": float(np.mean(lengths)) if lengths else np.nan,
+                "imagined jump rate": last[0].get("jump_rate", np.nan) if last else np.nan,
+                "minutes": float(np.mean(wall)),
+            }
+        )
+    axis.axhline(args.random, color="black", lw=0.8, ls=":", label=f"random policy ({args.random:.0%})")
+    axis.set(xlabel="environment steps", ylabel="success rate of training episodes", ylim=(0, 1), xlim=(0, args.steps))
+    axis.set_title(f"{args.env}: mean and range over seeds", fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    figure.savefig(RESULTS / "ls_imagine_vizdoom.png")
+    (RESULTS / "ls_imagine_vizdoom.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread per run")
+    print(markdown(rows))
+
+
+def markdown(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    if not rows:
+        return "no runs yet"
+
+    def cell(value: object) -> str:
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    head = list(rows[0])
+    body = [[cell(row[key]) for key in head] for row in rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="where the runs lie")
+    parser.add_argument("--env", default="harvest_log_in_plains")
+    parser.add_argument("--steps", type=int, default=24_000, help="environment steps per run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=50, help="of the final evaluation")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
+    parser.add_argument("--random", type=float, default=0.06, help="measured success of a random policy")
+    parser.add_argument("--override", action="append", default=[], help="for every run, e.g. batch.size=16")
+    parser.add_argument("--report", action="store_true", help="only report")
+    args = parser.parse_args()
+    if not args.report:
+        train(args.out.resolve(), args)
+    report(args.out.resolve(), args)
+
+
+if __name__ == "__main__":
+    main()
