@@ -239,27 +239,26 @@ def zoom_window(affordance: Tensor) -> ZoomWindow:
 def _zoom_window(values: NDArray) -> tuple[int, int, int, int, float, bool]:
     """The rule on one map ``[H, W]``."""
     height, width = values.shape
-    centred = (values - values.mean()).ravel()
+    prefix = np.zeros((height, width + 1))  # running sums of each row; torch's are quicker than numpy's
+    prefix[:, 1:] = torch.from_numpy(values).cumsum(1, dtype=torch.float64).numpy()
+    centred = (values - np.float32(prefix[:, -1].sum() / values.size)).ravel()
     std = float(np.sqrt(np.dot(centred, centred) / centred.size))
     threshold = (float(values.max()) + float(values.min())) / 2 + std
     mask = opening(values > threshold, max(height // 16, 1), max(width // 16, 1))
     if not mask.any():
         return 0, 0, 0, 0, 0.0, False
-    integral = np.zeros((height + 1, width + 1))
-    rows = torch.from_numpy(values).cumsum(1, dtype=torch.float64).numpy()  # quicker than numpy's own
-    np.cumsum(rows, axis=0, out=integral[1:, 1:])
-    regions = filled_regions(mask, integral)
+    regions = filled_regions(mask, prefix)
     g, g_mean = _weight((height, width))
     at_centroid = g[regions.y.astype(int), regions.x.astype(int)]
     central = bool((at_centroid >= g_mean).any())
     best = int(np.argmax(regions.total / regions.area))
     share = float(np.clip(regions.area[best] / (height * width) / at_centroid[best], 0.01, 1.0))
     h, w = int(np.sqrt(share) * height), int(np.sqrt(share) * width)
-    sums = integral[h:, w:] - integral[:-h, w:]
-    sums -= integral[h:, :-w]
-    sums += integral[:-h, :-w]
-    top, left = divmod(int(sums.argmax()), width - w + 1)
-    return top, left, h, w, float(sums[top, left] / (h * w)), central
+    sums = np.zeros((height + 1, width - w + 1))  # integral image of the sums of w neighbours in a row
+    np.cumsum(prefix[:, w:] - prefix[:, :-w], axis=0, out=sums[1:])
+    windows = sums[h:] - sums[:-h]
+    top, left = divmod(int(windows.argmax()), width - w + 1)
+    return top, left, h, w, float(windows[top, left] / (h * w)), central
 
 
 @lru_cache(maxsize=16)

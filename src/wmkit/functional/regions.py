@@ -76,7 +76,7 @@ def _sliding(mask: NDArray, height: int, width: int, combine: np.ufunc, *, borde
     return out.reshape(rows, pitch)[: mask.shape[0], : mask.shape[1]]
 
 
-def filled_regions(mask: NDArray, integral: NDArray) -> Regions:
+def filled_regions(mask: NDArray, prefix: NDArray) -> Regions:
     """The regions inside the outermost contours of a mask.
 
     Regions touch by sides or corners; holes, and whatever lies in them, belong to the region
@@ -85,10 +85,10 @@ def filled_regions(mask: NDArray, integral: NDArray) -> Regions:
 
     Args:
         mask: ``[H, W]`` bool.
-        integral: ``[H + 1, W + 1]`` integral image of the values to be summed.
+        prefix: ``[H, W + 1]`` running sums of each row of the values to be summed, 0 first.
 
     >>> ring = np.ones((5, 5), bool); ring[2, 2] = False
-    >>> regions = filled_regions(ring, np.zeros((6, 6)))
+    >>> regions = filled_regions(ring, np.zeros((5, 6)))
     >>> regions.area.tolist(), regions.x.tolist()
     ([25.0], [2.0])
     """
@@ -98,9 +98,8 @@ def filled_regions(mask: NDArray, integral: NDArray) -> Regions:
         runs = _label(_fill(mask), diagonal=True)
     row, start = np.divmod(runs.start, width + 1)
     end = runs.end - row * (width + 1)
-    sums = integral[row + 1, end] - integral[row + 1, start] - integral[row, end] + integral[row, start]
     area = np.bincount(runs.label, end - start, runs.regions)
-    total = np.bincount(runs.label, sums, runs.regions)
+    total = np.bincount(runs.label, prefix[row, end] - prefix[row, start], runs.regions)
 
     # Polygon moments. Between two rows the polygon covers the unit squares spanned by four region
     # pixels, and half of those spanned by three, which sit where the runs begin or end apart.
@@ -151,8 +150,8 @@ def _label(mask: NDArray, *, diagonal: bool) -> _Runs:
         np.minimum.at(parent, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
         while (parent != parent[parent]).any():
             parent = parent[parent]
-    roots, label = np.unique(parent, return_inverse=True)
-    return _Runs(start, end, upper, lower, label, len(roots))
+    roots = np.flatnonzero(parent == np.arange(len(start)))
+    return _Runs(start, end, upper, lower, np.searchsorted(roots, parent), len(roots))
 
 
 def _fill(mask: NDArray) -> NDArray:

@@ -32,6 +32,7 @@ class LabelScorer:
 
     Shapes: frames ``[N, 16, 1, H, W]`` bool or 0..1.
 
+    >>> import torch
     >>> zoom = torch.zeros(1, 16, 1, 4, 4)
     >>> zoom[:, -1] = 1.0
     >>> scorer = LabelScorer()
