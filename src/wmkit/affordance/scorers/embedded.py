@@ -153,7 +153,7 @@ class EmbeddedScorer(nn.Module):
 
         Args:
             data: one :class:`ClipSource`, several (one per task or episode set), or a TorchRL environment
-                that emits ``frame`` and ``goal_mask``, in which 600 random steps are taken first.
+                that emits ``frame`` and ``goal_mask``, in which 1200 random steps are taken first.
             prompt: the task's prompt, if ``data`` is an environment.
             prompts: prompts that every clip is compared with, in addition to the sources' own.
             steps: gradient steps.
@@ -340,4 +340,4 @@ def _sources(data: Any, prompt: str | None) -> list[ClipSource]:
             "fit of the embedded scorer: found an environment without a prompt, wanted what its task asks "
             "for; pass prompt=task_prompt(env_name)"
         )
-    return [ClipSource.from_env(data, prompt, steps=600)]
+    return [ClipSource.from_env(data, prompt, steps=1200)]
