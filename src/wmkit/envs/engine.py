@@ -3,7 +3,8 @@
 The engine writes ``_vizdoom`` and its settings into the current directory, so it is started from a
 thread that has a current directory of its own (Linux), or with the process's directory changed for the
 time of the start (elsewhere). The folder goes when the engine is closed, collected or the interpreter
-exits.
+exits; should the interpreter be killed, a shell that waits at the end of a pipe (Linux) ends the engine
+and removes the folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import weakref
@@ -43,6 +45,7 @@ class Engine:
     def __init__(self, *, labels: bool) -> None:
         self.labels = labels
         self.world = "no world"
+        self.report: str | None = None  # a file that also gets the message of a crash
         self._game: Any = None
         self._dispose: Callable[[], object] | None = None
 
@@ -58,7 +61,8 @@ class Engine:
         path = Path(folder, "worlds.wad")
         path.write_bytes(wad)
         game = vzd.DoomGame()
-        self._dispose = weakref.finalize(self, _dispose, game, folder, os.getpid())
+        guards: list[subprocess.Popen] = []
+        self._dispose = weakref.finalize(self, _dispose, game, folder, os.getpid(), guards)
         game.set_doom_game_path(str(Path(vzd.__file__).with_name("freedoom2.wad")))  # loaded, never seen
         game.set_doom_scenario_path(str(path))
         game.set_doom_config_path(str(Path(folder, "engine.ini")))
@@ -78,6 +82,7 @@ class Engine:
         game.add_game_args("+movebob 0")
         self._game = game
         self._guard(_start_in, folder, game)
+        guards += _watch(folder)
 
     def new_episode(self, number: int, seed: int, world: str) -> Any:
         """Enter map ``number`` (from 1) with the engine's generator seeded; returns the first state."""
@@ -122,10 +127,13 @@ class Engine:
 
     def _crash(self, reason: str) -> EnvironmentCrashError:
         reason = reason.strip().rstrip(".") or "no message"
-        return EnvironmentCrashError(
+        message = (
             f"the ViZDoom engine of {self.world} died: found {reason!r}, wanted a running engine; "
             "reset the environment to start another, and report the world if it happens again"
         )
+        if self.report is not None:
+            Path(self.report).write_text(message)
+        return EnvironmentCrashError(message)
 
 
 def _start_in(folder: str, game: Any) -> bool:
@@ -160,10 +168,35 @@ def _private_directory() -> bool:
     return unshare is not None and unshare(CLONE_FS) == 0
 
 
-def _dispose(game: Any, folder: str, owner: int) -> None:
+# Waits for a line or the end of the pipe; without the line the owner was killed.
+_WATCH = 'read -r word; [ "$word" = closed ] || { kill -9 "$1"; rm -rf "$2"; }'
+
+
+def _watch(folder: str) -> list[subprocess.Popen]:
+    """Guard the engine started in ``folder`` against this process being killed; needs /proc."""
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            try:
+                ours = f"{folder}/engine.ini".encode() in Path("/proc", pid, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if ours:
+                nothing = subprocess.DEVNULL
+                command = ["/bin/sh", "-c", _WATCH, "sh", pid, folder]
+                return [
+                    subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True
+                    )
+                ]
+    return []
+
+
+def _dispose(game: Any, folder: str, owner: int, guards: list[subprocess.Popen]) -> None:
     if os.getpid() != owner:  # a forked copy: the engine belongs to the parent
         return
     try:
         game.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for guard in guards:
+            guard.communicate(b"closed\n")

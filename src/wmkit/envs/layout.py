@@ -7,6 +7,7 @@ world also plateaus one block high, and actors placed by rejection sampling. It 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,10 @@ class Layout:
 
 
 def generate(task: Task, world: World, distractors: int, rng: np.random.Generator) -> Layout:
-    """Draw a map of ``world`` for ``task``, with ``distractors`` actors of each other kind (trees: threefold)."""
+    """Draw a map of ``world`` for ``task``, with ``distractors`` actors of each other kind.
+
+    Trees make the scenery: where they are distractors there are three times as many.
+    """
     half = world.side // 2
     taken: list[tuple[float, float, float]] = []  # x, y, radius
 
@@ -131,10 +135,7 @@ def _textmap(
     out = ['namespace="zdoom";']
 
     def block(name: str, **fields: object) -> None:
-        body = "".join(
-            f"{key}={str(value).lower() if isinstance(value, bool) else repr(value) if not isinstance(value, str) else chr(34) + value + chr(34)};"
-            for key, value in fields.items()
-        )
+        body = "".join(f"{key}={json.dumps(value)};" for key, value in fields.items())
         out.append(f"{name}{{{body}}}")
 
     def sector(floor: str, height: int) -> None:
@@ -241,7 +242,7 @@ map MAP%02d "World"
 
 def _decorate() -> str:
     """The actors, one property per line: on one line they crash the engine."""
-    # A thrust of 1.5625 units per tic at multiplier 1; velocity is cleared every tic, so a step is one thrust.
+    # Velocity is cleared every tic, so that a step is one thrust: 0.78 or 0.75 units at multiplier 1.
     out = [PLAYER.replace("@walk@", f"{WALK / 0.78125:.4f}").replace("@side@", f"{WALK / 0.75:.4f}")]
     for index, actor in enumerate(ACTORS.values()):
         moving = actor.kind == "sheep"

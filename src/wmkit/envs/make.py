@@ -7,8 +7,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torchrl.envs import EnvBase, EnvCreator, ParallelEnv, SerialEnv
+from torchrl.envs import EnvBase, SerialEnv
 
+from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.tasks import PREFIX, TASKS, find_task
 from wmkit.errors import ConfigError
 from wmkit.registry import register, resolve
@@ -50,7 +51,7 @@ def make_env(
         return SerialEnv(num_envs, constructors)
     probe = create(seed=seed)  # option values fail here, in one sentence, and not in a worker
     probe.close()
-    return ParallelEnv(num_envs, [EnvCreator(one) for one in constructors])
+    return ParallelWorlds(constructors)
 
 
 def _constructor(name: str) -> Callable[..., EnvBase]:

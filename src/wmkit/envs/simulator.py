@@ -90,7 +90,8 @@ class VizdoomSimulator:
         for name, (value, least) in limits.items():
             if value < least:
                 raise ConfigError(
-                    f"option {name}={value} of {self.task.name} is out of range: wanted at least {least}; raise it"
+                    f"option {name}={value} of {self.task.name} is out of range: "
+                    f"wanted at least {least}; raise it"
                 )
         self.frames, self.masks = frames, masks
         self.success_terminates, self.sticky_jump = success_terminates, sticky_jump
@@ -187,12 +188,18 @@ class VizdoomSimulator:
                 out[kind] = out[kind] | mask if kind in out else mask
         return out
 
+    def report_crashes(self, path: str) -> None:
+        """Write the message of a crash to the file ``path`` as well, for another process to read."""
+        self._engine.report = path
+
     def close(self) -> None:
         """Stop the engine; a later reset starts another."""
         self._engine.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_engine": Engine(labels=self._engine.labels), "_block": -1}
+        engine = Engine(labels=self._engine.labels)
+        engine.report = self._engine.report
+        state = self.__dict__ | {"_engine": engine, "_block": -1}
         state.pop("_state", None)  # views of the engine's memory
         return state
 

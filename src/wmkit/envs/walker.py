@@ -15,6 +15,7 @@ from wmkit.envs.simulator import VizdoomSimulator
 from wmkit.envs.tasks import find_task
 
 ATTENTION = 14  # columns either side of the centre that count as straight ahead: 6 degrees
+GAP = 22  # columns: 10 degrees
 
 
 class MaskWalker:
@@ -53,7 +54,8 @@ class MaskWalker:
             return self._search()
         self._turned = 0
         # Of several goals the one nearest to the centre: turning towards it cannot make it another.
-        runs = np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1)
+        # Gaps up to one turn wide are bridged: a ragged canopy is one tree.
+        runs = np.split(columns, np.flatnonzero(np.diff(columns) > GAP) + 1)
         offsets = [(run[0] + run[-1]) / 2 - 127.5 for run in runs]
         nearest = int(np.abs(offsets).argmin())
         offset, run = offsets[nearest], runs[nearest]
