@@ -230,10 +230,10 @@ def zoom_window(affordance: Tensor) -> ZoomWindow:
     affordance = _as_map(affordance)
     size = _size(affordance)
     maps = affordance.detach().reshape(-1, *size).cpu().contiguous().numpy()
-    found = torch.tensor([_zoom_window(single) for single in maps], dtype=torch.float64).reshape(-1, 6)
-    found = found.to(affordance.device).reshape(*affordance.shape[:-2], 6)  # [*B, 6]
-    top, left, height, width = found[..., :4].long().unbind(-1)
-    return ZoomWindow(top, left, height, width, found[..., 4].float(), found[..., 5] > 0)
+    found = np.array([_zoom_window(single) for single in maps], dtype=np.float64)
+    entries = torch.from_numpy(found.reshape(*affordance.shape[:-2], 6)).to(affordance.device)  # [*B, 6]
+    top, left, height, width = entries[..., :4].long().unbind(-1)
+    return ZoomWindow(top, left, height, width, entries[..., 4].float(), entries[..., 5] > 0)
 
 
 def _zoom_window(values: NDArray) -> tuple[int, int, int, int, float, bool]:

@@ -148,8 +148,9 @@ def _label(mask: NDArray, *, diagonal: bool) -> _Runs:
         if (root_a == root_b).all():
             break
         np.minimum.at(parent, np.maximum(root_a, root_b), np.minimum(root_a, root_b))
-        while (parent != parent[parent]).any():
-            parent = parent[parent]
+        grand = parent[parent]
+        while not np.array_equal(parent, grand):
+            parent, grand = grand, grand[grand]
     roots = np.flatnonzero(parent == np.arange(len(start)))
     return _Runs(start, end, upper, lower, np.searchsorted(roots, parent), len(roots))
 
