@@ -38,7 +38,11 @@ def command(variant: str, seed: int, out: Path, args: argparse.Namespace) -> lis
     if any((run / "checkpoints").glob("*")):
         return ["train", system, f"resume={run}"]
     line = ["train", system, f"env={args.env}", f"seed={seed}", "threads=1", f"training.steps={args.steps}"]
-    line += ["training.time_limit=null", "training.evaluate_every=0", f"training.final_episodes={args.episodes}"]
+    line += [
+        "training.time_limit=null",
+        "training.evaluate_every=0",
+        f"training.final_episodes={args.episodes}",
+    ]
     if system == "ls_imagine":
         line.append(f"affordance.model={out / 'affordance' / 'affordance' / 'model'}")
     return [*line, *overrides, *args.override, f"run_dir={run}"]
@@ -73,7 +77,9 @@ def train(out: Path, args: argparse.Namespace) -> None:
                 print(time.strftime("%H:%M:%S"), "started", name, flush=True)
             time.sleep(2)
             for process in [p for p in running if p.poll() is not None]:
-                print(time.strftime("%H:%M:%S"), "ended", running.pop(process), process.returncode, flush=True)
+                print(
+                    time.strftime("%H:%M:%S"), "ended", running.pop(process), process.returncode, flush=True
+                )
     finally:
         for process in running:
             process.terminate()
@@ -136,7 +142,12 @@ def report(out: Path, args: argparse.Namespace) -> None:
             }
         )
     axis.axhline(args.random, color="black", lw=0.8, ls=":", label=f"random policy ({args.random:.0%})")
-    axis.set(xlabel="environment steps", ylabel="success rate of training episodes", ylim=(0, 1), xlim=(0, args.steps))
+    axis.set(
+        xlabel="environment steps",
+        ylabel="success rate of training episodes",
+        ylim=(0, 1),
+        xlim=(0, args.steps),
+    )
     axis.set_title(f"{args.env}: mean and range over seeds", fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, frameon=False)
@@ -144,7 +155,9 @@ def report(out: Path, args: argparse.Namespace) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     figure.savefig(RESULTS / "ls_imagine_vizdoom.png")
     (RESULTS / "ls_imagine_vizdoom.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread per run")
+    print(
+        f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread per run"
+    )
     print(markdown(rows))
 
 
@@ -162,7 +175,9 @@ def markdown(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="where the runs lie")
     parser.add_argument("--env", default="harvest_log_in_plains")
     parser.add_argument("--steps", type=int, default=24_000, help="environment steps per run")

@@ -48,7 +48,9 @@ def test_lambda_return_is_the_literal_recursion(seed: int, lmbda: float) -> None
     steps = torch.randint(1, 20, (2, 6, 1)).double()
     keep = torch.rand(2, 6, 1).double()
     for at in ("next", "current"):
-        got = lambda_return_jumpy(reward, value, keep, steps, gain, gamma=0.9, lmbda=lmbda, continuation_at=at)
+        got = lambda_return_jumpy(
+            reward, value, keep, steps, gain, gamma=0.9, lmbda=lmbda, continuation_at=at
+        )
         for b in range(2):
             ahead = value[b, -1, 0]
             for t in reversed(range(6)):

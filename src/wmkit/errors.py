@@ -5,9 +5,9 @@ wanted, and what to do. The command line prints it without a traceback and exits
 code 2.
 
 >>> from wmkit.errors import ConfigError
->>> raise ConfigError("size 'huge' is unknown: found 'huge', wanted one of small, tiny; pick one with size=tiny")
+>>> raise ConfigError("size 'huge' is unknown: wanted one of small, tiny; pick one with size=tiny")
 Traceback (most recent call last):
-wmkit.errors.ConfigError: size 'huge' is unknown: found 'huge', wanted one of small, tiny; pick one with size=tiny
+wmkit.errors.ConfigError: size 'huge' is unknown: wanted one of small, tiny; pick one with size=tiny
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def resolve(kind: str, name: str) -> Any:
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"run `wmkit list {kind}`"
-        raise ConfigError(f"{kind} {name!r} is unknown: wanted one of {', '.join(sorted(names)) or 'none'}; {hint}")
+        raise ConfigError(
+            f"{kind} {name!r} is unknown: wanted one of {', '.join(sorted(names)) or 'none'}; {hint}"
+        )
     target = names[name]
     if isinstance(target, str):
         module, _, attribute = target.partition(":")

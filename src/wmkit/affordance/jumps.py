@@ -14,7 +14,7 @@ The second pass of the model runs only on records that passed step 1. Maps are f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +176,7 @@ class JumpLabeller(nn.Module):
     def __init__(
         self,
         *,
-        kurtosis: str = "excess",
+        kurtosis: Literal["excess", "raw"] = "excess",
         sigma: tuple[float, float] = (0.5, 0.5),
         normalise: bool = True,
         decay: float = 1.0,

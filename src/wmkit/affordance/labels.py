@@ -57,7 +57,8 @@ class Memory(NamedTuple):
     def pick(self, rows: Tensor) -> Memory:
         """The memory of some streams."""
         history = None if self.history is None else self.history[rows]
-        return Memory(*(x[rows] for x in self[:4]), history=history)
+        affordance, clip, zoomed_affordance, zoomed_clip = (x[rows] for x in self[:4])
+        return Memory(affordance, clip, zoomed_affordance, zoomed_clip, history)
 
     def put(self, rows: Tensor, new: Memory) -> Memory:
         """This memory with some streams replaced."""
@@ -65,8 +66,10 @@ class Memory(NamedTuple):
         if new.history is not None:
             history = blank(new.history, len(self.clip)) if history is None else history
             history = history.index_copy(0, rows, new.history)
-        gates = (old.index_copy(0, rows, value) for old, value in zip(self[:4], new[:4], strict=True))
-        return Memory(*gates, history=history)
+        affordance, clip, zoomed_affordance, zoomed_clip = (
+            old.index_copy(0, rows, value) for old, value in zip(self[:4], new[:4], strict=True)
+        )
+        return Memory(affordance, clip, zoomed_affordance, zoomed_clip, history)
 
 
 class RecordLabels(nn.Module):

@@ -33,7 +33,7 @@ class LayerNormGRU(RecurrentCell):
     ) -> None:
         super().__init__(in_dim, out_dim, learned_initial=learned_initial)
         # Rows: reset, candidate, update; columns: input, then state.
-        self.linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=False))
+        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=False))
         self.norm = nn.LayerNorm(3 * out_dim, eps=norm_eps)
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ no sigmoid; squared error summed over pixels. Vectors are predicted in symlog un
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from wmkit.codecs.encoder import IMAGE_SIZE, STAGES
@@ -34,7 +34,7 @@ class ImageDecoder(nn.Module):
         widths = [depth * 2**i for i in reversed(range(STAGES))]
         self.linear = init_output(nn.Linear(in_dim, self.side**2 * widths[0]))
         self.layers = nn.Sequential()
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
             self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
         self.layers.append(init_output(nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1)))
@@ -57,7 +57,8 @@ class Decoder(nn.Module):
         units: width of the vector MLP.
         layers: depth of the vector MLP.
 
-    >>> decoder = Decoder(16, {"pixels": (3, 64, 64)}, images=["pixels"], vectors=[], depth=4, units=8, layers=1)
+    >>> space = {"pixels": (3, 64, 64)}
+    >>> decoder = Decoder(16, space, images=["pixels"], vectors=[], depth=4, units=8, layers=1)
     >>> decoder(torch.zeros(2, 5, 16))["pixels"].mean.shape
     torch.Size([2, 5, 3, 64, 64])
     """
@@ -81,7 +82,9 @@ class Decoder(nn.Module):
         self._channels = [spaces[key][0] for key in self.images]
         self.image = ImageDecoder(in_dim, sum(self._channels), depth) if self.images else None
         self.vector = MLP(in_dim, units, layers) if self.vectors else None
-        self.vector_out = nn.ModuleDict({k: init_output(nn.Linear(units, spaces[k][-1])) for k in self.vectors})
+        self.vector_out = nn.ModuleDict(
+            {k: init_output(nn.Linear(units, spaces[k][-1])) for k in self.vectors}
+        )
 
     def forward(self, features: Tensor) -> dict[str, SquaredError]:
         """Predict every key from features ``[*B, F]``."""

@@ -7,6 +7,7 @@ LayerNorm over channels; images enter as ``x / 255 - 0.5``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         widths = [channels, *(depth * 2**i for i in range(STAGES))]
         self.layers = nn.Sequential()
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             conv = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
             self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
         self.out_dim = widths[-1] * (IMAGE_SIZE // 2**STAGES) ** 2

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wmkit.dynamics.latent import Latent
 from wmkit.dynamics.world_model import WorldModel
+from wmkit.nn import Feature
 
 
 class Trajectory(NamedTuple):
@@ -25,6 +26,7 @@ class Trajectory(NamedTuple):
         actions: ``[N, H, A]`` what the policy chose; without effect where ``jumps`` is set.
         jumps: ``[N, H, 1]`` bool.
         continuations: ``[N, H+1, 1]`` probability of going on at each state.
+        indices: ``[N, H+1, G]`` int64, classes of ``states``, where they are known.
     """
 
     states: Tensor
@@ -32,11 +34,12 @@ class Trajectory(NamedTuple):
     actions: Tensor
     jumps: Tensor
     continuations: Tensor
+    indices: Tensor | None
 
     @property
-    def features(self) -> Tensor:
-        """``[N, H+1, G*C + U]``."""
-        return torch.cat([self.states, self.beliefs], -1)
+    def features(self) -> Feature:
+        """``[N, H+1, ...]`` in parts."""
+        return Feature(self.states, self.beliefs, self.indices)
 
 
 class JumpGate:
@@ -78,7 +81,7 @@ def imagine(
 
     Args:
         world_model: with a ``jump`` head and long-short dynamics if a gate is given.
-        actor: features ``[N, F]`` to a distribution over actions.
+        actor: features of ``N`` states to a distribution over actions.
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
@@ -90,9 +93,9 @@ def imagine(
     gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None
 
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
-    states, beliefs, actions, jumps, continuations = [start.state], [start.belief], [], [], []
+    latents, actions, jumps, continuations = [start], [], [], []
     for t in range(horizon):
-        feature = latent.feature
+        feature = latent.parts
         action = actor(feature).sample(action_noise[t])
         if gate is None or gate_noise is None:
             jump = no_jump
@@ -102,16 +105,23 @@ def imagine(
             jump = gate.open(world_model.heads["jump"](feature).mean, continuations[-1], gate_noise[t])
             latent = dynamics.step(latent, action, jump, noise=state_noise[t])
             if gate.extra_step:
-                latent = dynamics.step(latent, actor(latent.feature).sample()).where(jump, latent)
-        states.append(latent.state)
-        beliefs.append(latent.belief)
+                latent = dynamics.step(latent, actor(latent.parts).sample()).where(jump, latent)
+        latents.append(latent)
         actions.append(action)
         jumps.append(jump)
-    state_seq, belief_seq = torch.stack(states, 1), torch.stack(beliefs, 1)
+    states = torch.stack([x.state for x in latents], 1)
+    beliefs = torch.stack([x.belief for x in latents], 1)
+    known = [x.index for x in latents if x.index is not None]
+    indices = torch.stack(known, 1) if len(known) == len(latents) else None
     if continuations:
-        continuation = torch.stack([*continuations, world_model.continuation(latent.feature)], 1)
+        continuation = torch.stack([*continuations, world_model.continuation(latent.parts)], 1)
     else:
-        continuation = world_model.continuation(torch.cat([state_seq, belief_seq], -1))
+        continuation = world_model.continuation(Feature(states, beliefs, indices))
     return Trajectory(
-        state_seq, belief_seq, torch.stack(actions, 1), torch.stack(jumps, 1).unsqueeze(-1), continuation
+        states,
+        beliefs,
+        torch.stack(actions, 1),
+        torch.stack(jumps, 1).unsqueeze(-1),
+        continuation,
+        indices,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from wmkit.backbones import Carry
+from wmkit.nn import Feature
 
 
 class Latent(NamedTuple):
@@ -18,27 +20,35 @@ class Latent(NamedTuple):
         state: ``[*B, G*C]`` float, stochastic part z, one-hot per categorical.
         belief: ``[*B, U]`` float, deterministic part u.
         carry: whatever the backbone needs to go on (its carry).
+        index: ``[*B, G]`` int64, classes of ``state`` where they are known.
     """
 
     state: Tensor
     belief: Tensor
     carry: Carry
+    index: Tensor | None = None
 
     @property
     def feature(self) -> Tensor:
         """What heads read: ``[*B, G*C + U]``, state first."""
-        return torch.cat([self.state, self.belief], -1)
+        return self.parts.dense
 
-    def map(self, fn) -> Latent:  # noqa: ANN001 - any tensor function
+    @property
+    def parts(self) -> Feature:
+        """:attr:`feature` kept in its parts."""
+        return Feature(self.state, self.belief, self.index)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Latent:
         """Apply a tensor function to every part.
 
         >>> Latent(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 4)).map(lambda x: x[:1]).belief.shape
         torch.Size([1, 4])
         """
-        if self.carry is self.belief:  # keep the sharing: a recurrent cell's carry is its belief
-            belief = fn(self.belief)
-            return Latent(fn(self.state), belief, belief)
-        return Latent(fn(self.state), fn(self.belief), tree_map(fn, self.carry))
+        index = None if self.index is None else fn(self.index)
+        belief = fn(self.belief)
+        # Keep the sharing: a recurrent cell's carry is its belief.
+        carry = belief if self.carry is self.belief else tree_map(fn, self.carry)
+        return Latent(fn(self.state), belief, carry, index)
 
     def detach(self) -> Latent:
         """The same values without gradient history."""
@@ -55,25 +65,27 @@ class Latent(NamedTuple):
         def pick(x: Tensor, y: Tensor) -> Tensor:
             return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y)
 
-        if self.carry is self.belief and other.carry is other.belief:
-            belief = pick(self.belief, other.belief)
-            return Latent(pick(self.state, other.state), belief, belief)
+        shared = self.carry is self.belief and other.carry is other.belief
+        known = self.index is not None and other.index is not None
+        belief = pick(self.belief, other.belief)
         return Latent(
             pick(self.state, other.state),
-            pick(self.belief, other.belief),
-            tree_map(pick, self.carry, other.carry),
+            belief,
+            belief if shared else tree_map(pick, self.carry, other.carry),
+            pick(self.index, other.index) if known else None,  # type: ignore[arg-type]
         )
 
     @staticmethod
     def cat(latents: list[Latent]) -> Latent:
         """Join along the batch."""
-        first = latents[0]
-        state = torch.cat([x.state for x in latents])
         belief = torch.cat([x.belief for x in latents])
-        if first.carry is first.belief:
-            return Latent(state, belief, belief)
-        carry = tree_map(lambda *parts: torch.cat(parts), *(x.carry for x in latents))
-        return Latent(state, belief, carry)
+        if all(x.carry is x.belief for x in latents):
+            carry = belief
+        else:
+            carry = tree_map(lambda *parts: torch.cat(parts), *(x.carry for x in latents))
+        index = [x.index for x in latents if x.index is not None]
+        known = torch.cat(index) if len(index) == len(latents) else None
+        return Latent(torch.cat([x.state for x in latents]), belief, carry, known)
 
 
 class Observed(NamedTuple):

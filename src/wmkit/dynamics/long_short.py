@@ -41,7 +41,8 @@ class LongShortRSSM(nn.Module):
     >>> from functools import partial
     >>> from wmkit import backbones
     >>> from wmkit.dynamics import RSSM
-    >>> rssm = partial(RSSM, backbone=partial(backbones.build, "ln_gru"), deter=16, groups=4, classes=5, hidden=8)
+    >>> gru = partial(backbones.build, "ln_gru")
+    >>> rssm = partial(RSSM, backbone=gru, deter=16, groups=4, classes=5, hidden=8)
     >>> long_short = LongShortRSSM(3, 7, dynamics=rssm)
     >>> after = long_short.step(long_short.initial(2), torch.zeros(2, 3), torch.tensor([True, False]))
     >>> after.belief.shape

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 
 from wmkit.backbones import SequenceModel
 from wmkit.dynamics.latent import Latent, Observed
-from wmkit.functional import sample_one_hot, straight_through, unimix_probs
-from wmkit.nn import MLP, DenseNormAct, init_output
+from wmkit.functional import sample_index, straight_through, unimix_probs
+from wmkit.nn import MLP, DenseNormAct, Feature, init_output
 
 
 class RSSM(nn.Module):
@@ -83,7 +83,7 @@ class RSSM(nn.Module):
         belief = self.backbone.output(carry)
         index = self.prior_logits(belief).argmax(-1)  # [1, G]
         state = F.one_hot(index, self.classes).to(belief.dtype).flatten(-2)
-        latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry)
+        latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
     def resume(self, state: Tensor, belief: Tensor) -> Latent:
@@ -104,10 +104,11 @@ class RSSM(nn.Module):
             action: ``[B, A]`` float.
             noise: ``[B, G, 1]`` uniforms; drawn here if none are given.
         """
-        x = self.input(torch.cat([latent.state, action], -1))
+        x = self.input(Feature(latent.state, action, latent.index))
         reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
         belief, carry = self.backbone.step(x, latent.carry, reset)
-        return Latent(self.sample(self.prior_logits(belief), noise), belief, carry)
+        state, index = self.sample(self.prior_logits(belief), noise)
+        return Latent(state, belief, carry, index)
 
     def filter(
         self, latent: Latent, previous_action: Tensor, embed: Tensor, is_init: Tensor
@@ -165,12 +166,16 @@ class RSSM(nn.Module):
         """``[*B, U], [*B, E] -> [*B, G, C]``."""
         return self._posterior(belief, self._embed_in(embed))
 
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Straight-through sample ``[*B, G*C]`` of logits ``[*B, G, C]``."""
+    def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Straight-through sample ``[*B, G*C]`` of logits ``[*B, G, C]``, and its classes ``[*B, G]``."""
         if noise is None:
             noise = torch.rand(*logits.shape[:-1], 1, device=logits.device)
         probs = unimix_probs(logits, self.unimix)
-        return straight_through(sample_one_hot(probs, noise), probs).flatten(-2)
+        index = sample_index(probs.detach(), noise)
+        state = torch.zeros_like(probs).scatter_(-1, index.unsqueeze(-1), 1.0)
+        if torch.is_grad_enabled():
+            state = straight_through(state, probs)
+        return state.flatten(-2), index
 
     def _filter(
         self,
@@ -186,7 +191,8 @@ class RSSM(nn.Module):
         x = self.input.finish(state_in + action_in)
         belief, carry = self.backbone.step(x, latent.carry, is_init)
         logits = self._posterior(belief, embed_in)
-        return Latent(self.sample(logits, noise), belief, carry), logits
+        state, index = self.sample(logits, noise)
+        return Latent(state, belief, carry, index), logits
 
     def _posterior(self, belief: Tensor, embed_in: Tensor) -> Tensor:
         belief_in = F.linear(belief, self.posterior_in.linear.weight[:, : self.belief_dim])
@@ -203,8 +209,10 @@ class RSSM(nn.Module):
 
 def _stack(latents: list[Latent]) -> Latent:
     """Latents of T steps to one with leaves ``[B, T, ...]``."""
-    state = torch.stack([x.state for x in latents], 1)
+    first = latents[0]
     belief = torch.stack([x.belief for x in latents], 1)
-    if latents[0].carry is latents[0].belief:
-        return Latent(state, belief, belief)
-    return Latent(state, belief, tree_map(lambda *parts: torch.stack(parts, 1), *(x.carry for x in latents)))
+    carry = belief
+    if first.carry is not first.belief:
+        carry = tree_map(lambda *parts: torch.stack(parts, 1), *(x.carry for x in latents))
+    index = torch.stack([x.index for x in latents if x.index is not None], 1)
+    return Latent(torch.stack([x.state for x in latents], 1), belief, carry, index)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.dynamics.latent import Latent, Observed
+from wmkit.nn import Feature
 
 
 class WorldModel(nn.Module):
@@ -32,15 +33,20 @@ class WorldModel(nn.Module):
     >>> from wmkit.dynamics import RSSM
     >>> from wmkit.heads import ContinueHead
     >>> codec = dict(images=["pixels"], vectors=[], depth=4, units=8, layers=1)
+    >>> gru = partial(backbones.build, "gru")
     >>> world_model = WorldModel(
     ...     {"pixels": (3, 64, 64)}, 3, encoder=partial(Encoder, **codec), decoder=partial(Decoder, **codec),
-    ...     dynamics=partial(RSSM, backbone=partial(backbones.build, "gru"), deter=16, groups=4, classes=4, hidden=8),
+    ...     dynamics=partial(RSSM, backbone=gru, deter=16, groups=4, classes=4, hidden=8),
     ...     heads={"continuation": partial(ContinueHead, units=8, layers=1)})
     >>> batch = {"pixels": torch.zeros(2, 5, 3, 64, 64, dtype=torch.uint8),
     ...          "previous_action": torch.zeros(2, 5, 3), "is_init": torch.zeros(2, 5, 1, dtype=torch.bool)}
     >>> world_model.observe(batch).latent.feature.shape
     torch.Size([2, 5, 32])
     """
+
+    encoder: Any
+    dynamics: Any
+    decoder: Any
 
     def __init__(
         self,
@@ -53,10 +59,10 @@ class WorldModel(nn.Module):
         heads: Mapping[str, Callable[..., nn.Module]],
     ) -> None:
         super().__init__()
-        self.encoder: Any = encoder(spaces)
-        self.dynamics: Any = dynamics(action_dim, self.encoder.out_dim)
+        self.encoder = encoder(spaces)
+        self.dynamics = dynamics(action_dim, self.encoder.out_dim)
         width = self.dynamics.feature_dim
-        self.decoder: Any = decoder(width, spaces)
+        self.decoder = decoder(width, spaces)
         self.heads = nn.ModuleDict()
         for name, head in heads.items():
             reads = getattr(getattr(head, "func", head), "reads", "feature")
@@ -87,14 +93,16 @@ class WorldModel(nn.Module):
     def labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Targets of :meth:`predict` under the same names."""
         labels = {key: batch[key] for key in self.decoder.targets}
+        head: Any
         for name, head in self.heads.items():
             if head.reads == "feature":
                 labels[name] = head.label(batch)
         return labels
 
-    def continuation(self, features: Tensor) -> Tensor:
-        """Probability ``[*B, 1]`` that the episode goes on from features ``[*B, F]``; one without such a head."""
+    def continuation(self, features: Tensor | Feature) -> Tensor:
+        """Probability ``[*B, 1]`` of going on from features ``[*B, F]``; one without such a head."""
         if "continuation" not in self.heads:
-            return torch.ones_like(features[..., :1])
+            like = features if isinstance(features, Tensor) else features.belief
+            return torch.ones_like(like[..., :1])
         head: Any = self.heads["continuation"]
         return head.continuation(head(features))

@@ -3,14 +3,21 @@
 Textures are uint8 ``[64, 64, 3]`` (a block face, each texel 4 pixels wide, so that one pixel is one
 map unit). Sprites are uint8 ``[H, W, 4]`` in texels, standing on their last row; the actors scale them
 by 4. Everything comes from fixed seeds: the same pictures in every world.
+
+The engine shows 256 colours and never shades them. They are dealt out among the kinds of actors, each
+kind's marked in the low bits of red: a frame holds the exact mask of every kind, and the engine need not
+render its labels buffer, which would cost as much as the picture.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image
+
+from wmkit.envs.tasks import ACTORS
 
 Color = tuple[int, int, int]
 TEXEL = 4  # map units
@@ -248,25 +255,67 @@ def sprites() -> dict[str, np.ndarray]:
     return pictures
 
 
-@cache
-def palette() -> np.ndarray:
-    """The 256 colours the engine may show, uint8 ``[256, 3]``, chosen for the pictures above."""
-    pictures = [a[..., :3].reshape(-1, 3) for a in textures().values()]
-    pictures += [a[a[..., 3] > 0][:, :3].repeat(TEXEL, 0) for a in sprites().values()]
-    pixels = np.concatenate(pictures)
-    chosen = Image.fromarray(pixels[None]).quantize(255, Image.Quantize.MEDIANCUT, kmeans=3)
-    colors = np.zeros((256, 3), np.uint8)  # index 0 stays black
-    found = np.asarray(chosen.getpalette(), np.uint8).reshape(-1, 3)[:255]
-    colors[1 : 1 + len(found)] = found
-    return colors
+# How many of the 255 visible colours belong to whom, in the order of their codes: the low three bits
+# of red. No colour of one kind of actor appears anywhere else, so a frame carries its own masks.
+SHARES = {"land": 110, "tree": 40, "water": 20, "sand": 16, "sheep": 24, "ore": 25, "plant": 20}
+CODES = {kind: code for code, kind in enumerate(SHARES)}
+CODE_BITS = 7
+
+
+@dataclass(frozen=True)
+class Paint:
+    """The pictures in palette indices, and the palette.
+
+    Attributes:
+        colors: uint8 ``[256, 3]``; index 0 is transparent in sprites.
+        textures: uint8 ``[H, W]`` indices by lump name.
+        sprites: likewise.
+    """
+
+    colors: np.ndarray
+    textures: dict[str, np.ndarray]
+    sprites: dict[str, np.ndarray]
 
 
 @cache
+def paint() -> Paint:
+    """Choose each share's colours from its own pictures and express the pictures in them."""
+    kinds = {actor.sprite: actor.kind for actor in ACTORS.values()}
+    pictures = {name: ("land", picture) for name, picture in textures().items()}
+    pictures |= {name: (kinds[name[:4]], picture) for name, picture in sprites().items()}
+    colors = np.zeros((256, 3), np.uint8)
+    out: dict[str, np.ndarray] = {}
+    first = 1
+    for kind, count in SHARES.items():
+        mine = {name: picture for name, (owner, picture) in pictures.items() if owner == kind}
+        found = _choose(list(mine.values()), count, CODES[kind])  # [count or fewer, 3]
+        colors[first : first + len(found)] = found
+        for name, picture in mine.items():
+            distance = ((picture[..., None, :3].astype(int) - found.astype(int)) ** 2).sum(
+                -1
+            )  # [H, W, count]
+            opaque = picture[..., 3] > 0 if picture.shape[2] == 4 else True
+            out[name] = np.where(opaque, distance.argmin(-1) + first, 0).astype(np.uint8)
+        first += count
+    return Paint(colors, {name: out[name] for name in textures()}, {name: out[name] for name in sprites()})
+
+
+def _choose(pictures: list[np.ndarray], count: int, code: int) -> np.ndarray:
+    """At most ``count`` colours for ``pictures``, red ending in ``code``; uint8 ``[n, 3]``."""
+    pixels = np.concatenate(
+        [a[a[..., -1] > 0][:, :3] if a.shape[2] == 4 else a.reshape(-1, 3) for a in pictures]
+    )
+    chosen = Image.fromarray(pixels[None]).quantize(count, Image.Quantize.MEDIANCUT, kmeans=2)
+    found = np.array(chosen.getpalette(), float).reshape(-1, 3)[:count]
+    found[:, 0] = np.clip(np.round((found[:, 0] - code) / 8), 0, 31) * 8 + code
+    return found.astype(np.uint8)
+
+
+def kind_mask(frame: np.ndarray, kind: str) -> np.ndarray:
+    """Exactly the pixels of a kind of actor, bool ``[1, H, W]``, from a frame uint8 ``[3, H, W]``."""
+    return (frame[:1] & CODE_BITS) == CODES[kind]
+
+
 def colour_lumps() -> tuple[bytes, bytes]:
-    """PLAYPAL (the same 14 times: no red flash of pain) and COLORMAP (34 rows of darkening)."""
-    colors = palette().astype(np.float64)
-    light = np.linspace(1, 0, 32)[:, None, None] * colors  # [32, 256, 3]
-    distance = ((light[:, :, None] - colors) ** 2).sum(-1)  # [32, 256, 256]
-    rows = distance.argmin(-1).astype(np.uint8)
-    rows[0] = np.arange(256)
-    return palette().tobytes() * 14, np.concatenate([rows, rows[:1], rows[-1:]]).tobytes()
+    """PLAYPAL (the same 14 times: no red flash of pain) and COLORMAP (34 times: no darkening)."""
+    return paint().colors.tobytes() * 14, bytes(range(256)) * 34

@@ -39,11 +39,12 @@ class Engine:
     """Runs maps of a WAD; one tic of the engine is one step.
 
     Args:
-        labels: render the labels buffer (which actor each pixel belongs to).
+        objects: list the actors with their positions in every state.
+        labels: render the labels buffer (which actor each pixel belongs to); slow, for tests.
     """
 
-    def __init__(self, *, labels: bool) -> None:
-        self.labels = labels
+    def __init__(self, *, objects: bool = False, labels: bool = False) -> None:
+        self.objects, self.labels = objects, labels
         self.world = "no world"
         self.report: str | None = None  # a file that also gets the message of a crash
         self._game: Any = None
@@ -72,6 +73,7 @@ class Engine:
         game.set_mode(vzd.Mode.PLAYER)
         game.set_screen_resolution(vzd.ScreenResolution.RES_256X160)
         game.set_screen_format(vzd.ScreenFormat.CRCGCB)  # channels first
+        game.set_objects_info_enabled(self.objects)
         game.set_labels_buffer_enabled(self.labels)
         for hide in ("hud", "weapon", "crosshair", "messages", "decals", "particles", "effects_sprites"):
             getattr(game, f"set_render_{hide}")(False)

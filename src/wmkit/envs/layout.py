@@ -267,17 +267,18 @@ def _decorate() -> str:
 
 @cache
 def _shared_lumps() -> tuple[Lump, ...]:
-    """Actors and pictures, the same in every WAD."""
+    """Actors, colours and pictures, the same in every WAD."""
+    paint = art.paint()
     lumps = [
         ("DECORATE", _decorate().encode()),
         *zip(("PLAYPAL", "COLORMAP"), art.colour_lumps(), strict=True),
     ]
-    lumps += [
-        ("TX_START", b""),
-        *((name, encode_png(a)) for name, a in art.textures().items()),
-        ("TX_END", b""),
-    ]
-    sprites = ((name, encode_png(a, (a.shape[1] // 2, a.shape[0]))) for name, a in art.sprites().items())
+    textures = ((name, encode_png(a, paint.colors)) for name, a in paint.textures.items())
+    lumps += [("TX_START", b""), *textures, ("TX_END", b"")]
+    sprites = (
+        (name, encode_png(a, paint.colors, (a.shape[1] // 2, a.shape[0])))
+        for name, a in paint.sprites.items()
+    )
     lumps += [("S_START", b""), *sprites, ("S_END", b"")]
     return tuple(lumps)
 

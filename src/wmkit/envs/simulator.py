@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from wmkit.envs.engine import HEIGHT, WIDTH, Engine
+from wmkit.envs.art import SHARES, kind_mask
+from wmkit.envs.engine import Engine
 from wmkit.envs.layout import WORLDS, generate, wad
 from wmkit.envs.tasks import ACTORS, AIM, REACH, find_task
 from wmkit.errors import ConfigError
@@ -96,9 +98,8 @@ class VizdoomSimulator:
         self.frames, self.masks = frames, masks
         self.success_terminates, self.sticky_jump = success_terminates, sticky_jump
         self._moving = self.task.kind == "sheep"
-        self._engine = Engine(labels=masks or self._moving)
+        self._engine = Engine(objects=self._moving)
         self._block = -1
-        self._goal_names = frozenset(self.task.actors)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
@@ -179,14 +180,9 @@ class VizdoomSimulator:
         return False
 
     def labels(self) -> dict[str, np.ndarray]:
-        """Exact visible pixels of every kind of actor in view, bool ``[160, 256]``; needs ``masks``."""
-        out: dict[str, np.ndarray] = {}
-        for label in self._state.labels or ():
-            if label.object_name in ACTORS:
-                mask = self._state.labels_buffer == label.value
-                kind = ACTORS[label.object_name].kind
-                out[kind] = out[kind] | mask if kind in out else mask
-        return out
+        """Exact visible pixels of every kind of actor in view, bool ``[160, 256]``."""
+        masks = {kind: kind_mask(self._state.screen_buffer, kind)[0] for kind in SHARES if kind != "land"}
+        return {kind: mask for kind, mask in masks.items() if mask.any()}
 
     def report_crashes(self, path: str) -> None:
         """Write the message of a crash to the file ``path`` as well, for another process to read."""
@@ -197,7 +193,7 @@ class VizdoomSimulator:
         self._engine.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        engine = Engine(labels=self._engine.labels)
+        engine = Engine(objects=self._engine.objects)
         engine.report = self._engine.report
         state = self.__dict__ | {"_engine": engine, "_block": -1}
         state.pop("_state", None)  # views of the engine's memory
@@ -211,27 +207,22 @@ class VizdoomSimulator:
         rng = np.random.default_rng(self._sequence(episode))
         return generate(self.task, WORLDS[self.world], self.distractors, rng)
 
-    def _goal_positions(self) -> list[tuple[str, float, float]] | tuple[tuple[str, float, float], ...]:
+    def _goal_positions(self) -> Iterable[tuple[str, float, float]]:
         if not self._moving:
             return self._goals
         return [
-            (label.object_name, label.object_position_x, label.object_position_y)
-            for label in self._state.labels
-            if label.object_name in self._goal_names
+            (thing.name, thing.position_x, thing.position_y)
+            for thing in self._state.objects
+            if thing.name in self.task.actors
         ]
 
     def _observe(self) -> Observation:
-        state = self._state
-        frame = state.screen_buffer  # [3, 160, 256]
+        frame = self._state.screen_buffer  # [3, 160, 256], a copy of the engine's memory
         out: Observation = {"pixels": shrink(frame), "success": np.array([self._won])}
         if self.frames:
             out["frame"] = frame
         if self.masks:
-            mask = np.zeros((1, HEIGHT, WIDTH), bool)
-            for label in state.labels:
-                if label.object_name in self._goal_names:
-                    mask[0] |= state.labels_buffer == label.value
-            out["goal_mask"] = mask
+            out["goal_mask"] = kind_mask(frame, self.task.kind)
         return out
 
 

@@ -37,18 +37,24 @@ def pack_wad(lumps: Iterable[Lump]) -> bytes:
     return struct.pack("<4sii", b"PWAD", count, 12 + len(body)) + bytes(body) + bytes(directory)
 
 
-def encode_png(image: np.ndarray, origin: tuple[int, int] | None = None) -> bytes:
-    """A PNG of ``image``, with a sprite origin when one is given.
+def encode_png(indices: np.ndarray, colors: np.ndarray, origin: tuple[int, int] | None = None) -> bytes:
+    """A PNG with a palette: a texture, or with an ``origin`` a sprite.
+
+    Only PNGs with a palette keep their exact colours: the engine rounds others to 5 bits a channel.
 
     Args:
-        image: uint8 ``[H, W, 3]`` or, with alpha 0 or 255, ``[H, W, 4]``.
+        indices: uint8 ``[H, W]``; in a sprite, 0 is transparent.
+        colors: uint8 ``[256, 3]``.
         origin: ``(x, y)`` in pixels from the top left, or None for a texture.
     """
+    image = Image.fromarray(indices, "P")
+    image.putpalette(colors.tobytes())
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "PNG")
-    png = stream.getvalue()
     if origin is None:
-        return png
+        image.save(stream, "PNG")
+        return stream.getvalue()
+    image.save(stream, "PNG", transparency=0)
+    png = stream.getvalue()
     chunk = b"grAb" + struct.pack(">ii", *origin)
     chunk = struct.pack(">i", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return png[:33] + chunk + png[33:]  # 8 bytes of signature, 25 of IHDR

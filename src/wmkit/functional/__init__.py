@@ -1,6 +1,12 @@
 """Pure maths: tensors in, tensors out, no parameters, no TensorDict."""
 
-from wmkit.functional.latents import categorical_kl, sample_one_hot, straight_through, unimix_probs
+from wmkit.functional.latents import (
+    categorical_kl,
+    sample_index,
+    sample_one_hot,
+    straight_through,
+    unimix_probs,
+)
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy
 from wmkit.functional.symlog import symexp, symlog
 from wmkit.functional.two_hot import symmetric_bins, two_hot_cross_entropy, two_hot_mean
@@ -9,6 +15,7 @@ __all__ = [
     "categorical_kl",
     "discount_sum",
     "lambda_return_jumpy",
+    "sample_index",
     "sample_one_hot",
     "straight_through",
     "symexp",

@@ -27,6 +27,23 @@ def unimix_probs(logits: Tensor, mix: float) -> Tensor:
     return torch.softmax(logits, -1) * (1.0 - mix) + mix / logits.shape[-1]
 
 
+def sample_index(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw classes by inverting the cumulative distribution.
+
+    Args:
+        probs: ``[*B, C]`` probabilities.
+        uniform: ``[*B, 1]`` in [0, 1), one number per categorical.
+
+    Returns:
+        ``[*B]`` int64.
+
+    >>> sample_index(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
+    tensor(1)
+    """
+    # The last cumulative sum may fall short of one by rounding: it is left out.
+    return (probs[..., :-1].cumsum(-1) <= uniform).sum(-1)
+
+
 def sample_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
     """Draw one-hot samples by inverting the cumulative distribution.
 
@@ -41,9 +58,7 @@ def sample_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
     tensor([0., 1., 0.])
     """
     with torch.no_grad():
-        # The last cumulative sum may fall short of one by rounding: it is left out.
-        index = (probs[..., :-1].cumsum(-1) <= uniform).sum(-1, keepdim=True)
-        return torch.zeros_like(probs).scatter_(-1, index, 1.0)
+        return torch.zeros_like(probs).scatter_(-1, sample_index(probs, uniform).unsqueeze(-1), 1.0)
 
 
 def straight_through(sample: Tensor, probs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wmkit.nn import MLP, OneHotCategorical, init_output
+from wmkit.nn import MLP, Feature, OneHotCategorical, init_output
 
 
 class DiscreteActor(nn.Module):
@@ -38,6 +38,6 @@ class DiscreteActor(nn.Module):
         self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale)
         self.unimix = unimix
 
-    def forward(self, features: Tensor) -> OneHotCategorical:
+    def forward(self, features: Tensor | Feature) -> OneHotCategorical:
         """Distribution over actions at features ``[*B, in_dim]``."""
         return OneHotCategorical(self.out(self.trunk(features)), self.unimix)

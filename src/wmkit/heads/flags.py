@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
-from wmkit.nn import MLP, Bernoulli, init_output
+from wmkit.nn import MLP, Bernoulli, Feature, FeaturePair, init_output
 
 LABELS = ("continue", "end", "discount")
 
@@ -36,7 +36,7 @@ class FlagHead(nn.Module):
         self.trunk = MLP(in_dim, units, layers)
         self.out = init_output(nn.Linear(units if layers else in_dim, 1), outscale)
 
-    def forward(self, features: Tensor) -> Bernoulli:
+    def forward(self, features: Tensor | Feature | FeaturePair) -> Bernoulli:
         """Predict from ``[*B, in_dim]``."""
         return Bernoulli(self.out(self.trunk(features)))
 

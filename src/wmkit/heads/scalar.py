@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from wmkit.functional import symmetric_bins
-from wmkit.nn import MLP, SymlogTwoHot, init_output
+from wmkit.nn import MLP, Feature, FeaturePair, SymlogTwoHot, init_output
 
 
 class TwoHotHead(nn.Module):
@@ -51,7 +51,7 @@ class TwoHotHead(nn.Module):
         self.bins: Tensor
         self.register_buffer("bins", symmetric_bins(limit, bins), persistent=False)
 
-    def forward(self, features: Tensor) -> SymlogTwoHot:
+    def forward(self, features: Tensor | Feature | FeaturePair) -> SymlogTwoHot:
         """Predict from ``[*B, in_dim]``."""
         return SymlogTwoHot(self.out(self.trunk(features)), self.bins)
 

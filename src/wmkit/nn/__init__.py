@@ -1,6 +1,7 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
 from wmkit.nn.conv import ChannelNorm
+from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.predictions import Bernoulli, OneHotCategorical, SquaredError, SymlogTwoHot
@@ -10,9 +11,12 @@ __all__ = [
     "Bernoulli",
     "ChannelNorm",
     "DenseNormAct",
+    "Feature",
+    "FeaturePair",
     "OneHotCategorical",
     "SquaredError",
     "SymlogTwoHot",
     "init_hidden",
     "init_output",
+    "rows_are_free",
 ]

@@ -6,7 +6,6 @@ and no copy is made around it.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from wmkit.nn.mlp import NORM_EPS
@@ -15,6 +14,7 @@ from wmkit.nn.mlp import NORM_EPS
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of ``[N, C, H, W]``.
 
+    >>> import torch
     >>> ChannelNorm(8)(torch.zeros(2, 8, 4, 4)).shape
     torch.Size([2, 8, 4, 4])
     """

@@ -8,9 +8,12 @@ and fan-out; output layers from a uniform of the same kind times ``outscale``, s
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
 _TRUNCATED_STD = 0.87962566103423978
@@ -23,7 +26,7 @@ def _mean_fan(weight: torch.Tensor, transposed: bool) -> float:
     return receptive * (fan_in + fan_out) / 2
 
 
-def init_hidden(layer: nn.Module) -> nn.Module:
+def init_hidden(layer: Layer) -> Layer:
     """Initialise a hidden linear or convolutional layer in place and return it.
 
     >>> _ = torch.manual_seed(0)
@@ -38,7 +41,7 @@ def init_hidden(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def init_output(layer: nn.Module, outscale: float = 1.0) -> nn.Module:
+def init_output(layer: Layer, outscale: float = 1.0) -> Layer:
     """Initialise an output layer in place and return it.
 
     Args:

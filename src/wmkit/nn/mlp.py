@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wmkit.nn.features import Feature, FeaturePair, linear
 from wmkit.nn.init import init_hidden
 
 NORM_EPS = 1e-3
@@ -26,16 +27,16 @@ class DenseNormAct(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.linear = init_hidden(nn.Linear(in_dim, out_dim, bias=False))
+        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, out_dim, bias=False))
         self.norm = nn.LayerNorm(out_dim, eps=NORM_EPS)
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and activation of a pre-activation ``[*B, out_dim]``."""
         return nn.functional.silu(self.norm(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Feature | FeaturePair) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
-        return self.finish(self.linear(x))
+        return self.finish(linear(x, self.linear.weight))
 
 
 class MLP(nn.Sequential):

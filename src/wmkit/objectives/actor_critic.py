@@ -6,7 +6,7 @@ adds jumps, whose transitions train the critic and not the actor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, imagine
 from wmkit.functional import discount_sum
+from wmkit.nn import FeaturePair, rows_are_free
 
 
 class ActorCriticOutput(NamedTuple):
@@ -43,6 +44,10 @@ class ActorCriticLoss(nn.Module):
         return_norm: divides advantages by the range of returns; none leaves them raw.
         max_span: longest span of a jump, environment steps.
     """
+
+    return_norm: Any
+    estimator: Any
+    gate: JumpGate | None
 
     def __init__(
         self,
@@ -89,10 +94,11 @@ class ActorCriticLoss(nn.Module):
         """
         trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate)
         features = trajectory.features  # [S, H+1, F]
-        before = features[:, :-1]
+        before = features.map(lambda x: x[:, :-1])
         transitions = self.transitions(world_model, trajectory)
 
-        values = critic(features)
+        dense = features.dense  # gradients of weights need it whole
+        values = critic(dense)
         value = values.mean.detach()  # [S, H+1, 1]
         transitions.set(("next", "state_value"), value[:, 1:])
         target = self.estimator.value_estimate(transitions).detach()  # [S, H, 1]
@@ -105,7 +111,7 @@ class ActorCriticLoss(nn.Module):
         critic_loss = online.loss(target) + online.loss(slow)  # [S, H]
         critic_loss = (weight.squeeze(-1) * critic_loss).sum() / count
 
-        policy = actor(before)
+        policy = actor(dense[:, :-1])
         advantage = target - value[:, :-1]
         if self.return_norm is not None:
             self.return_norm.update(target)
@@ -135,21 +141,24 @@ class ActorCriticLoss(nn.Module):
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
         """A roll-out as TorchRL transitions ``[S, H]``.
 
-        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``, ``steps_to_next_obs``. Under ``next``:
-        ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``, ``jump_return``,
-        ``done``, ``terminated``.
+        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``, ``steps_to_next_obs``.
+        Under ``next``: ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``,
+        ``jump_return``, ``done``, ``terminated``.
         """
         features = trajectory.features
-        after = features[:, 1:]
+        before, after = (features.map(lambda x, s=s: x[:, s]) for s in (slice(-1), slice(1, None)))
         reward = sum(
             (scale * world_model.heads[name](after).mean for name, scale in self.rewards.items()),
-            torch.zeros_like(after[..., :1]),
+            torch.zeros_like(after.belief[..., :1]),
         )
         steps, jump_return = torch.ones_like(reward), torch.zeros_like(reward)
         if self.gate is not None:
-            pair = torch.cat([features[:, :-1], after], -1)
-            span = world_model.heads["jump_steps"](pair).mean.clamp(1, self.max_span).floor()
-            mean_reward = world_model.heads["jump_return"](pair).mean
+            pair = FeaturePair(before, after)
+            span, mean_reward = (
+                _where(trajectory.jumps, pair, lambda x, name=name: world_model.heads[name](x).mean)
+                for name in ("jump_steps", "jump_return")
+            )
+            span = span.clamp(1, self.max_span).floor()
             total = mean_reward * discount_sum(span, float(self.estimator.gamma))
             steps = torch.where(trajectory.jumps, span, steps)
             jump_return = torch.where(trajectory.jumps, total, jump_return)
@@ -186,6 +195,15 @@ class ActorCriticLoss(nn.Module):
             discount = discount * transitions["continuation"]
             first = torch.ones_like(start_continuation)
         return torch.cat([first.unsqueeze(1), discount[:, :-1]], 1).cumprod(1)
+
+
+def _where(mask: Tensor, pair: FeaturePair, predict: Callable[[FeaturePair], Tensor]) -> Tensor:
+    """``predict(pair)`` ``[S, H, 1]`` at the rows that ``mask`` ``[S, H, 1]`` sets; zero elsewhere."""
+    if not rows_are_free(mask):
+        return torch.where(mask, predict(pair), 0.0)
+    rows = mask.flatten().nonzero().squeeze(1)
+    values = predict(pair.map(lambda x: x.flatten(0, 1)[rows]))
+    return values.new_zeros(mask.shape).flatten(0, 1).index_copy(0, rows, values).view(mask.shape)
 
 
 def _first(prediction: Any, steps: int) -> Any:

@@ -1,6 +1,6 @@
 """The long-term branch: learning what a jump leads to (LS-Imagine, arXiv:2410.03618, section 3.2).
 
-Positions of a window that carry a zoomed view are gathered into a fixed number of rows;
+Positions of a window that carry a zoomed view are gathered into rows, of a fixed number;
 each is one jump from its posterior. Per-sample losses: the released code scores every
 prediction against the batch mean of the targets (:class:`BatchMeanTargets`).
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.dynamics import Latent, WorldModel
+from wmkit.nn import rows_are_free
 from wmkit.objectives.terms import Term
 
 _ZOOMED = ("pixels", "affordance", "reward", "intrinsic_reward")
@@ -107,6 +108,7 @@ class LongBranch(nn.Module):
         }
         pair = torch.cat([before.feature, feature], -1)
         resolved = mask & records["jump_resolved"].squeeze(-1)
+        head: Any
         for name, head in world_model.heads.items():
             if head.reads == "pair":
                 loss = self.targets(head(pair), head.label(records), mask)
@@ -130,6 +132,9 @@ class LongBranch(nn.Module):
         index = torch.topk(zoomed + torch.rand_like(like[:, 0]), rows).indices
         mask = zoomed[index]
         total = zoomed.sum()
+        if rows_are_free(zoomed):  # rows that hold no view need not be computed
+            kept = max(int(mask.sum()), 1)
+            index, mask = index[:kept], mask[:kept]
         return index, mask, (total - mask.sum()) / total.clamp(min=1)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Sequence
 from functools import cache
@@ -83,14 +84,16 @@ def build(
     >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
     >>> system = build("dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(4))
     >>> system.batch_shape
-    (16, 64)
+    (8, 16)
     """
     return build_from(compose(system, overrides), observation_spec, action_spec)
 
 
 def build_from(config: DictConfig, observation_spec: Composite, action_spec: TensorSpec) -> System:
     """A ready system from a configuration of :func:`compose`."""
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, False)
+    OmegaConf.resolve(config)
     spaces = read_spaces(
         observation_spec,
         action_spec,
@@ -145,9 +148,7 @@ def _choices(group: str) -> tuple[str, ...]:
 def _check_override(override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator:
-        raise ConfigError(
-            f"override {override!r} has no value: found {override!r}, wanted key=value; write it like size=small"
-        )
+        raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
     if key in GROUPS and value not in _choices(key):
         raise _unknown(key, value, _choices(key), f"pick one with {key}=NAME")
 

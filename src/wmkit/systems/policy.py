@@ -24,7 +24,7 @@ class Policy(TensorDictModuleBase):
     takes the mode otherwise; the posterior is sampled either way.
 
     A vector observation ``reward`` is read from ``arrival_reward``
-    (:class:`wmkit.envs.ArrivalReward`), zero if that key is absent.
+    (:class:`wmkit.training.collect.ArrivalReward`), zero if that key is absent.
 
     Args:
         world_model: encoder and dynamics are used.

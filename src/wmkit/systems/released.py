@@ -99,8 +99,10 @@ def load_ls_imagine(system: System, checkpoint: str | Path | Mapping[str, Any]) 
                 f"LS-Imagine weights {str(checkpoint)!r} are not there: wanted the file latest.pt of the "
                 "release; download it and give its path"
             )
-        checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    state: Mapping[str, Tensor] = checkpoint.get("agent_state_dict", checkpoint)
+        content: Mapping[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    else:
+        content = checkpoint
+    state: Mapping[str, Tensor] = content.get("agent_state_dict", content)
     ours = dict(system.named_parameters())
     renamed = {}
     for key, value in state.items():

@@ -119,7 +119,7 @@ def read_spaces(
     if vectors == "auto":
         vectors = sorted(k for k, shape in found.items() if len(shape) == 1)
     found.setdefault("reward", (1,))  # every sequence carries it
-    if "affordance" in images and "pixels" in found:  # AffordanceTransform adds it
+    if "affordance" in images:  # AffordanceTransform adds it
         found.setdefault("affordance", (1, IMAGE_SIZE, IMAGE_SIZE))
     for key in (*images, *vectors):
         if key not in found:

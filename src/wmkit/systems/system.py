@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from wmkit.dynamics import Latent, WorldModel, imagine
+from wmkit.dynamics import WorldModel, imagine
 from wmkit.systems.checks import check_batch
 from wmkit.systems.policy import Policy
 from wmkit.systems.spaces import Spaces
@@ -36,6 +36,9 @@ class System(nn.Module):
         batch_shape: (B, L) that :meth:`update` expects, context included.
         context: leading steps that only supply stored latents.
     """
+
+    behaviour: Any
+    schedule: Any
 
     def __init__(
         self,

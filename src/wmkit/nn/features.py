@@ -1,0 +1,116 @@
+"""What heads read, kept in its parts so that one-hot parts need no matrix product.
+
+A feature is a stochastic state (G one-hot vectors of C classes) beside a deterministic belief.
+Multiplying a one-hot vector with a matrix picks a row of it: where no gradient is recorded, a
+linear layer over the state is a sum of G rows instead of a product with G·C columns. Same
+numbers up to rounding, a quarter of the time on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
+    """``F.linear`` of one-hot groups given by their classes; no gradient.
+
+    Args:
+        index: ``[*B, G]`` int64, class of each group.
+        weight: ``[D, G*C]``.
+
+    Returns:
+        ``[*B, D]``.
+
+    >>> weight = torch.arange(8.0).view(2, 4)
+    >>> one_hot_linear(torch.tensor([[1, 0]]), weight)  # columns 1 and 2 + 0
+    tensor([[ 3., 11.]])
+    """
+    groups = index.shape[-1]
+    classes = weight.shape[1] // groups
+    rows = index + torch.arange(groups, device=index.device) * classes
+    picked = F.embedding_bag(rows.view(-1, groups), weight.detach().t().contiguous(), mode="sum")
+    return picked.view(*index.shape[:-1], weight.shape[0])
+
+
+@dataclass(frozen=True)
+class Feature:
+    """State and belief of any leading dimensions; heads take it wherever they take a tensor.
+
+    Attributes:
+        state: ``[*B, G*C]`` float, one-hot per group.
+        belief: ``[*B, U]`` float.
+        index: ``[*B, G]`` int64, classes of ``state``; ``None`` where they are not known.
+
+    >>> feature = Feature(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]), torch.tensor([[1]]))
+    >>> with torch.no_grad():
+    ...     feature.linear(torch.tensor([[10.0, 20.0, 1.0]]))
+    tensor([[22.]])
+    """
+
+    state: Tensor
+    belief: Tensor
+    index: Tensor | None = None
+
+    @property
+    def dense(self) -> Tensor:
+        """``[*B, G*C + U]``, state first."""
+        return torch.cat([self.state, self.belief], -1)
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """``F.linear(self.dense, weight)``, without building ``dense`` where no gradient is recorded."""
+        width = self.state.shape[-1]
+        if self.index is not None and not torch.is_grad_enabled():
+            return one_hot_linear(self.index, weight[:, :width]) + F.linear(self.belief, weight[:, width:])
+        return F.linear(self.dense, weight)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:
+        """The same of every part, e.g. a slice."""
+        return Feature(fn(self.state), fn(self.belief), None if self.index is None else fn(self.index))
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """The features before and after a transition.
+
+    Attributes:
+        before: where it starts.
+        after: where it ends.
+    """
+
+    before: Feature
+    after: Feature
+
+    @property
+    def dense(self) -> Tensor:
+        """``[*B, 2 * (G*C + U)]``."""
+        return torch.cat([self.before.dense, self.after.dense], -1)
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """``F.linear(self.dense, weight)``, likewise."""
+        half = weight.shape[1] // 2
+        return self.before.linear(weight[:, :half]) + self.after.linear(weight[:, half:])
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> FeaturePair:
+        """The same of every part."""
+        return FeaturePair(self.before.map(fn), self.after.map(fn))
+
+
+def rows_are_free(x: Tensor) -> bool:
+    """Whether a data-dependent number of rows costs nothing: on a CPU, outside of a compiled graph.
+
+    Elsewhere shapes stay fixed and masks do the choosing; the values are the same.
+
+    >>> rows_are_free(torch.zeros(1))
+    True
+    """
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def linear(x: Tensor | Feature | FeaturePair, weight: Tensor) -> Tensor:
+    """``F.linear`` of a tensor or of a feature in parts."""
+    return F.linear(x, weight) if isinstance(x, Tensor) else x.linear(weight)
