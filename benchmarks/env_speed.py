@@ -47,10 +47,12 @@ def simulator_step(simulator: VizdoomSimulator) -> Callable[[], object]:
 
 
 def torchrl_step(env: VizdoomEnv) -> Callable[[], object]:
+    actions = torch.eye(12, dtype=torch.int64)
+    rng = np.random.default_rng(0)
     carry = [env.reset()]
 
     def step() -> None:
-        _, carry[0] = env.step_and_maybe_reset(env.rand_action(carry[0]))
+        _, carry[0] = env.step_and_maybe_reset(carry[0].set("action", actions[int(rng.integers(12))]))
 
     return step
 
@@ -78,25 +80,37 @@ def interval(wins: int, episodes: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def print_success(worlds: list[str], episodes: int, walks: int, seed: int) -> None:
-    print("| world | task | policy | success | 95 % interval | steps to success |\n|---|---|---|---:|---|---:|")
+    print(
+        "| world | task | policy | success | 95 % interval | steps to success |\n|---|---|---|---:|---|---:|"
+    )
     for world in worlds:
         for task in TASKS:
-            for name, policy, count in (("random", random_policy(1), episodes), ("walker", MaskWalker(task), walks)):
-                simulator = VizdoomSimulator(task, world=world, seed=seed, frames=False, masks=name == "walker")
+            for name, policy, count in (
+                ("random", random_policy(1), episodes),
+                ("walker", MaskWalker(task), walks),
+            ):
+                simulator = VizdoomSimulator(
+                    task, world=world, seed=seed, frames=False, masks=name == "walker"
+                )
                 result = measure(simulator, policy, count)
                 simulator.close()
                 low, high = interval(result.successes, count)
+                wins = f"{100 * result.rate:.1f} % ({result.successes} of {count})"
                 print(
-                    f"| {world} | {task} | {name} | {100 * result.rate:.1f} % ({result.successes} of {count}) "
+                    f"| {world} | {task} | {name} | {wins} "
                     f"| {100 * low:.1f} to {100 * high:.1f} % | {result.steps:.0f} |",
                     flush=True,
                 )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--chunks", type=int, default=120, help=f"of {CHUNK} steps, for the speed")
-    parser.add_argument("--episodes", type=int, default=0, help="measure success instead: random episodes per task")
+    parser.add_argument(
+        "--episodes", type=int, default=0, help="measure success instead: random episodes per task"
+    )
     parser.add_argument("--walks", type=int, default=None, help="episodes of the walker (default: as many)")
     parser.add_argument("--worlds", nargs="+", default=["small", "full"])
     parser.add_argument("--seed", type=int, default=1000)

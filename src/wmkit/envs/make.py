@@ -10,13 +10,9 @@ from typing import Any
 from torchrl.envs import EnvBase, SerialEnv
 
 from wmkit.envs.parallel import ParallelWorlds
-from wmkit.envs.tasks import PREFIX, TASKS, find_task
+from wmkit.envs.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
-from wmkit.registry import register, resolve
-
-for _task in TASKS:
-    register("env", PREFIX + _task, f"wmkit.envs.vizdoom_env:{_task}")
-register("env", "counting", "wmkit.envs.counting:CountingEnv")
+from wmkit.registry import resolve
 
 
 def make_env(
