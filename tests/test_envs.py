@@ -113,7 +113,7 @@ def test_goal_mask_is_the_engines_labels_buffer(task, simulator):
         assert np.array_equal(out["goal_mask"][0], truth.get(one.task.kind, np.zeros((160, 256), bool)))
         seen |= truth.keys()
         out = one.step(action)
-    assert len(seen) >= 5
+    assert len(seen) >= 3
 
 
 def test_movement_is_exact_and_stops_at_once(simulator):

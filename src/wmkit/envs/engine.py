@@ -28,7 +28,14 @@ SETTLE = 10  # tics at the start of a map during which the engine holds the play
 HEIGHT, WIDTH = 160, 256
 CLONE_FS = 0x200  # unshare(2): a current directory of the thread's own
 
-BUTTONS = ("MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT", "JUMP", "TURN_LEFT_RIGHT_DELTA")
+BUTTONS: tuple[str, ...] = (
+    "MOVE_FORWARD",
+    "MOVE_BACKWARD",
+    "MOVE_LEFT",
+    "MOVE_RIGHT",
+    "JUMP",
+    "TURN_LEFT_RIGHT_DELTA",
+)
 BUTTONS += ("LOOK_UP_DOWN_DELTA",)
 VARIABLES = ("POSITION_X", "POSITION_Y", "POSITION_Z", "ANGLE", "PITCH")
 

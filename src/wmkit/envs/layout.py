@@ -20,6 +20,7 @@ from wmkit.envs.tasks import ACTORS, KINDS, Task
 from wmkit.envs.wad import Lump, encode_png, pack_wad
 
 FIRST_NUMBER = 20001  # editor numbers of our actors
+Box = tuple[int, int, int, int, str, int]  # x, y, width, height, floor texture, elevation
 WALK = 28  # map units that one step forward covers
 
 
@@ -79,7 +80,8 @@ def generate(task: Task, world: World, distractors: int, rng: np.random.Generato
         """A free spot; the gap shrinks as tries fail, so that a crowded map still gets its actors."""
         for attempt in range(400):
             room = gap * max(0.0, 1 - attempt / 300)
-            x, y = rng.integers(-half + margin + radius, half - margin - radius, 2).tolist()
+            edge = int(half - margin - radius)
+            x, y = rng.integers(-edge, edge, 2).tolist()
             far = math.hypot(x - start[0], y - start[1])
             if far >= near * (1 - attempt / 800) and all(
                 math.hypot(x - a, y - b) > radius + r + room for a, b, r in taken
@@ -106,7 +108,7 @@ def generate(task: Task, world: World, distractors: int, rng: np.random.Generato
     for name in rng.choice(plants, world.plants).tolist():
         things.append((name, *place(ACTORS[name].radius, 48)))
     # Patches lie flat and never overlap: one per cell of a coarse grid, clear of the plateaus.
-    patches = []
+    patches: list[Box] = []
     cells = [
         (cx, cy) for cx in range(-half + 64, half - 383, 320) for cy in range(-half + 64, half - 383, 320)
     ]
@@ -127,11 +129,11 @@ def generate(task: Task, world: World, distractors: int, rng: np.random.Generato
 
 def _textmap(
     half: int,
-    boxes: Sequence[tuple[int, int, int, int, str, int]],
+    boxes: Sequence[Box],
     things: Sequence[tuple[str, int, int]],
     start: tuple[int, int, int],
 ) -> str:
-    """UDMF of a square room with rectangular sectors ``(x, y, width, height, floor, elevation)`` in it."""
+    """UDMF of a square room with rectangular sectors in it."""
     out = ['namespace="zdoom";']
 
     def block(name: str, **fields: object) -> None:

@@ -25,7 +25,7 @@ from wmkit.errors import ConfigError
 
 Observation = dict[str, np.ndarray]
 
-ACTIONS = ("noop", "attack", "look up", "look down", "turn left", "turn right")
+ACTIONS: tuple[str, ...] = ("noop", "attack", "look up", "look down", "turn left", "turn right")
 ACTIONS += ("forward", "back", "left", "right", "jump", "use")
 TURN = 10  # degrees
 PITCH = (-30, 50)  # degrees, up and down
