@@ -26,3 +26,13 @@ for _name, _target in {
     "visit_balanced": "wmkit.data.samplers:VisitBalanced",
 }.items():
     register("sampler", _name, _target)
+
+for _task in (
+    "harvest_log_in_plains",
+    "harvest_sand",
+    "harvest_water_with_bucket",
+    "mine_iron_ore",
+    "shear_sheep",
+):
+    register("env", f"vizdoom/{_task}", f"wmkit.envs.vizdoom_env:{_task}")
+register("env", "counting", "wmkit.envs.counting:CountingEnv")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
@@ -210,7 +211,12 @@ class ClipReward(nn.Module):
 
     def _encode(self, images: Tensor) -> Tensor:
         encode = getattr(self.scorer, "encode", None)
-        return images if encode is None else encode(images)
+        if encode is None:
+            return images
+        size = getattr(self.scorer, "resolution", None)
+        if size is not None and tuple(images.shape[-2:]) != tuple(size):
+            images = F.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False)
+        return encode(images)
 
     def _pool(self, features: Tensor, prompts: Sequence[str]) -> Tensor:
         pool = getattr(self.scorer, "pool", None)

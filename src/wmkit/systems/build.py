@@ -164,5 +164,5 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = " ".join(str(error.__cause__ or error).split())
     return (
         f"the configuration does not fit: {text} (overrides: {', '.join(overrides) or 'none'}); wanted keys "
-        "of the system's page; look at it with `wmkit list config` or prefix a new key with +"
+        "of the system's page; correct the key, or prefix a new one with +"
     )
