@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wmkit.codecs.encoder import IMAGE_SIZE, STAGES
 from wmkit.functional import symlog
-from wmkit.nn import MLP, ChannelNorm, SquaredError, init_hidden, init_output
+from wmkit.nn import MLP, ChannelNorm, DoublingConv, SquaredError, init_hidden, init_output
 
 
 class ImageDecoder(nn.Module):
@@ -24,6 +24,7 @@ class ImageDecoder(nn.Module):
         channels: of all image keys together.
         depth: width of the last hidden stage, as in the encoder.
 
+    >>> import torch
     >>> ImageDecoder(16, 4, 8)(torch.zeros(2, 16)).shape
     torch.Size([2, 4, 64, 64])
     """
@@ -37,7 +38,7 @@ class ImageDecoder(nn.Module):
         for before, after in pairwise(widths):
             conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
             self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
-        self.layers.append(init_output(nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1)))
+        self.layers.append(init_output(DoublingConv(widths[-1], channels)))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, F] -> [N, C, 64, 64]``."""
@@ -57,6 +58,7 @@ class Decoder(nn.Module):
         units: width of the vector MLP.
         layers: depth of the vector MLP.
 
+    >>> import torch
     >>> space = {"pixels": (3, 64, 64)}
     >>> decoder = Decoder(16, space, images=["pixels"], vectors=[], depth=4, units=8, layers=1)
     >>> decoder(torch.zeros(2, 5, 16))["pixels"].mean.shape
@@ -104,6 +106,7 @@ class Decoder(nn.Module):
 class SymlogSquaredError(SquaredError):
     """Squared error in symlog units; :attr:`mean` stays in symlog units.
 
+    >>> import torch
     >>> SymlogSquaredError(torch.zeros(1, 1), 1).loss(torch.zeros(1, 1))
     tensor([0.])
     """

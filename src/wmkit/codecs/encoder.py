@@ -41,8 +41,8 @@ class ImageEncoder(nn.Module):
         self.out_dim = widths[-1] * (IMAGE_SIZE // 2**STAGES) ** 2
 
     def forward(self, image: Tensor) -> Tensor:
-        """``image`` float, centred on zero."""
-        return self.layers(image.contiguous(memory_format=torch.channels_last)).flatten(1)
+        """``image`` float in [0, 1]."""
+        return self.layers(image.contiguous(memory_format=torch.channels_last) - 0.5).flatten(1)
 
 
 class Encoder(nn.Module):
@@ -105,7 +105,8 @@ class Encoder(nn.Module):
         """
         parts = []
         if self.image is not None:
-            image = torch.cat([_unit(observations[key]) for key in self.images], -3) - 0.5
+            images = [unit_image(observations[key]) for key in self.images]
+            image = torch.cat(images, -3) if len(images) > 1 else images[0]
             lead = image.shape[:-3]
             parts.append(self.image(image.flatten(0, -4)).unflatten(0, lead))
         if self.vector is not None:
@@ -123,5 +124,10 @@ def check_image(key: str, shape: Sequence[int]) -> None:
         )
 
 
-def _unit(image: Tensor) -> Tensor:
-    return image.float() / 255 if image.dtype == torch.uint8 else image
+def unit_image(image: Tensor) -> Tensor:
+    """An image as float in [0, 1]; uint8 is divided by 255, float is taken as it is.
+
+    >>> unit_image(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([0., 1.])
+    """
+    return image * (1 / 255) if image.dtype == torch.uint8 else image

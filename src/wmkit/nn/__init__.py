@@ -1,6 +1,6 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
-from wmkit.nn.conv import ChannelNorm
+from wmkit.nn.conv import ChannelNorm, DoublingConv
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
@@ -11,6 +11,7 @@ __all__ = [
     "Bernoulli",
     "ChannelNorm",
     "DenseNormAct",
+    "DoublingConv",
     "Feature",
     "FeaturePair",
     "OneHotCategorical",

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from wmkit.codecs import unit_image
 from wmkit.dynamics import WorldModel, imagine
 from wmkit.systems.checks import check_batch
 from wmkit.systems.policy import Policy
@@ -144,8 +145,9 @@ class System(nn.Module):
         return self.spaces.example_batch(self.batch_shape, seed)
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
-        """The batch as a mapping, with neutral values for labels it does not carry."""
+        """The batch as a mapping: images in [0, 1], neutral values for labels it does not carry."""
         filled = {key: batch[key] for key in batch.keys()}
+        filled |= {key: unit_image(filled[key]) for key in self.spaces.images}  # once, not per reader
         zero = torch.zeros_like(batch["reward"])
         for key, label in self.spaces.optional.items():
             filled.setdefault(key, zero.to(label))
