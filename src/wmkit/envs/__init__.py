@@ -13,14 +13,18 @@ from wmkit.envs.make import make_env
 from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
 from wmkit.envs.tasks import TASKS, Task, task_prompt
 from wmkit.envs.vizdoom_env import VizdoomEnv
+from wmkit.envs.walker import MaskWalker, measure, random_policy
 
 __all__ = [
     "ACTIONS",
     "TASKS",
     "CountingEnv",
+    "MaskWalker",
     "Task",
     "VizdoomEnv",
     "VizdoomSimulator",
     "make_env",
+    "measure",
+    "random_policy",
     "task_prompt",
 ]
