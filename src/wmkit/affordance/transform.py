@@ -21,7 +21,7 @@ Everything below ``zoomed`` is zero where ``is_zoomed`` is false.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -108,7 +108,7 @@ class AffordanceTransform(Transform):
         alpha: float = 1.0,
         gamma: float = 0.997,
         size: tuple[int, int] = (64, 64),
-        kurtosis: str = "excess",
+        kurtosis: Literal["excess", "raw"] = "excess",
         sigma: tuple[float, float] = (0.5, 0.5),
         normalise: bool = True,
         decay: float = 1.0,

@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from wmkit.errors import EnvironmentCrashError, NonFiniteLossError
+from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker
 from wmkit.training.evaluate import Episode, Evaluation, evaluate
@@ -97,6 +98,7 @@ class Trainer:
         return self._summary(evaluation)
 
     def _set_up(self) -> None:
+        keep_freed_memory()
         if self.config.get("threads"):
             torch.set_num_threads(int(self.config.threads))
         self.device = find_device(self.config)
