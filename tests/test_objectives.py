@@ -155,6 +155,21 @@ def test_jump_transitions_train_the_critic_and_not_the_actor() -> None:
     assert metrics["grad_norm_actor"] == 0 and metrics["grad_norm_critic"] > 0
 
 
+def test_branches_count_only_where_the_gate_opens() -> None:
+    metrics = {}
+    for name, threshold in (("closed", 2.0), ("open", -1.0)):
+        gate = [f"behaviour.gate.threshold={threshold}", "behaviour.gate.prob=1.1"]
+        for branches in (False, True):
+            system = build("ls_imagine", *gate, f"behaviour.branches={branches}")
+            metrics[name, branches] = system.update(system.example_batch())
+    # A branch itself never jumps: with the gate open everywhere, half of the roll-outs do.
+    assert metrics["open", False]["jump_rate"] == 1
+    assert metrics["open", True]["jump_rate"] == pytest.approx(0.5)
+    torch.testing.assert_close(
+        metrics["closed", True]["loss_critic"], metrics["closed", False]["loss_critic"]
+    )
+
+
 def test_imagined_returns_follow_the_formula() -> None:
     system = build("ls_imagine", "behaviour.gate.threshold=-1")
     start = TensorDict({"state": torch.zeros(7, 16), "belief": torch.randn(7, 16)}, [7])

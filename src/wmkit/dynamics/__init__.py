@@ -1,6 +1,6 @@
 """Dynamics: how a state follows from a state, imagined or observed."""
 
-from wmkit.dynamics.imagination import JumpGate, Trajectory, imagine
+from wmkit.dynamics.imagination import JumpGate, Trajectory, branch, imagine
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.dynamics.long_short import JumpObserved, LongShortRSSM
 from wmkit.dynamics.rssm import RSSM
@@ -15,5 +15,6 @@ __all__ = [
     "Observed",
     "Trajectory",
     "WorldModel",
+    "branch",
     "imagine",
 ]

@@ -41,6 +41,19 @@ class Trajectory(NamedTuple):
         """``[N, H+1, ...]`` in parts."""
         return Feature(self.states, self.beliefs, self.indices)
 
+    @staticmethod
+    def cat(parts: list[Trajectory]) -> Trajectory:
+        """Join along the starts."""
+        known = [part.indices for part in parts if part.indices is not None]
+        return Trajectory(
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.beliefs for part in parts]),
+            torch.cat([part.actions for part in parts]),
+            torch.cat([part.jumps for part in parts]),
+            torch.cat([part.continuations for part in parts]),
+            torch.cat(known) if len(known) == len(parts) else None,
+        )
+
 
 class JumpGate:
     """Opens where the model expects a jump to be worth it, and a coin agrees.
@@ -125,3 +138,38 @@ def imagine(
         continuation,
         indices,
     )
+
+
+@torch.no_grad()
+def branch(
+    world_model: WorldModel, actor: Any, trajectory: Trajectory, gate: JumpGate
+) -> tuple[Latent, Tensor]:
+    """Where a second, parallel roll-out sets off from each trajectory (released LS-Imagine).
+
+    The step that most expects a jump is taken; from there one jump and one ordinary step.
+
+    Args:
+        world_model: with a ``jump`` head and long-short dynamics.
+        actor: features to a distribution over actions.
+        trajectory: roll-outs of ``N`` starts.
+        gate: decides whether the jump is taken.
+
+    Returns:
+        States after jump and step, leaves ``[N, ...]``, and ``[N]`` bool: which of them count.
+    """
+    dynamics = world_model.dynamics
+    before = trajectory.features.map(lambda x: x[:, :-1])
+    continuation = trajectory.continuations[:, :-1]
+    expected = world_model.heads["jump"](before).mean * continuation  # [N, H, 1]
+    best = expected.argmax(1, keepdim=True)  # [N, 1, 1]
+
+    def at_best(x: Tensor) -> Tensor:
+        return x.gather(1, best.expand(-1, -1, x.shape[-1])).squeeze(1)
+
+    chance = at_best(expected)
+    opened = gate.open(chance, torch.ones_like(chance), torch.rand_like(chance))
+    latent = dynamics.resume(at_best(before.state), at_best(before.belief))
+    rows = latent.state.shape[0]
+    blank = trajectory.actions.new_zeros(rows, trajectory.actions.shape[-1])
+    latent = dynamics.step(latent, blank, torch.ones_like(opened))
+    return dynamics.step(latent, actor(latent.parts).sample()), opened

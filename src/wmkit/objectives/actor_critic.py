@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, imagine
+from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, branch, imagine
 from wmkit.functional import discount_sum
 from wmkit.nn import FeaturePair, rows_are_free
 
@@ -41,6 +41,8 @@ class ActorCriticLoss(nn.Module):
         rewards: heads whose predictions add up to the reward, with their factors.
         gate: where to jump; none for systems without jumps.
         entropy: factor on the policy's entropy.
+        branches: add to every roll-out a second one that sets off after a jump from its likeliest
+            step (released LS-Imagine); up to twice the work.
         return_norm: divides advantages by the range of returns; none leaves them raw.
         max_span: longest span of a jump, environment steps.
     """
@@ -56,12 +58,14 @@ class ActorCriticLoss(nn.Module):
         estimator: Any,
         rewards: Mapping[str, float],
         gate: JumpGate | None = None,
+        branches: bool = False,
         entropy: float = 3e-4,
         return_norm: nn.Module | None = None,
         max_span: int = 1000,
     ) -> None:
         super().__init__()
         self.horizon, self.gate, self.entropy, self.max_span = horizon, gate, entropy, max_span
+        self.branches = branches
         self.rewards = dict(rewards)
         self.estimator = estimator
         self.return_norm = return_norm
@@ -93,6 +97,12 @@ class ActorCriticLoss(nn.Module):
             start_continuation: ``[S, 1]`` float, one where the episode goes on after the start.
         """
         trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate)
+        if self.branches and self.gate is not None:
+            later, opened = branch(world_model, actor, trajectory, self.gate)
+            second = imagine(world_model, actor, later, self.horizon)
+            trajectory = Trajectory.cat([trajectory, second])
+            start_mask = torch.cat([start_mask, start_mask & opened.unsqueeze(-1)])
+            start_continuation = start_continuation.repeat(2, 1)
         features = trajectory.features  # [S, H+1, F]
         before = features.map(lambda x: x[:, :-1])
         transitions = self.transitions(world_model, trajectory)
