@@ -121,8 +121,9 @@ def test_round_trip(lengths):
 
 
 def test_missing_key_is_named():
-    with pytest.raises(SpecError, match="InitTracker"):
-        to_sequence(episodes([3]).exclude("is_init"))
+    with pytest.raises(SpecError, match="'action'"):
+        to_sequence(episodes([3]).exclude("action"))
+    assert (to_sequence(episodes([3]).exclude("is_init"))[0] == to_sequence(episodes([3]))[0]).all()
 
 
 def test_abandoned_and_restarted_streams_are_closed():
@@ -225,3 +226,14 @@ def test_records_in_torchrl_buffers():
         want = expected([4, 5, 6], int(row["stream"][0]))
         first = int((want["pixels"] == row["pixels"][0]).nonzero()[0, 0])
         assert (row.select(*KEYS) == want.select(*KEYS)[first : first + 10]).all()
+
+
+def test_a_plain_rollout_of_the_counting_environment_needs_no_tracker():
+    from wmkit.envs.counting import CountingEnv
+
+    rollout = CountingEnv().rollout(20, break_when_any_done=False)
+    (records,) = to_sequence(rollout)
+    count = records["observation"].view(-1)
+    assert records["is_init"].sum() == 3 and (count[records["is_init"].view(-1)] == 0).all()
+    assert torch.equal(records["reward"].view(-1), count)
+    assert (records["done"].view(-1) == (count == 7)).all()

@@ -67,8 +67,9 @@ def to_sequence(
     and has a zero ``previous_action`` and ``reward``: they lie in the batch before.
 
     Args:
-        transitions: TensorDict ``[*B, T]`` as a collector returns it, with ``is_init`` (append
-            ``InitTracker()`` to the environment).
+        transitions: TensorDict ``[*B, T]`` as a collector or a roll-out returns it. Without
+            ``is_init`` (``InitTracker()``) it is taken to begin with an episode, and every ``done``
+            to be followed by the next one.
         action: key of the action at the root; one-hot or float, ``[..., A]``.
         latents: root keys that the policy writes.
         exclude: top-level keys to leave out.
@@ -89,6 +90,10 @@ def to_sequence(
     >>> records["pixels"].view(-1), records["reward"].view(-1)
     (tensor([0., 1., 2., 3.]), tensor([0., 1., 1., 1.]))
     """
+    if "is_init" not in transitions.keys() and ("next", "done") in transitions.keys(True):
+        done = transitions.get(("next", "done"))  # [*B, T, 1]
+        is_init = torch.cat([torch.ones_like(done[..., :1, :]), done[..., :-1, :]], -2)
+        transitions = transitions.copy().set("is_init", is_init)
     chunks = to_chunks(transitions, None, action=action, latents=latents, exclude=exclude)
     return [chunk.records for chunk in chunks]
 
