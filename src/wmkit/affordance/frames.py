@@ -189,8 +189,8 @@ def collect_frames(
     spec = env.observation_spec
     if "frame" not in spec.keys():
         raise SpecError(
-            f"environment has observations {sorted(map(str, spec.keys()))}: wanted 'frame' among them; "
-            "build it with frames=True"
+            f"the environment shows {sorted(map(str, spec.keys()))}: wanted 'frame' [3, H, W] among them, "
+            "which affordance maps are made of; use an environment with frames, or a system without affordance"
         )
     has_masks = masks and "goal_mask" in spec.keys()
     size = spec["frame"].shape[-3:]  # [3, H, W]

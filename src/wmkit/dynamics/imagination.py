@@ -26,7 +26,7 @@ class Trajectory(NamedTuple):
         actions: ``[N, H, A]`` what the policy chose; without effect where ``jumps`` is set.
         jumps: ``[N, H, 1]`` bool.
         continuations: ``[N, H+1, 1]`` probability of going on at each state.
-        indices: ``[N, H+1, G]`` int64, classes of ``states``, where they are known.
+        classes: ``[N, H+1, G]`` int64, class of each categorical of ``states``, where known.
     """
 
     states: Tensor
@@ -34,17 +34,17 @@ class Trajectory(NamedTuple):
     actions: Tensor
     jumps: Tensor
     continuations: Tensor
-    indices: Tensor | None
+    classes: Tensor | None
 
     @property
     def features(self) -> Feature:
         """``[N, H+1, ...]`` in parts."""
-        return Feature(self.states, self.beliefs, self.indices)
+        return Feature(self.states, self.beliefs, self.classes)
 
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join along the starts."""
-        known = [part.indices for part in parts if part.indices is not None]
+        known = [part.classes for part in parts if part.classes is not None]
         return Trajectory(
             torch.cat([part.states for part in parts]),
             torch.cat([part.beliefs for part in parts]),
@@ -124,19 +124,19 @@ def imagine(
         jumps.append(jump)
     states = torch.stack([x.state for x in latents], 1)
     beliefs = torch.stack([x.belief for x in latents], 1)
-    known = [x.index for x in latents if x.index is not None]
-    indices = torch.stack(known, 1) if len(known) == len(latents) else None
+    known = [x.classes for x in latents if x.classes is not None]
+    classes = torch.stack(known, 1) if len(known) == len(latents) else None
     if continuations:
         continuation = torch.stack([*continuations, world_model.continuation(latent.parts)], 1)
     else:
-        continuation = world_model.continuation(Feature(states, beliefs, indices))
+        continuation = world_model.continuation(Feature(states, beliefs, classes))
     return Trajectory(
         states,
         beliefs,
         torch.stack(actions, 1),
         torch.stack(jumps, 1).unsqueeze(-1),
         continuation,
-        indices,
+        classes,
     )
 
 

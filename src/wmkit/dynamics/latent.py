@@ -20,13 +20,13 @@ class Latent(NamedTuple):
         state: ``[*B, G*C]`` float, stochastic part z, one-hot per categorical.
         belief: ``[*B, U]`` float, deterministic part u.
         carry: whatever the backbone needs to go on (its carry).
-        index: ``[*B, G]`` int64, classes of ``state`` where they are known.
+        classes: ``[*B, G]`` int64, class of each categorical of ``state`` where known.
     """
 
     state: Tensor
     belief: Tensor
     carry: Carry
-    index: Tensor | None = None
+    classes: Tensor | None = None
 
     @property
     def feature(self) -> Tensor:
@@ -36,7 +36,7 @@ class Latent(NamedTuple):
     @property
     def parts(self) -> Feature:
         """:attr:`feature` kept in its parts."""
-        return Feature(self.state, self.belief, self.index)
+        return Feature(self.state, self.belief, self.classes)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Latent:
         """Apply a tensor function to every part.
@@ -44,11 +44,11 @@ class Latent(NamedTuple):
         >>> Latent(torch.ones(2, 3), torch.ones(2, 4), torch.ones(2, 4)).map(lambda x: x[:1]).belief.shape
         torch.Size([1, 4])
         """
-        index = None if self.index is None else fn(self.index)
+        classes = None if self.classes is None else fn(self.classes)
         belief = fn(self.belief)
         # Keep the sharing: a recurrent cell's carry is its belief.
         carry = belief if self.carry is self.belief else tree_map(fn, self.carry)
-        return Latent(fn(self.state), belief, carry, index)
+        return Latent(fn(self.state), belief, carry, classes)
 
     def detach(self) -> Latent:
         """The same values without gradient history."""
@@ -66,13 +66,13 @@ class Latent(NamedTuple):
             return torch.where(mask.view(-1, *[1] * (x.ndim - 1)), x, y)
 
         shared = self.carry is self.belief and other.carry is other.belief
-        known = self.index is not None and other.index is not None
+        known = self.classes is not None and other.classes is not None
         belief = pick(self.belief, other.belief)
         return Latent(
             pick(self.state, other.state),
             belief,
             belief if shared else tree_map(pick, self.carry, other.carry),
-            pick(self.index, other.index) if known else None,  # type: ignore[arg-type]
+            pick(self.classes, other.classes) if known else None,  # type: ignore[arg-type]
         )
 
     @staticmethod
@@ -83,8 +83,8 @@ class Latent(NamedTuple):
             carry = belief
         else:
             carry = tree_map(lambda *parts: torch.cat(parts), *(x.carry for x in latents))
-        index = [x.index for x in latents if x.index is not None]
-        known = torch.cat(index) if len(index) == len(latents) else None
+        classes = [x.classes for x in latents if x.classes is not None]
+        known = torch.cat(classes) if len(classes) == len(latents) else None
         return Latent(torch.cat([x.state for x in latents]), belief, carry, known)
 
 

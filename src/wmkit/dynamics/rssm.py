@@ -104,7 +104,7 @@ class RSSM(nn.Module):
             action: ``[B, A]`` float.
             noise: ``[B, G, 1]`` uniforms; drawn here if none are given.
         """
-        x = self.input(Feature(latent.state, action, latent.index))
+        x = self.input(Feature(latent.state, action, latent.classes))
         reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
         belief, carry = self.backbone.step(x, latent.carry, reset)
         state, index = self.sample(self.prior_logits(belief), noise)
@@ -214,5 +214,5 @@ def _stack(latents: list[Latent]) -> Latent:
     carry = belief
     if first.carry is not first.belief:
         carry = tree_map(lambda *parts: torch.stack(parts, 1), *(x.carry for x in latents))
-    index = torch.stack([x.index for x in latents if x.index is not None], 1)
+    index = torch.stack([x.classes for x in latents if x.classes is not None], 1)
     return Latent(torch.stack([x.state for x in latents], 1), belief, carry, index)

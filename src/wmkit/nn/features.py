@@ -44,7 +44,7 @@ class Feature:
     Attributes:
         state: ``[*B, G*C]`` float, one-hot per group.
         belief: ``[*B, U]`` float.
-        index: ``[*B, G]`` int64, classes of ``state``; ``None`` where they are not known.
+        classes: ``[*B, G]`` int64, class of each group of ``state``; ``None`` where not known.
 
     >>> feature = Feature(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]), torch.tensor([[1]]))
     >>> with torch.no_grad():
@@ -54,7 +54,7 @@ class Feature:
 
     state: Tensor
     belief: Tensor
-    index: Tensor | None = None
+    classes: Tensor | None = None
 
     @property
     def dense(self) -> Tensor:
@@ -64,13 +64,13 @@ class Feature:
     def linear(self, weight: Tensor) -> Tensor:
         """``F.linear(self.dense, weight)``, without building ``dense`` where no gradient is recorded."""
         width = self.state.shape[-1]
-        if self.index is not None and not torch.is_grad_enabled():
-            return one_hot_linear(self.index, weight[:, :width]) + F.linear(self.belief, weight[:, width:])
+        if self.classes is not None and not torch.is_grad_enabled():
+            return one_hot_linear(self.classes, weight[:, :width]) + F.linear(self.belief, weight[:, width:])
         return F.linear(self.dense, weight)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:
         """The same of every part, e.g. a slice."""
-        return Feature(fn(self.state), fn(self.belief), None if self.index is None else fn(self.index))
+        return Feature(fn(self.state), fn(self.belief), None if self.classes is None else fn(self.classes))
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ class ActorCriticLoss(nn.Module):
         ``jump_return``, ``done``, ``terminated``.
         """
         features = trajectory.features
-        before, after = (features.map(lambda x, s=s: x[:, s]) for s in (slice(-1), slice(1, None)))
+        before, after = features.map(lambda x: x[:, :-1]), features.map(lambda x: x[:, 1:])
         reward = sum(
             (scale * world_model.heads[name](after).mean for name, scale in self.rewards.items()),
             torch.zeros_like(after.belief[..., :1]),
@@ -164,11 +164,10 @@ class ActorCriticLoss(nn.Module):
         steps, jump_return = torch.ones_like(reward), torch.zeros_like(reward)
         if self.gate is not None:
             pair = FeaturePair(before, after)
-            span, mean_reward = (
-                _where(trajectory.jumps, pair, lambda x, name=name: world_model.heads[name](x).mean)
-                for name in ("jump_steps", "jump_return")
-            )
+            heads = world_model.heads
+            span = _where(trajectory.jumps, pair, lambda x: heads["jump_steps"](x).mean)
             span = span.clamp(1, self.max_span).floor()
+            mean_reward = _where(trajectory.jumps, pair, lambda x: heads["jump_return"](x).mean)
             total = mean_reward * discount_sum(span, float(self.estimator.gamma))
             steps = torch.where(trajectory.jumps, span, steps)
             jump_return = torch.where(trajectory.jumps, total, jump_return)

@@ -162,7 +162,8 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
                 env, count, 1 / float(block.get("save_every", 10)), COLLECTION_SEED + seed, bar
             )
     finally:
-        env.close()
+        if not env.is_closed:  # a batch of environments that was never stepped refuses to be closed
+            env.close()
     scorer = _make_scorer(config, folder / "scorer", stages, frames, masks, prompt)
     images = frames
     if scorer.reads == "goal_mask":
