@@ -190,7 +190,7 @@ def collect_frames(
     if "frame" not in spec.keys():
         raise SpecError(
             f"the environment shows {sorted(map(str, spec.keys()))}: wanted 'frame' [3, H, W] among them, "
-            "which affordance maps are made of; use an environment with frames, or a system without affordance"
+            "which affordance maps are made of; use an environment with frames or another system"
         )
     has_masks = masks and "goal_mask" in spec.keys()
     size = spec["frame"].shape[-3:]  # [3, H, W]
