@@ -98,7 +98,7 @@ def curve(run: Path, grid: np.ndarray, window: float) -> np.ndarray:
     rates = []
     for point in grid:
         inside = (steps > point - window) & (steps <= point)
-        rates.append(success[inside].mean() if inside.any() else np.nan)
+        rates.append(success[inside].mean() if point >= window and inside.any() else np.nan)
     return np.array(rates)
 
 
