@@ -133,3 +133,9 @@ print(type(system.world_model.dynamics.short.backbone).__module__)
 def test_a_broken_name_suggests_its_neighbour():
     with pytest.raises(wmkit.errors.ConfigError, match="did you mean 'gru'"):
         wmkit.registry.resolve("backbone", "gruu")
+
+
+def test_every_listed_part_can_be_imported():
+    for kind in wmkit.registry.KINDS:
+        for name in wmkit.available(kind):
+            assert callable(wmkit.registry.resolve(kind, name)), (kind, name)

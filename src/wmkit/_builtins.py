@@ -4,35 +4,53 @@ from __future__ import annotations
 
 from wmkit.registry import register
 
-for _name in ("dreamer_v3_2023", "ls_imagine"):
-    register("system", _name, "wmkit.systems.build:build")
+_PARTS: dict[str, dict[str, str]] = {
+    "system": {
+        "dreamer_v3_2023": "wmkit.systems.build:build",
+        "ls_imagine": "wmkit.systems.build:build",
+    },
+    "backbone": {
+        "gru": "wmkit.backbones.gru:GRU",
+        "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
+    },
+    "codec": {
+        "decoder": "wmkit.codecs:Decoder",
+        "encoder": "wmkit.codecs:Encoder",
+    },
+    "head": {
+        "continue": "wmkit.heads:ContinueHead",
+        "critic": "wmkit.heads:Critic",
+        "discrete_actor": "wmkit.heads:DiscreteActor",
+        "jump_flag": "wmkit.heads:JumpFlagHead",
+        "jump_return": "wmkit.heads:JumpReturnHead",
+        "jump_span": "wmkit.heads:JumpSpanHead",
+        "reward": "wmkit.heads:RewardHead",
+    },
+    "objective": {
+        "actor_critic": "wmkit.objectives:ActorCriticLoss",
+        "lambda_return_jumpy": "wmkit.objectives:LambdaReturnJumpy",
+        "world_model": "wmkit.objectives:WorldModelLoss",
+    },
+    "sampler": {
+        "online": "wmkit.data.samplers:OnlineQueue",
+        "uniform": "wmkit.data.samplers:Uniform",
+        "visit_balanced": "wmkit.data.samplers:VisitBalanced",
+    },
+    "env": {
+        "counting": "wmkit.envs.counting:CountingEnv",
+        "vizdoom/harvest_log_in_plains": "wmkit.envs.vizdoom_env:harvest_log_in_plains",
+        "vizdoom/harvest_sand": "wmkit.envs.vizdoom_env:harvest_sand",
+        "vizdoom/harvest_water_with_bucket": "wmkit.envs.vizdoom_env:harvest_water_with_bucket",
+        "vizdoom/mine_iron_ore": "wmkit.envs.vizdoom_env:mine_iron_ore",
+        "vizdoom/shear_sheep": "wmkit.envs.vizdoom_env:shear_sheep",
+    },
+    "scorer": {
+        "embedded": "wmkit.affordance.scorers.embedded:EmbeddedScorer",
+        "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
+        "labels": "wmkit.affordance.scorers.labels:LabelScorer",
+    },
+}
 
-for _name, _target in {
-    "gru": "wmkit.backbones.gru:GRU",
-    "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
-}.items():
-    register("backbone", _name, _target)
-
-for _name, _target in {
-    "labels": "wmkit.affordance.scorers.labels:LabelScorer",
-    "embedded": "wmkit.affordance.scorers.embedded:EmbeddedScorer",
-    "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
-}.items():
-    register("scorer", _name, _target)
-
-for _name, _target in {
-    "uniform": "wmkit.data.samplers:Uniform",
-    "online": "wmkit.data.samplers:OnlineQueue",
-    "visit_balanced": "wmkit.data.samplers:VisitBalanced",
-}.items():
-    register("sampler", _name, _target)
-
-for _task in (
-    "harvest_log_in_plains",
-    "harvest_sand",
-    "harvest_water_with_bucket",
-    "mine_iron_ore",
-    "shear_sheep",
-):
-    register("env", f"vizdoom/{_task}", f"wmkit.envs.vizdoom_env:{_task}")
-register("env", "counting", "wmkit.envs.counting:CountingEnv")
+for _kind, _names in _PARTS.items():
+    for _name, _target in _names.items():
+        register(_kind, _name, _target)
