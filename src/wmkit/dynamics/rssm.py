@@ -162,10 +162,6 @@ class RSSM(nn.Module):
         """``[*B, U] -> [*B, G, C]``."""
         return self.prior(belief).unflatten(-1, (self.groups, self.classes))
 
-    def posterior_logits(self, belief: Tensor, embed: Tensor) -> Tensor:
-        """``[*B, U], [*B, E] -> [*B, G, C]``."""
-        return self._posterior(belief, self._embed_in(embed))
-
     def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Straight-through sample ``[*B, G*C]`` of logits ``[*B, G, C]``, and its classes ``[*B, G]``."""
         if noise is None:

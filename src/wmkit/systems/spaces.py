@@ -43,8 +43,8 @@ class Spaces:
         images: image keys.
         vectors: vector keys.
         action_dim: width A of an action.
-        labels: scalar labels beyond reward and flags, with their dtypes; filled with zeros where a
-            batch does not carry them.
+        optional: scalar labels beyond reward and flags, with their dtypes; filled with zeros where
+            a batch does not carry them.
         zoomed: whether batches carry zoomed views.
     """
 
