@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torchrl.data import Unbounded
-from torchrl.envs import SerialEnv
+from torchrl.data import Binary, Composite, Unbounded
+from torchrl.envs import SerialEnv, Transform, TransformedEnv
 from torchrl.envs.transforms import TensorDictPrimer
 
 from wmkit.envs.counting import CountingEnv
@@ -145,6 +147,42 @@ def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):
     assert int((~records["is_init"]).sum()) == 80
     assert torch.equal(records["observation"], records["reward"])
     assert trainer.system.optimiser.state_dict()["state"][0]["step"] == second.updates
+
+
+class Promise(Transform):
+    """At t = 2 a zoomed view promises the score 9; the score is t, so t = 10 beats it."""
+
+    def _call(self, next_tensordict):
+        t = next_tensordict["observation"]
+        next_tensordict.update({"score": t, "is_zoomed": t == 2, "intrinsic_reward": torch.zeros_like(t)})
+        return next_tensordict.set("zoomed", TensorDict({"score": 0 * t + 9}, t.shape[:1]))
+
+    def _reset(self, tensordict, tensordict_reset):
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec):
+        number, flag = Unbounded((2, 1)), Binary(shape=(2, 1), dtype=torch.bool)
+        observation_spec.update({"score": number, "intrinsic_reward": number.clone(), "is_zoomed": flag})
+        observation_spec["zoomed"] = Composite(score=number.clone(), shape=[2])
+        return observation_spec
+
+
+@pytest.mark.parametrize("prolong", [False, True])
+def test_an_ended_episode_is_stepped_on_while_a_jump_waits(tmp_path, prolong):
+    config = toy_config(tmp_path / "run", collect_length=1, pairs={"prolong": prolong, "max_steps": 50})
+    config.affordance = {}
+    env = partial(SerialEnv, 2, partial(CountingEnv, length=LENGTH, truncate=True))
+    parts = replace(toy_parts(), make_env=lambda *_, **__: TransformedEnv(env(), Promise()))
+    trainer = Trainer(config, RunDirectory.create(config), parts=parts)
+    trainer.train()
+    episodes = [e for e in trainer.run.episodes() if e["stage"] in ("prefill", "train")]
+    assert {(e["length"], e["return"]) for e in episodes} == {(LENGTH, 28.0)}  # counted to the end only
+    assert len(episodes) == 2 * (80 // (10 + 1 if prolong else LENGTH))
+    records = trainer.memory.streams.get(trainer.memory.streams.ids(0))
+    resolved = records["jump_resolved"].flatten()
+    assert bool(resolved.any()) == prolong
+    assert records["jump_steps"].flatten()[resolved].tolist() == [8.0] * int(resolved.sum())
+    assert torch.equal(records["done"], records["observation"] >= LENGTH)
 
 
 def test_non_finite_losses_name_the_term_after_saving_the_last_good_state(tmp_path):

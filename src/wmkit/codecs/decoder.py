@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from wmkit.codecs.encoder import IMAGE_SIZE, STAGES
+from wmkit.codecs.encoder import GRID, stage_widths
 from wmkit.functional import symlog
 from wmkit.nn import MLP, ChannelNorm, DoublingConv, SquaredError, init_hidden, init_output
 
@@ -23,27 +23,27 @@ class ImageDecoder(nn.Module):
         in_dim: feature width F.
         channels: of all image keys together.
         depth: width of the last hidden stage, as in the encoder.
+        patch: side of the blocks of pixels written as one position, as in the encoder.
 
     >>> import torch
     >>> ImageDecoder(16, 4, 8)(torch.zeros(2, 16)).shape
     torch.Size([2, 4, 64, 64])
     """
 
-    def __init__(self, in_dim: int, channels: int, depth: int) -> None:
+    def __init__(self, in_dim: int, channels: int, depth: int, patch: int = 1) -> None:
         super().__init__()
-        self.side = IMAGE_SIZE // 2**STAGES
-        widths = [depth * 2**i for i in reversed(range(STAGES))]
-        self.linear = init_output(nn.Linear(in_dim, self.side**2 * widths[0]))
+        widths = stage_widths(depth, patch)[::-1]
+        self.linear = init_output(nn.Linear(in_dim, GRID**2 * widths[0]))
         self.layers = nn.Sequential()
         for before, after in pairwise(widths):
-            conv = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
-            self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
-        self.layers.append(init_output(DoublingConv(widths[-1], channels)))
+            self.layers.extend([init_hidden(DoublingConv(before, after)), ChannelNorm(after), nn.SiLU()])
+        last = DoublingConv(widths[-1], channels * patch**2, bias=True, offset=0.5, patch=patch)
+        self.layers.append(init_output(last))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, F] -> [N, C, 64, 64]``."""
-        grid = self.linear(features).unflatten(-1, (self.side, self.side, -1))  # [N, 4, 4, 8*depth]
-        return self.layers(grid.permute(0, 3, 1, 2)) + 0.5
+        grid = self.linear(features).unflatten(-1, (GRID, GRID, -1))  # [N, 4, 4, widths[0]]
+        return self.layers(grid.permute(0, 3, 1, 2))
 
 
 class Decoder(nn.Module):
@@ -55,6 +55,7 @@ class Decoder(nn.Module):
         images: image keys, in the encoder's order.
         vectors: vector keys to predict.
         depth: see :class:`ImageDecoder`.
+        patch: see :class:`ImageDecoder`.
         units: width of the vector MLP.
         layers: depth of the vector MLP.
 
@@ -75,6 +76,7 @@ class Decoder(nn.Module):
         images: Sequence[str],
         vectors: Sequence[str],
         depth: int,
+        patch: int = 1,
         units: int,
         layers: int,
     ) -> None:
@@ -82,7 +84,7 @@ class Decoder(nn.Module):
         self.images, self.vectors = tuple(images), tuple(vectors)
         self.targets = (*self.images, *self.vectors)
         self._channels = [spaces[key][0] for key in self.images]
-        self.image = ImageDecoder(in_dim, sum(self._channels), depth) if self.images else None
+        self.image = ImageDecoder(in_dim, sum(self._channels), depth, patch) if self.images else None
         self.vector = MLP(in_dim, units, layers) if self.vectors else None
         self.vector_out = nn.ModuleDict(
             {k: init_output(nn.Linear(units, spaces[k][-1])) for k in self.vectors}

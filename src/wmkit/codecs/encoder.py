@@ -12,37 +12,55 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from wmkit.errors import SpecError
+from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symlog
-from wmkit.nn import MLP, ChannelNorm, init_hidden
+from wmkit.nn import MLP, ChannelNorm, HalvingConv, init_hidden, patches
 
 IMAGE_SIZE = 64
-STAGES = 4
+GRID = 4  # side of the coarsest grid
+
+
+def stage_widths(depth: int, patch: int) -> list[int]:
+    """Widths of the stages between ``64 / patch`` and ``4 x 4``, finest first.
+
+    Raises:
+        ConfigError: ``patch`` is not 1, 2, 4 or 8.
+
+    >>> stage_widths(8, 1), stage_widths(16, 2)
+    ([8, 16, 32, 64], [16, 32, 64])
+    """
+    if patch not in (1, 2, 4, 8):
+        raise ConfigError(f"patch is {patch}: wanted 1, 2, 4 or 8; correct size.patch")
+    return [depth * 2**i for i in range((IMAGE_SIZE // patch // GRID).bit_length() - 1)]
 
 
 class ImageEncoder(nn.Module):
-    """Images ``[N, C, 64, 64]`` to ``[N, 8 * depth * 16]``.
+    """Images ``[N, C, 64, 64]`` to ``[N, 8 * depth / patch * 16]``.
 
     Args:
         channels: of all image keys together.
-        depth: width of the first convolution; each of the four stages doubles it.
+        depth: width of the first convolution; each later stage doubles it.
+        patch: read blocks of ``patch x patch`` pixels as one position of that many more channels,
+            which saves the finest and dearest stages; 1 as published.
 
     >>> ImageEncoder(4, 8)(torch.zeros(2, 4, 64, 64)).shape
     torch.Size([2, 1024])
+    >>> ImageEncoder(4, 16, patch=2)(torch.zeros(2, 4, 64, 64)).shape
+    torch.Size([2, 1024])
     """
 
-    def __init__(self, channels: int, depth: int) -> None:
+    def __init__(self, channels: int, depth: int, patch: int = 1) -> None:
         super().__init__()
-        widths = [channels, *(depth * 2**i for i in range(STAGES))]
+        self.patch = patch
+        widths = [channels * patch**2, *stage_widths(depth, patch)]
         self.layers = nn.Sequential()
         for before, after in pairwise(widths):
-            conv = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=False)
-            self.layers.extend([init_hidden(conv), ChannelNorm(after), nn.SiLU()])
-        self.out_dim = widths[-1] * (IMAGE_SIZE // 2**STAGES) ** 2
+            self.layers.extend([init_hidden(HalvingConv(before, after)), ChannelNorm(after), nn.SiLU()])
+        self.out_dim = widths[-1] * GRID**2
 
     def forward(self, image: Tensor) -> Tensor:
         """``image`` float in [0, 1]."""
-        return self.layers(image.contiguous(memory_format=torch.channels_last) - 0.5).flatten(1)
+        return self.layers(patches(image, self.patch) - 0.5).flatten(1)
 
 
 class Encoder(nn.Module):
@@ -53,6 +71,7 @@ class Encoder(nn.Module):
         images: image keys, joined along channels in this order.
         vectors: vector keys, joined in this order, squashed by symlog.
         depth: see :class:`ImageEncoder`.
+        patch: see :class:`ImageEncoder`.
         units: width of the vector MLP.
         layers: depth of the vector MLP.
 
@@ -71,6 +90,7 @@ class Encoder(nn.Module):
         images: Sequence[str],
         vectors: Sequence[str],
         depth: int,
+        patch: int = 1,
         units: int,
         layers: int,
     ) -> None:
@@ -82,7 +102,7 @@ class Encoder(nn.Module):
         self.image: ImageEncoder | None = None
         self.vector: MLP | None = None
         if self.images:
-            self.image = ImageEncoder(sum(spaces[key][0] for key in self.images), depth)
+            self.image = ImageEncoder(sum(spaces[key][0] for key in self.images), depth, patch)
             self.out_dim += self.image.out_dim
         if self.vectors:
             self.vector = MLP(sum(spaces[key][-1] for key in self.vectors), units, layers)

@@ -50,7 +50,7 @@ class World:
 
 
 WORLDS = {
-    "small": World("small", side=640, max_steps=64, others=0, plants=5, patches=2, plateaus=0, nearest=160),
+    "small": World("small", side=512, max_steps=30, others=0, plants=5, patches=2, plateaus=0, nearest=160),
     "full": World("full", side=4096, max_steps=1000, others=4, plants=40, patches=8, plateaus=8, nearest=900),
 }
 

@@ -46,7 +46,7 @@ class VizdoomSimulator:
 
     Args:
         task: one of :data:`wmkit.envs.tasks.TASKS`, with or without ``vizdoom/``.
-        world: ``"full"`` (4096 units wide, 1000 steps) or ``"small"`` (640 units, 64 steps).
+        world: ``"full"`` (4096 units wide, 1000 steps) or ``"small"`` (512 units, 30 steps).
         seed: of the stream of episodes.
         max_steps: time limit in steps, the world's own by default.
         frames: emit ``frame``.

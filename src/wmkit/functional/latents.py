@@ -71,19 +71,17 @@ def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
     return sample + (probs - probs.detach())
 
 
-def categorical_kl(p_logits: Tensor, q_logits: Tensor, mix: float) -> Tensor:
-    """``KL(p || q)`` summed over the categoricals of a latent, both with unimix.
+def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
+    """``KL(p || q)`` summed over the categoricals of a latent.
 
     Args:
-        p_logits: ``[*B, G, C]`` float.
-        q_logits: ``[*B, G, C]`` float.
-        mix: share of the uniform in both.
+        p: ``[*B, G, C]`` probabilities, none of them zero (see :func:`unimix_probs`).
+        q: likewise.
 
     Returns:
         ``[*B]`` float, nats.
 
-    >>> categorical_kl(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4), 0.01)
+    >>> categorical_kl(torch.full((1, 2, 4), 0.25), torch.full((1, 2, 4), 0.25))
     tensor([0.])
     """
-    p = unimix_probs(p_logits, mix)
-    return (p * (torch.log(p) - torch.log(unimix_probs(q_logits, mix)))).sum((-2, -1))
+    return (p * (torch.log(p) - torch.log(q))).sum((-2, -1))

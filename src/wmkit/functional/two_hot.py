@@ -28,11 +28,11 @@ def symmetric_bins(limit: float, count: int) -> Tensor:
     return torch.cat([below, -below[:-1].flip(0)])
 
 
-def two_hot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+def two_hot_cross_entropy(log_probs: Tensor, target: Tensor, bins: Tensor) -> Tensor:
     """Cross-entropy between the two-hot code of ``target`` and a categorical over ``bins``.
 
     Args:
-        logits: ``[*B, K]`` float, unnormalised.
+        log_probs: ``[*B, K]`` float, normalised.
         target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends.
         bins: ``[K]`` float, increasing.
 
@@ -40,35 +40,32 @@ def two_hot_cross_entropy(logits: Tensor, target: Tensor, bins: Tensor) -> Tenso
         ``[*B]`` float, nats, one loss per sample.
 
     >>> bins = torch.linspace(-1.0, 1.0, 3)
-    >>> two_hot_cross_entropy(torch.zeros(2, 3), torch.tensor([0.25, 9.0]), bins)
+    >>> log_probs = torch.log_softmax(torch.zeros(2, 3), -1)
+    >>> two_hot_cross_entropy(log_probs, torch.tensor([0.25, 9.0]), bins)
     tensor([1.0986, 1.0986])
     """
     target = target.clamp(bins[0], bins[-1])
     above = torch.searchsorted(bins, target.contiguous(), right=True).clamp(1, bins.numel() - 1)  # [*B]
     below = above - 1
     weight = (target - bins[below]) / (bins[above] - bins[below])  # [*B] mass on `above`
-    log_p = torch.log_softmax(logits, -1)
-    pair = log_p.gather(-1, torch.stack([below, above], -1))  # [*B, 2]
+    pair = log_probs.gather(-1, torch.stack([below, above], -1))  # [*B, 2]
     return -torch.lerp(pair[..., 0], pair[..., 1], weight)
 
 
-def two_hot_mean(logits: Tensor, bins: Tensor) -> Tensor:
-    """Expected bin, summed from both ends towards the centre.
+def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
+    """Expected bin, from the differences of symmetric pairs.
 
-    Summing symmetric pairs first makes uniform probabilities over symmetric bins give
-    exactly zero, whatever the magnitude of the outer bins.
+    Uniform probabilities give exactly zero, whatever the magnitude of the outer bins.
 
     Args:
-        logits: ``[*B, K]`` float, unnormalised; ``K`` odd.
-        bins: ``[K]`` float, symmetric around its centre.
+        probs: ``[*B, K]`` float, normalised; ``K`` odd.
+        bins: ``[K]`` float, mirrored around a centre of zero.
 
     Returns:
         ``[*B]`` float, in the units of ``bins``.
 
-    >>> two_hot_mean(torch.zeros(1, 255), symmetric_bins(20.0, 255))
+    >>> two_hot_mean(torch.full((1, 255), 1 / 255), symmetric_bins(20.0, 255))
     tensor([0.])
     """
-    weighted = torch.softmax(logits, -1) * bins
     half = bins.numel() // 2
-    pairs = weighted[..., :half].flip(-1) + weighted[..., half + 1 :]
-    return weighted[..., half] + pairs.sum(-1)
+    return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]

@@ -1,6 +1,6 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
-from wmkit.nn.conv import ChannelNorm, DoublingConv
+from wmkit.nn.conv import ChannelNorm, DoublingConv, HalvingConv, patches
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
@@ -14,10 +14,12 @@ __all__ = [
     "DoublingConv",
     "Feature",
     "FeaturePair",
+    "HalvingConv",
     "OneHotCategorical",
     "SquaredError",
     "SymlogTwoHot",
     "init_hidden",
     "init_output",
+    "patches",
     "rows_are_free",
 ]

@@ -65,7 +65,9 @@ class Feature:
         """``F.linear(self.dense, weight)``, without building ``dense`` where no gradient is recorded."""
         width = self.state.shape[-1]
         if self.classes is not None and not torch.is_grad_enabled():
-            return one_hot_linear(self.classes, weight[:, :width]) + F.linear(self.belief, weight[:, width:])
+            # In rows: a product with a slice of a larger tensor would go batch by batch.
+            belief = F.linear(self.belief.reshape(-1, self.belief.shape[-1]), weight[:, width:])
+            return one_hot_linear(self.classes, weight[:, :width]) + belief.view(*self.belief.shape[:-1], len(weight))
         return F.linear(self.dense, weight)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:

@@ -107,21 +107,21 @@ class ActorCriticLoss(nn.Module):
         before = features.map(lambda x: x[:, :-1])
         transitions = self.transitions(world_model, trajectory)
 
-        dense = features.dense  # gradients of weights need it whole
-        values = critic(dense)
-        value = values.mean.detach()  # [S, H+1, 1]
+        dense = before.dense  # [S, H, F] gradients of weights need it whole
+        online = critic(dense)
+        with torch.no_grad():
+            last = critic(features.map(lambda x: x[:, -1:])).mean
+            value = torch.cat([online.mean, last], 1)  # [S, H+1, 1]
+            slow = slow_critic(before).mean
         transitions.set(("next", "state_value"), value[:, 1:])
         target = self.estimator.value_estimate(transitions).detach()  # [S, H, 1]
         weight = self._weights(transitions, start_continuation) * start_mask.unsqueeze(1)  # [S, H, 1]
         count = start_mask.sum() * self.horizon
 
-        with torch.no_grad():
-            slow = slow_critic(before).mean
-        online = _first(values, self.horizon)
         critic_loss = online.loss(target) + online.loss(slow)  # [S, H]
         critic_loss = (weight.squeeze(-1) * critic_loss).sum() / count
 
-        policy = actor(dense[:, :-1])
+        policy = actor(dense)
         advantage = target - value[:, :-1]
         if self.return_norm is not None:
             self.return_norm.update(target)
@@ -213,11 +213,6 @@ def _where(mask: Tensor, pair: FeaturePair, predict: Callable[[FeaturePair], Ten
     rows = mask.flatten().nonzero().squeeze(1)
     values = predict(pair.map(lambda x: x.flatten(0, 1)[rows]))
     return values.new_zeros(mask.shape).flatten(0, 1).index_copy(0, rows, values).view(mask.shape)
-
-
-def _first(prediction: Any, steps: int) -> Any:
-    """The prediction at the first ``steps`` of ``[S, T]``."""
-    return type(prediction)(prediction.logits[:, :steps], prediction.bins)
 
 
 def _masked_mean(x: Tensor, mask: Tensor, horizon: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.dynamics.latent import Observed
-from wmkit.functional import categorical_kl
+from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.objectives.long_branch import LongBranch
 from wmkit.objectives.terms import Term, check_weights, reduce_terms
 
@@ -57,8 +57,10 @@ class KLBalance(nn.Module):
 
     def forward(self, posterior_logits: Tensor, prior_logits: Tensor) -> dict[str, Term]:
         """``kl_dynamics`` trains the prior, ``kl_representation`` the posterior; ``[*B]`` each."""
-        dynamics = categorical_kl(posterior_logits.detach(), prior_logits, self.unimix)
-        representation = categorical_kl(posterior_logits, prior_logits.detach(), self.unimix)
+        posterior = unimix_probs(posterior_logits, self.unimix)
+        prior = unimix_probs(prior_logits, self.unimix)
+        dynamics = categorical_kl(posterior.detach(), prior)
+        representation = categorical_kl(posterior, prior.detach())
         return {
             "kl_dynamics": Term(dynamics.clamp(min=self.free_nats)),
             "kl_representation": Term(representation.clamp(min=self.free_nats)),

@@ -17,12 +17,13 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
-from torchrl.data import Unbounded
+from torchrl.data import Binary, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import InitTracker, Transform
 
 from wmkit.training.evaluate import Episode
 
+OVER = ("over", "over_terminated")
 
 class ArrivalReward(Transform):
     """Show the reward received on arriving as an observation, ``arrival_reward`` ``[1]``; 0 at a reset.
@@ -53,6 +54,58 @@ class ArrivalReward(Transform):
             shape, dtype=torch.float32, device=observation_spec.device
         )
         return observation_spec
+
+
+class ProlongEpisodes(Transform):
+    """Step an ended episode on while its jump pairs wait (LS-Imagine as released; off by default).
+
+    The end is kept in ``over`` and ``over_terminated``, bool ``[1]``, which stay set, and is hidden from
+    the collector, which would reset. Episodes that end in a loss (terminated without ``success``) are
+    not prolonged. Goes on top of all other transforms.
+
+    Args:
+        num_envs: N, of environments with ``batch_size [N]``.
+
+    >>> from wmkit.envs.counting import CountingEnv
+    >>> env = TransformedEnv(CountingEnv(truncate=True), prolong := ProlongEpisodes(1))
+    >>> prolong.waiting[:] = True
+    >>> batch = env.rollout(12)
+    >>> int(batch["next", "over"].sum()), bool(batch["next", "done"].any())
+    (6, False)
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__()
+        self.waiting = torch.zeros(num_envs, dtype=torch.bool)  # set after every collected batch
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        done, terminated = next_tensordict["done"], next_tensordict["terminated"]
+        lost = terminated & ~next_tensordict.get("success", torch.zeros_like(done))
+        held = done & self.waiting.view(done.shape) & ~lost
+        for key in ("done", "terminated", "truncated"):
+            if key in next_tensordict.keys():
+                next_tensordict.set(key, next_tensordict[key] & ~held)
+        return next_tensordict.set("over", done).set("over_terminated", terminated)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        blank = torch.zeros_like(tensordict_reset["done"])
+        return tensordict_reset.set("over", blank).set("over_terminated", blank.clone())
+
+    def transform_observation_spec(self, observation_spec: Any) -> Any:
+        """Declare the keys."""
+        shape = self.parent.full_done_spec["done"].shape
+        for key in ("over", "over_terminated"):
+            observation_spec[key] = Binary(shape=shape, dtype=torch.bool, device=observation_spec.device)
+        return observation_spec
+
+
+def with_ends(transitions: TensorDictBase) -> TensorDictBase:
+    """Transitions ``[N, k]`` whose ``done`` and ``terminated`` say where prolonged episodes really ended."""
+    after = transitions["next"]
+    if "over" not in after.keys():
+        return transitions
+    after = after.copy().set("done", after["over"]).set("terminated", after["over_terminated"])
+    return transitions.copy().set("next", after).exclude(*OVER, *(("next", key) for key in OVER))
 
 
 class RandomFirst(TensorDictModuleBase):
@@ -164,7 +217,7 @@ class EpisodeTracker:
 
     def __init__(self, num_envs: int, window: int = 100) -> None:
         self._returns, self._lengths = [0.0] * num_envs, [0] * num_envs
-        self._succeeded = [False] * num_envs
+        self._succeeded, self._over = [False] * num_envs, [False] * num_envs
         self.recent: deque[Episode] = deque(maxlen=window)
         self._sums: dict[str, list[torch.Tensor]] = {}
 
@@ -187,19 +240,24 @@ class EpisodeTracker:
                 self._sums.setdefault(key, []).append(value.float().mean())
         reward = arrived["reward"].reshape(count, length).tolist()
         done = arrived["done"].reshape(count, length).tolist()
+        over = arrived.get("over", arrived["done"]).reshape(count, length).tolist()  # true on to the reset
         success_or_none = arrived.get("success", None)
         success = success_or_none.reshape(count, length).tolist() if success_or_none is not None else None
         ended = []
         for t in range(length):
             for env in range(count):
-                self._returns[env] += reward[env][t]
-                self._lengths[env] += 1
-                self._succeeded[env] |= bool(success[env][t]) if success is not None else False
+                if not self._over[env]:  # what comes after the end of a prolonged episode is not counted
+                    self._returns[env] += reward[env][t]
+                    self._lengths[env] += 1
+                    self._succeeded[env] |= bool(success[env][t]) if success is not None else False
+                    if over[env][t]:
+                        episode = Episode(self._returns[env], self._lengths[env], self._succeeded[env])
+                        self.recent.append(episode)
+                        ended.append((t, episode))
+                        self._over[env] = True
                 if done[env][t]:
-                    episode = Episode(self._returns[env], self._lengths[env], self._succeeded[env])
-                    self.recent.append(episode)
-                    ended.append((t, episode))
-                    self._returns[env], self._lengths[env], self._succeeded[env] = 0.0, 0, False
+                    self._returns[env], self._lengths[env] = 0.0, 0
+                    self._succeeded[env] = self._over[env] = False
         return ended
 
     def numbers(self) -> dict[str, float]:

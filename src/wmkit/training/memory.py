@@ -20,6 +20,7 @@ from torch import Tensor
 from wmkit.data import ReplayStreams, StreamWriter
 from wmkit.data.layout import EXCLUDE
 from wmkit.data.pending_pairs import PendingPairs
+from wmkit.training.collect import with_ends
 
 NOT_KEPT = (*EXCLUDE, "arrival_reward")  # large, or there under another name
 
@@ -78,7 +79,7 @@ class ReplayMemory:
 
     def write(self, transitions: TensorDictBase) -> None:
         """Append a collector's batch ``[N, k]`` and settle the jump pairs it reaches."""
-        for written in self.writer.write(transitions):
+        for written in self.writer.write(with_ends(transitions)):
             if self.pairs is None:
                 continue
             count = self.streams.num_streams
@@ -94,6 +95,11 @@ class ReplayMemory:
                 )
                 self.streams.patch(reached.index * count + written.stream, values)
                 self._spans.append(reached.steps)
+
+    def waiting(self) -> Tensor:
+        """``[N]`` bool: environments some of whose jump pairs wait."""
+        count = self.streams.num_streams
+        return torch.tensor([self.pairs is not None and self.pairs.has_pending(e) for e in range(count)])
 
     def ready(self) -> bool:
         """Whether one window can be drawn."""

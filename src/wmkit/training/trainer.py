@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from wmkit.errors import EnvironmentCrashError, NonFiniteLossError
 from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
-from wmkit.training.collect import Collection, EpisodeTracker
+from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate
 from wmkit.training.guard import FiniteGuard, scalars
 from wmkit.training.parts import Parts, default_parts, find_device
@@ -113,6 +113,10 @@ class Trainer:
         self.system = self.parts.build(self.config, base, self.device)
         self.env = self.parts.carry(base, self.system)
         self.num_envs = self.env.batch_size[0]
+        self.prolong: ProlongEpisodes | None = None
+        if OmegaConf.select(self.settings, "pairs.prolong", default=False):
+            self.prolong = ProlongEpisodes(self.num_envs)
+            self.env.append_transform(self.prolong)
         self.collection = Collection(
             self.env, self.system.policy, int(self.settings.get("collect_length", 4))
         )
@@ -164,6 +168,8 @@ class Trainer:
                 return 0
             raise
         self.memory.write(batch)
+        if self.prolong is not None:
+            self.prolong.waiting = self.memory.waiting()
         collected = batch.numel()
         for t, episode in self.tracker.add(batch):
             self.run.episode(self.step + (t + 1) * self.num_envs, stage, episode.line())
