@@ -66,8 +66,9 @@ class Feature:
         width = self.state.shape[-1]
         if self.classes is not None and not torch.is_grad_enabled():
             # In rows: a product with a slice of a larger tensor would go batch by batch.
-            belief = F.linear(self.belief.reshape(-1, self.belief.shape[-1]), weight[:, width:])
-            return one_hot_linear(self.classes, weight[:, :width]) + belief.view(*self.belief.shape[:-1], len(weight))
+            *lead, units = self.belief.shape
+            belief = F.linear(self.belief.reshape(-1, units), weight[:, width:]).view(*lead, len(weight))
+            return one_hot_linear(self.classes, weight[:, :width]) + belief
         return F.linear(self.dense, weight)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:

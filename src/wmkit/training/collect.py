@@ -25,6 +25,7 @@ from wmkit.training.evaluate import Episode
 
 OVER = ("over", "over_terminated")
 
+
 class ArrivalReward(Transform):
     """Show the reward received on arriving as an observation, ``arrival_reward`` ``[1]``; 0 at a reset.
 
