@@ -62,7 +62,8 @@ def train(out: Path, args: argparse.Namespace) -> None:
     if not (out / "affordance" / "affordance" / "model" / "config.json").is_file():
         fit = ["affordance", "fit", f"env={args.env}", f"run_dir={out / 'affordance'}"]
         subprocess.run([*wmkit, *fit], env=environment, check=True)
-    queue = [(v, s) for s in range(args.seeds) for v in VARIANTS]
+    groups = list(VARIANTS)[:2], list(VARIANTS)[2:]  # the two systems first, then the ablations
+    queue = [(v, s) for group in groups for s in range(args.seeds) for v in group]
     queue = [(v, s) for v, s in queue if not finished(out / f"{v.replace(' ', '_')}-s{s}")]
     running: dict[subprocess.Popen, str] = {}
     try:

@@ -293,7 +293,8 @@ def released_state(system: wmkit.systems.System) -> dict[str, torch.Tensor]:
 
 
 def test_released_checkpoints_load_strictly() -> None:
-    system = build("ls_imagine", "compat=released", "size.layers=5")
+    four_stages = ("size.layers=5", "size.patch=1", "size.depth=8")
+    system = build("ls_imagine", "compat=released", *four_stages)
     state = released_state(system)
     assert len([k for k in state if k.startswith("_wm.")]) == 159  # as in the released file
     load_ls_imagine(system, {"agent_state_dict": state, "optims_state_dict": {}})

@@ -125,7 +125,8 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     pairs = None
     if config.get("affordance") is not None:
         limit = OmegaConf.select(config, "env.options.max_steps", default=1000)
-        pairs = {"max_steps": int(limit), **to_options(config.training.get("pairs"))}
+        gamma = OmegaConf.select(config, "behaviour.estimator.gamma", default=0.997)
+        pairs = {"max_steps": int(limit), "gamma": float(gamma), **to_options(config.training.get("pairs"))}
     return ReplayMemory(
         run.folder("replay"),
         num_envs=num_envs,
