@@ -87,7 +87,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("harvest_log_in_plains", "Cut a tree", "tree", ATTACK, {"small": 4, "full": 4}),
         Task("harvest_water_with_bucket", "Obtain water", "water", USE, {"small": 3, "full": 4}),
-        Task("harvest_sand", "Obtain sand", "sand", ATTACK, {"small": 4, "full": 4}),
+        Task("harvest_sand", "Obtain sand", "sand", ATTACK, {"small": 3, "full": 4}),
         Task("shear_sheep", "Obtain wool", "sheep", USE, {"small": 5, "full": 5}),
         Task("mine_iron_ore", "Mine iron ore", "ore", ATTACK, {"small": 2, "full": 4}),
     )
