@@ -186,7 +186,7 @@ def test_imagined_returns_follow_the_formula() -> None:
         batch["continuation"],
         following["steps_to_next_obs"],
         following["jump_return"],
-        gamma=0.997,
+        gamma=float(system.behaviour.estimator.gamma),
         lmbda=0.95,
         continuation_at="current",
     )

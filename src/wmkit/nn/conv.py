@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from wmkit.nn.features import rows_are_free
 from wmkit.nn.mlp import NORM_EPS
@@ -142,7 +143,7 @@ def _double(x: Tensor, weight: Tensor, bias: Tensor | None, patch: int | None) -
 
 def _weight_gradient(large: Tensor, small: Tensor, weight: Tensor) -> Tensor:
     """Gradient of ``weight`` in ``small = _halve(large, weight)`` or ``large = _double(small, weight)``."""
-    return torch.nn.grad.conv2d_weight(large, weight.shape, small, stride=2, padding=1)
+    return conv2d_weight(large, weight.shape, small, stride=2, padding=1)
 
 
 class _Halve(torch.autograd.Function):
