@@ -4,8 +4,8 @@
     python benchmarks/ls_imagine_vizdoom.py --out runs/comparison --report   # reports what is there
 
 Every run is `wmkit train` in a process of its own with one thread; two run side by side on two cores.
-Interrupted, it goes on where it stopped when started again. The affordance model is fitted once and
-shared by the systems that read one. Writes a table and plots to docs/results/.
+Interrupted, it goes on where it stopped when started again, also to a larger ``--steps``. The affordance
+model is fitted once and shared by the systems that read one. Writes a table and plots to docs/results/.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def command(variant: str, seed: int, out: Path, args: argparse.Namespace) -> lis
     system, overrides = VARIANTS[variant]
     run = out / f"{variant.replace(' ', '_')}-s{seed}"
     if any((run / "checkpoints").glob("*")):
-        return ["train", system, f"resume={run}"]
+        return ["train", system, f"resume={run}", f"training.steps={args.steps}"]
     line = ["train", system, f"env={args.env}", f"seed={seed}", "threads=1", f"training.steps={args.steps}"]
     line += [
         "training.time_limit=null",
@@ -48,10 +48,9 @@ def command(variant: str, seed: int, out: Path, args: argparse.Namespace) -> lis
     return [*line, *overrides, *args.override, f"run_dir={run}"]
 
 
-def finished(run: Path) -> bool:
-    """Whether a run has its final evaluation."""
-    path = run / "metrics.jsonl"
-    return path.is_file() and '"stage": "final"' in path.read_text()
+def finished(run: Path, steps: int) -> bool:
+    """Whether a run has been evaluated after that many steps."""
+    return any(m["stage"] == "final" and m["step"] >= steps for m in lines(run / "metrics.jsonl"))
 
 
 def train(out: Path, args: argparse.Namespace) -> None:
@@ -64,7 +63,7 @@ def train(out: Path, args: argparse.Namespace) -> None:
         subprocess.run([*wmkit, *fit], env=environment, check=True)
     groups = list(VARIANTS)[:2], list(VARIANTS)[2:]  # the two systems first, then the ablations
     queue = [(v, s) for group in groups for s in range(args.seeds) for v in group]
-    queue = [(v, s) for v, s in queue if not finished(out / f"{v.replace(' ', '_')}-s{s}")]
+    queue = [(v, s) for v, s in queue if not finished(out / f"{v.replace(' ', '_')}-s{s}", args.steps)]
     running: dict[subprocess.Popen, str] = {}
     try:
         while queue or running:
@@ -91,16 +90,23 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def curve(run: Path, grid: np.ndarray, window: float) -> np.ndarray:
-    """Success rate of the training episodes that ended within ``window`` steps before each grid point."""
+def training_episodes(run: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Step at which each training episode ended, and whether it was won."""
     episodes = [e for e in lines(run / "episodes.jsonl") if e["stage"] in ("prefill", "train")]
-    steps = np.array([e["step"] for e in episodes])
-    success = np.array([e["success"] for e in episodes], dtype=float)
-    rates = []
-    for point in grid:
-        inside = (steps > point - window) & (steps <= point)
-        rates.append(success[inside].mean() if point >= window and inside.any() else np.nan)
-    return np.array(rates)
+    return np.array([e["step"] for e in episodes]), np.array([e["success"] for e in episodes], dtype=float)
+
+
+def curve(run: Path, grid: np.ndarray, window: float) -> np.ndarray:
+    """Success rate of the episodes that ended within ``window`` steps before each grid point.
+
+    Not a number where the run has not been yet.
+    """
+    steps, success = training_episodes(run)
+    inside = [(steps > point - window) & (steps <= point) for point in grid]
+    reached = [point >= window and point <= steps.max() + window / 16 for point in grid]
+    return np.array(
+        [success[i].mean() if r and i.any() else np.nan for i, r in zip(inside, reached, strict=True)]
+    )
 
 
 def report(out: Path, args: argparse.Namespace) -> None:
@@ -120,26 +126,27 @@ def report(out: Path, args: argparse.Namespace) -> None:
         if not runs:
             continue
         curves = np.stack([curve(run, grid, window) for run in runs])
-        axis.plot(grid, np.nanmean(curves, 0), label=f"{variant} ({len(runs)})", color=COLOURS[variant])
-        axis.fill_between(
-            grid, np.nanmin(curves, 0), np.nanmax(curves, 0), color=COLOURS[variant], alpha=0.15, lw=0
-        )
-        final = [m for run in runs for m in lines(run / "metrics.jsonl") if m["stage"] == "final"]
-        rates = [m["eval/success_rate"] for m in final]
-        lengths = [m["eval/length"] for m in final]
-        last = [m for run in runs for m in lines(run / "metrics.jsonl") if m["stage"] == "train"][-1:]
-        wall = [lines(run / "metrics.jsonl")[-1]["wall"] / 60 for run in runs]
+        known = ~np.isnan(curves).all(0)
+        colour, label = COLOURS[variant], f"{variant} ({len(runs)})"
+        axis.plot(grid[known], np.nanmean(curves[:, known], 0), label=label, color=colour)
+        low, high = np.nanmin(curves[:, known], 0), np.nanmax(curves[:, known], 0)
+        axis.fill_between(grid[known], low, high, color=colour, alpha=0.15, lw=0)
+        logs = [lines(run / "metrics.jsonl") for run in runs]
+        final = [m for log in logs for m in log if m["stage"] == "final" and m["step"] >= args.steps]
+        trained = [[m for m in log if m["stage"] == "train"][-1:] for log in logs]
+        last = [m for entry in trained for m in entry]
+        played = [training_episodes(run) for run in runs]
+        rates = [success[steps > steps.max() - window].mean() for steps, success in played]
         rows.append(
             {
                 "variant": variant,
-                "seeds": len(final),
-                "success at the end of training": np.nanmean(curves[:, -1]) if len(curves) else np.nan,
-                "per seed": curves[:, -1].round(2).tolist(),
-                "success in evaluation": float(np.mean(rates)) if rates else np.nan,
-                "evaluation per seed": np.round(rates, 2).tolist(),
-                "steps per evaluation episode": float(np.mean(lengths)) if lengths else np.nan,
-                "imagined jump rate": last[0].get("jump_rate", np.nan) if last else np.nan,
-                "minutes": float(np.mean(wall)),
+                "seeds": len(runs),
+                "steps": [int(steps.max()) for steps, _ in played],
+                "updates": [int(m["updates"]) for m in last],
+                "success at the end of training": np.round(rates, 2).tolist(),
+                "success in evaluation": [round(m["eval/success_rate"], 2) for m in final],
+                "imagined jump rate": [round(m.get("jump_rate", 0.0), 4) for m in last],
+                "minutes": [round(m["wall"] / 60) for m in last],
             }
         )
     axis.axhline(args.random, color="black", lw=0.8, ls=":", label=f"random policy ({args.random:.0%})")
@@ -168,7 +175,7 @@ def markdown(rows: list[dict]) -> str:
         return "no runs yet"
 
     def cell(value: object) -> str:
-        return f"{value:.2f}" if isinstance(value, float) else str(value)
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
     head = list(rows[0])
     body = [[cell(row[key]) for key in head] for row in rows]
@@ -181,7 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="where the runs lie")
     parser.add_argument("--env", default="harvest_log_in_plains")
-    parser.add_argument("--steps", type=int, default=40_000, help="environment steps per run")
+    parser.add_argument("--steps", type=int, default=60_000, help="environment steps per run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=50, help="of the final evaluation")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
