@@ -132,7 +132,7 @@ def report(out: Path, args: argparse.Namespace) -> None:
         low, high = np.nanmin(curves[:, known], 0), np.nanmax(curves[:, known], 0)
         axis.fill_between(grid[known], low, high, color=colour, alpha=0.15, lw=0)
         logs = [lines(run / "metrics.jsonl") for run in runs]
-        final = [m for log in logs for m in log if m["stage"] == "final" and m["step"] >= args.steps]
+        final = [m for log in logs for m in [m for m in log if m["stage"] == "final"][-1:]]
         trained = [[m for m in log if m["stage"] == "train"][-1:] for log in logs]
         last = [m for entry in trained for m in entry]
         played = [training_episodes(run) for run in runs]
