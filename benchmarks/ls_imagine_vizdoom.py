@@ -126,11 +126,9 @@ def report(out: Path, args: argparse.Namespace) -> None:
         if not runs:
             continue
         curves = np.stack([curve(run, grid, window) for run in runs])
-        known = ~np.isnan(curves).all(0)
         colour, label = COLOURS[variant], f"{variant} ({len(runs)})"
-        axis.plot(grid[known], np.nanmean(curves[:, known], 0), label=label, color=colour)
-        low, high = np.nanmin(curves[:, known], 0), np.nanmax(curves[:, known], 0)
-        axis.fill_between(grid[known], low, high, color=colour, alpha=0.15, lw=0)
+        axis.plot(grid, curves.T, color=colour, lw=0.9, alpha=0.5)
+        axis.plot(grid, curves.mean(0), label=label, color=colour, lw=2)  # while all seeds run
         logs = [lines(run / "metrics.jsonl") for run in runs]
         final = [m for log in logs for m in [m for m in log if m["stage"] == "final"][-1:]]
         trained = [[m for m in log if m["stage"] == "train"][-1:] for log in logs]
@@ -156,7 +154,7 @@ def report(out: Path, args: argparse.Namespace) -> None:
         ylim=(0, 1),
         xlim=(0, args.steps),
     )
-    axis.set_title(f"{args.env}: mean and range over seeds", fontsize=10)
+    axis.set_title(f"{args.env}: a thin line per seed, a bold one for their mean", fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
