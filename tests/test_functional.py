@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from wmkit.errors import SpecError
 from wmkit.functional import (
@@ -20,6 +21,7 @@ from wmkit.functional import (
     two_hot_mean,
     unimix_probs,
 )
+from wmkit.nn import DoublingConv, HalvingConv, SquaredError
 
 
 def column(*values: float) -> torch.Tensor:
@@ -117,3 +119,36 @@ def test_straight_through_and_kl_gradients() -> None:
     ).sum(-1)
     found = categorical_kl(unimix_probs(p, 0.01), unimix_probs(q, 0.01))
     torch.testing.assert_close(found, oracle, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [(8, 12, 2), (8, 3, 1), (32, 16, None), (16, 48, 4), (32, 64, None)])
+def test_doubling_and_halving_equal_pytorch(channels) -> None:
+    torch.manual_seed(0)
+    few, many, patch = channels
+    x = torch.randn(2, few, 4, 6, dtype=torch.double, requires_grad=True)
+    layer = DoublingConv(
+        few, many, bias=patch is not None, offset=0.5 if patch else 0.0, patch=patch
+    ).double()
+    bias = None if layer.bias is None else layer.bias + 0.5
+    plain = F.pixel_shuffle(F.conv_transpose2d(x, layer.weight, bias, 2, 1), patch or 1)
+    same_with_gradients(layer(x), plain, [x, *layer.parameters()])
+    large = torch.randn(2, few, 8, 12, dtype=torch.double, requires_grad=True)
+    halving = HalvingConv(few, many).double()
+    plain = F.conv2d(large, halving.weight, stride=2, padding=1)
+    same_with_gradients(halving(large), plain, [large, halving.weight])
+
+
+def test_squared_error_has_the_gradient_of_its_definition() -> None:
+    mean = torch.rand(3, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    target = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8)
+    plain = (mean - target / 255).square().sum((1, 2, 3))
+    same_with_gradients(SquaredError(mean, 3).loss(target), plain, [mean])
+
+
+def same_with_gradients(found, expected, inputs) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    weight = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
