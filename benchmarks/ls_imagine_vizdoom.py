@@ -31,10 +31,15 @@ COLOURS = dict(zip(VARIANTS, ("#2a6f4e", "#d08c2c", "#7a5195", "#666666"), stric
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
+def folder(out: Path, variant: str, seed: int) -> Path:
+    """Where a run lies."""
+    return out / f"{variant.replace(' ', '_')}-s{seed}"
+
+
 def command(variant: str, seed: int, out: Path, args: argparse.Namespace) -> list[str]:
     """The exact command line of one run."""
     system, overrides = VARIANTS[variant]
-    run = out / f"{variant.replace(' ', '_')}-s{seed}"
+    run = folder(out, variant, seed)
     if any((run / "checkpoints").glob("*")):
         return ["train", system, f"resume={run}", f"training.steps={args.steps}"]
     line = ["train", system, f"env={args.env}", f"seed={seed}", "threads=1", f"training.steps={args.steps}"]
@@ -63,13 +68,13 @@ def train(out: Path, args: argparse.Namespace) -> None:
         subprocess.run([*wmkit, *fit], env=environment, check=True)
     groups = list(VARIANTS)[:2], list(VARIANTS)[2:]  # the two systems first, then the ablations
     queue = [(v, s) for group in groups for s in range(args.seeds) for v in group]
-    queue = [(v, s) for v, s in queue if not finished(out / f"{v.replace(' ', '_')}-s{s}", args.steps)]
+    queue = [(v, s) for v, s in queue if not finished(folder(out, v, s), args.steps)]
     running: dict[subprocess.Popen, str] = {}
     try:
         while queue or running:
             while queue and len(running) < args.jobs:
                 variant, seed = queue.pop(0)
-                name = f"{variant.replace(' ', '_')}-s{seed}"
+                name = folder(out, variant, seed).name
                 with (out / f"{name}.log").open("a") as log:
                     line = command(variant, seed, out, args)
                     process = subprocess.Popen([*wmkit, *line], env=environment, stdout=log, stderr=log)
@@ -88,6 +93,12 @@ def train(out: Path, args: argparse.Namespace) -> None:
 def lines(path: Path) -> list[dict]:
     """The JSON lines of a file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def newest(logs: list[list[dict]], stage: str) -> list[dict]:
+    """The last line of a stage from every log that has one."""
+    found = ([m for m in log if m["stage"] == stage] for log in logs)
+    return [entries[-1] for entries in found if entries]
 
 
 def training_episodes(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +132,7 @@ def report(out: Path, args: argparse.Namespace) -> None:
     figure, axis = plt.subplots(figsize=(7, 4), dpi=120)
     rows = []
     for variant in VARIANTS:
-        runs = [out / f"{variant.replace(' ', '_')}-s{s}" for s in range(args.seeds)]
+        runs = [folder(out, variant, s) for s in range(args.seeds)]
         runs = [run for run in runs if (run / "episodes.jsonl").is_file()]
         if not runs:
             continue
@@ -130,9 +141,7 @@ def report(out: Path, args: argparse.Namespace) -> None:
         axis.plot(grid, curves.T, color=colour, lw=0.9, alpha=0.5)
         axis.plot(grid, curves.mean(0), label=label, color=colour, lw=2)  # while all seeds run
         logs = [lines(run / "metrics.jsonl") for run in runs]
-        final = [m for log in logs for m in [m for m in log if m["stage"] == "final"][-1:]]
-        trained = [[m for m in log if m["stage"] == "train"][-1:] for log in logs]
-        last = [m for entry in trained for m in entry]
+        final, last = newest(logs, "final"), newest(logs, "train")
         played = [training_episodes(run) for run in runs]
         rates = [success[steps > steps.max() - window].mean() for steps, success in played]
         rows.append(
