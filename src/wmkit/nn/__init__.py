@@ -5,9 +5,12 @@ from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.predictions import Bernoulli, OneHotCategorical, SquaredError, SymlogTwoHot
+from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle, RMSNorm
 
 __all__ = [
     "MLP",
+    "STYLE_2023",
+    "STYLE_2024",
     "Bernoulli",
     "ChannelNorm",
     "DenseNormAct",
@@ -15,7 +18,9 @@ __all__ = [
     "Feature",
     "FeaturePair",
     "HalvingConv",
+    "LayerStyle",
     "OneHotCategorical",
+    "RMSNorm",
     "SquaredError",
     "SymlogTwoHot",
     "init_hidden",

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from wmkit.nn.features import rows_are_free
-from wmkit.nn.mlp import NORM_EPS
 
 FEW = 16  # output channels up to which doubling by phases is faster
 
@@ -32,7 +31,7 @@ class ChannelNorm(nn.LayerNorm):
     torch.Size([2, 8, 4, 4])
     """
 
-    def __init__(self, channels: int, eps: float = NORM_EPS) -> None:
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
         super().__init__(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,58 +1,69 @@
-"""Weight initialisation of the 2023 DreamerV3 code, shared by every part that descends from it.
+"""Weight initialisation of the DreamerV3 codes, shared by every part that descends from them.
 
-Hidden layers draw from a truncated normal whose variance is one over the mean of fan-in
-and fan-out; output layers from a uniform of the same kind times ``outscale``, so that an
-``outscale`` of zero starts a head at exactly zero.
+2023: hidden layers draw from a truncated normal whose variance is one over the mean of fan-in
+and fan-out; output layers from a uniform of the same kind. Since 2024: both draw from a
+truncated normal whose variance is one over fan-in. An ``outscale`` of zero starts a head at
+exactly zero.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
+Init = Literal["mean_fan", "fan_in"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
 _TRUNCATED_STD = 0.87962566103423978
 
 
-def _mean_fan(weight: torch.Tensor, transposed: bool) -> float:
-    receptive = math.prod(weight.shape[2:])
-    first, second = weight.shape[:2]
-    fan_out, fan_in = (second, first) if transposed else (first, second)
-    return receptive * (fan_in + fan_out) / 2
+def truncated_normal_(weight: torch.Tensor, std: float) -> torch.Tensor:
+    """Fill with a normal of standard deviation ``std``, cut at two of the wider normal's deviations."""
+    wide = std / _TRUNCATED_STD
+    return nn.init.trunc_normal_(weight, 0.0, wide, -2 * wide, 2 * wide) if std else nn.init.zeros_(weight)
 
 
-def init_hidden(layer: Layer) -> Layer:
+def init_hidden(layer: Layer, init: Init = "mean_fan") -> Layer:
     """Initialise a hidden linear or convolutional layer in place and return it.
 
     >>> _ = torch.manual_seed(0)
     >>> round(init_hidden(nn.Linear(400, 400)).weight.std().item(), 3)
     0.05
     """
-    weight = layer.weight
-    std = math.sqrt(1.0 / _mean_fan(weight, isinstance(layer, nn.ConvTranspose2d))) / _TRUNCATED_STD
-    nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std)
+    truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def init_output(layer: Layer, outscale: float = 1.0) -> Layer:
+def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") -> Layer:
     """Initialise an output layer in place and return it.
 
     Args:
         layer: linear or convolutional.
-        outscale: factor on the variance; zero gives zero weights.
+        outscale: factor on the variance (``"mean_fan"``) or on the weights (``"fan_in"``), as the
+            two codes have it; zero gives zero weights.
+        init: which of the two.
 
     >>> init_output(nn.Linear(8, 2), outscale=0.0).weight.abs().max().item()
     0.0
     """
-    limit = math.sqrt(3.0 * outscale / _mean_fan(layer.weight, isinstance(layer, nn.ConvTranspose2d)))
-    nn.init.uniform_(layer.weight, -limit, limit)
+    if init == "fan_in":
+        truncated_normal_(layer.weight, outscale * math.sqrt(1.0 / _fan(layer, init)))
+    else:
+        limit = math.sqrt(3.0 * outscale / _fan(layer, init))
+        nn.init.uniform_(layer.weight, -limit, limit)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _fan(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, init: Init) -> float:
+    receptive = math.prod(layer.weight.shape[2:])
+    first, second = layer.weight.shape[:2]
+    fan_out, fan_in = (second, first) if isinstance(layer, nn.ConvTranspose2d) else (first, second)
+    return receptive * (fan_in if init == "fan_in" else (fan_in + fan_out) / 2)

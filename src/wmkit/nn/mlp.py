@@ -1,4 +1,4 @@
-"""Dense trunks: linear, LayerNorm, SiLU (DreamerV3 of 2023, arXiv:2301.04104v1)."""
+"""Dense trunks: linear, norm, activation, in the style of a generation (:class:`~wmkit.nn.LayerStyle`)."""
 
 from __future__ import annotations
 
@@ -6,36 +6,41 @@ from torch import Tensor, nn
 
 from wmkit.nn.features import Feature, FeaturePair, linear
 from wmkit.nn.init import init_hidden
-
-NORM_EPS = 1e-3
+from wmkit.nn.style import STYLE_2023, LayerStyle
 
 
 class DenseNormAct(nn.Module):
-    """``SiLU(LayerNorm(W x))`` with no bias under the norm.
+    """``act(norm(W x + b))``.
 
-    :meth:`finish` applies norm and activation to a pre-activation that the caller
+    :meth:`finish` applies bias, norm and activation to a product ``W x`` that the caller
     assembled itself, e.g. from parts hoisted out of a time loop.
 
     Args:
         in_dim: input width.
         out_dim: output width.
+        style: norm, activation, bias and initialisation.
 
     >>> import torch
     >>> DenseNormAct(3, 8)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, style: LayerStyle = STYLE_2023) -> None:
         super().__init__()
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, out_dim, bias=False))
-        self.norm = nn.LayerNorm(out_dim, eps=NORM_EPS)
+        self.style = style
+        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, out_dim, bias=style.bias), style.init)
+        self.norm = style.make_norm(out_dim)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Norm and activation of a pre-activation ``[*B, out_dim]``."""
-        return nn.functional.silu(self.norm(x))
+        """Bias, norm and activation of a product ``[*B, out_dim]``."""
+        if self.linear.bias is not None:
+            x = x + self.linear.bias
+        return self.style.activate(self.norm(x))
 
     def forward(self, x: Tensor | Feature | FeaturePair) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
+        if isinstance(x, Tensor):
+            return self.style.activate(self.norm(self.linear(x)))
         return self.finish(linear(x, self.linear.weight))
 
 
@@ -46,11 +51,12 @@ class MLP(nn.Sequential):
         in_dim: input width.
         units: width of every layer.
         layers: how many.
+        style: see :class:`DenseNormAct`.
 
     >>> import torch
     >>> MLP(3, 8, 2)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
     """
 
-    def __init__(self, in_dim: int, units: int, layers: int) -> None:
-        super().__init__(*(DenseNormAct(in_dim if i == 0 else units, units) for i in range(layers)))
+    def __init__(self, in_dim: int, units: int, layers: int, style: LayerStyle = STYLE_2023) -> None:
+        super().__init__(*(DenseNormAct(in_dim if i == 0 else units, units, style) for i in range(layers)))

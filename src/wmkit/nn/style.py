@@ -1,0 +1,89 @@
+"""What a hidden layer is made of: norm, activation, bias and initialisation, by generation.
+
+One value that a page writes once and every trunk, convolution and cell of a system takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmkit.errors import ConfigError
+from wmkit.nn.init import Init
+
+_ACTIVATIONS = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x²) + eps) * scale`` over the last dimension, in float32; no shift.
+
+    Args:
+        dim: width.
+        eps: inside the root.
+
+    >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
+    tensor([[0.8485, 1.1314]])
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class LayerStyle:
+    """How hidden layers are built.
+
+    Attributes:
+        norm: ``"layer"`` (DreamerV3 of 2023), ``"rms"`` (since 2024) or ``"none"``.
+        eps: of the norm.
+        activation: ``"silu"``, ``"elu"`` or ``"relu"``.
+        bias: whether linear maps and convolutions have one, also under a norm.
+        init: see :class:`~wmkit.nn.init.Init`.
+
+    Raises:
+        ConfigError: an unknown norm, activation or initialisation.
+
+    >>> LayerStyle(norm="rms").make_norm(2)(torch.tensor([[3.0, 4.0]])).square().mean().round().item()
+    1.0
+    """
+
+    norm: Literal["layer", "rms", "none"] = "layer"
+    eps: float = 1e-3
+    activation: Literal["silu", "elu", "relu"] = "silu"
+    bias: bool = False
+    init: Init = "mean_fan"
+
+    def __post_init__(self) -> None:
+        for what, found, wanted in (
+            ("norm", self.norm, ("layer", "rms", "none")),
+            ("activation", self.activation, tuple(_ACTIVATIONS)),
+            ("init", self.init, ("mean_fan", "fan_in")),
+        ):
+            if found not in wanted:
+                raise ConfigError(
+                    f"layer style {what} is {found!r}: wanted {', '.join(wanted)}; correct style.{what}"
+                )
+
+    def make_norm(self, dim: int) -> nn.Module:
+        """A norm over ``dim`` numbers."""
+        if self.norm == "none":
+            return nn.Identity()
+        return nn.LayerNorm(dim, eps=self.eps) if self.norm == "layer" else RMSNorm(dim, self.eps)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation."""
+        return _ACTIVATIONS[self.activation](x)
+
+
+STYLE_2023 = LayerStyle()
+STYLE_2024 = LayerStyle(norm="rms", eps=1e-4, bias=True, init="fan_in")
