@@ -29,6 +29,7 @@ _PARTS: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "wmkit.objectives:ActorCriticLoss",
         "lambda_return_jumpy": "wmkit.objectives:LambdaReturnJumpy",
+        "replay_critic": "wmkit.objectives:ReplayCriticLoss",
         "world_model": "wmkit.objectives:WorldModelLoss",
     },
     "sampler": {

@@ -7,7 +7,7 @@ from wmkit.functional.latents import (
     straight_through,
     unimix_probs,
 )
-from wmkit.functional.returns import discount_sum, lambda_return_jumpy
+from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.symlog import symexp, symlog
 from wmkit.functional.two_hot import symmetric_bins, two_hot_cross_entropy, two_hot_mean
 
@@ -15,6 +15,7 @@ __all__ = [
     "categorical_kl",
     "discount_sum",
     "lambda_return_jumpy",
+    "replay_lambda_return",
     "sample_index",
     "sample_one_hot",
     "straight_through",

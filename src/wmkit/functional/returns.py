@@ -1,7 +1,8 @@
 """λ-returns over transitions of any duration (LS-Imagine, arXiv:2410.03618, eq. 6).
 
 With durations of one step and no jump return this is the λ-return of Dreamer
-(arXiv:1912.01603, eq. 6).
+(arXiv:1912.01603, eq. 6). Along a window of replay, where every state also has an imagined
+return, it is :func:`replay_lambda_return` (DreamerV3, danijar/dreamerv3 e3f0224).
 """
 
 from __future__ import annotations
@@ -81,6 +82,63 @@ def lambda_return_jumpy(
     for t in reversed(range(reward.shape[-2])):
         last = base[..., t, :] + slope[..., t, :] * last
         returns.append(last)
+    return torch.stack(returns[::-1], -2)
+
+
+def replay_lambda_return(
+    reward: Tensor,
+    bootstrap: Tensor,
+    terminated: Tensor,
+    last: Tensor,
+    *,
+    gamma: float,
+    lmbda: float,
+) -> Tensor:
+    """λ-return along a window of records, arrival-aligned, that may cross episode borders.
+
+    With ``b`` the bootstrap and ``λ_t`` equal to λ inside an episode and zero at its last record::
+
+        G_{T-1} = b_{T-1}
+        G_t = r_{t+1} + γ (1 - terminated_{t+1}) [(1 - λ_{t+1}) b_{t+1} + λ_{t+1} G_{t+1}]
+
+    At a time limit the return ends with that record's bootstrap, at a true end with its reward.
+
+    Args:
+        reward: ``[*B, T, 1]`` float, received on arriving at each record.
+        bootstrap: ``[*B, T, 1]`` float, estimated return of each record's state.
+        terminated: ``[*B, T, 1]`` bool or float, true end of the episode.
+        last: ``[*B, T, 1]`` bool or float, last record of the episode, whatever ended it.
+        gamma: discount of one step.
+        lmbda: λ of the mixture.
+
+    Returns:
+        ``[*B, T-1, 1]`` float, targets of all records but the window's last. What stands at the last
+        record of an episode belongs to no transition and is not a target.
+
+    Raises:
+        SpecError: the shapes differ, or there are fewer than two records.
+
+    >>> reward, flag = torch.ones(4, 1), torch.zeros(4, 1)
+    >>> bootstrap = torch.full((4, 1), 8.0)
+    >>> replay_lambda_return(reward, bootstrap, flag, flag, gamma=0.5, lmbda=1.0).squeeze(-1)
+    tensor([2.7500, 3.5000, 5.0000])
+    """
+    shapes = {tuple(x.shape) for x in (reward, bootstrap, terminated, last)}
+    if len(shapes) != 1 or reward.ndim < 2 or reward.shape[-2] < 2:
+        raise SpecError(
+            f"replay_lambda_return got shapes {sorted(shapes)}: wanted one shape [*B, T, 1], T of 2 or more, "
+            "for reward, bootstrap, terminated and last; lengthen the window or expand the ones that differ"
+        )
+    live = gamma * (1 - terminated.to(reward.dtype))  # [*B, T, 1]
+    mix = lmbda * (1 - last.to(reward.dtype))
+    # G_t = base_{t+1} + slope_{t+1} G_{t+1}
+    base = reward + live * (1 - mix) * bootstrap
+    slope = live * mix
+    following = bootstrap[..., -1, :]
+    returns = []
+    for t in reversed(range(1, reward.shape[-2])):
+        following = base[..., t, :] + slope[..., t, :] * following
+        returns.append(following)
     return torch.stack(returns[::-1], -2)
 
 

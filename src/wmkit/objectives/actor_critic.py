@@ -1,19 +1,20 @@
 """Behaviour learning in imagination: REINFORCE actor, two-hot critic, jumpy λ-returns.
 
-DreamerV3 of 2023 (arXiv:2301.04104v1, eq. 7-11); LS-Imagine (arXiv:2410.03618, eq. 6-8)
-adds jumps, whose transitions train the critic and not the actor.
+DreamerV3 of 2023 (arXiv:2301.04104v1, eq. 7-11) and of today (danijar/dreamerv3 e3f0224); LS-Imagine
+(arXiv:2410.03618, eq. 6-8) adds jumps, whose transitions train the critic and not the actor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, branch, imagine
+from wmkit.errors import ConfigError
 from wmkit.functional import discount_sum
 from wmkit.nn import FeaturePair, rows_are_free
 
@@ -25,15 +26,26 @@ class ActorCriticOutput(NamedTuple):
         actor_loss: scalar; gradients reach the actor only.
         critic_loss: scalar; gradients reach the critic only.
         metrics: detached scalars by name.
+        start_return: ``[S, 1]`` imagined return of every start, detached.
     """
 
     actor_loss: Tensor
     critic_loss: Tensor
     metrics: dict[str, Tensor]
+    start_return: Tensor
+
+
+FIRST_WEIGHTS = ("replay", "predicted")
 
 
 class ActorCriticLoss(nn.Module):
     """Losses of actor and critic on roll-outs of the current policy in the model.
+
+    The actor's distribution needs ``sample``, ``log_prob`` and ``entropy``, the critic's prediction
+    ``loss`` and ``mean``: one-hot or continuous actions are all the same here.
+
+    A discount is in the estimator's ``gamma`` (DreamerV3 of 2023) or in what the continue head
+    predicts, then with a ``gamma`` of one (today's).
 
     Args:
         horizon: transitions H of a roll-out.
@@ -45,6 +57,13 @@ class ActorCriticLoss(nn.Module):
             step (released LS-Imagine); up to twice the work.
         return_norm: divides advantages by the range of returns; none leaves them raw.
         max_span: longest span of a jump, environment steps.
+        first_weight: what the weight of a roll-out's first transition is: whether the episode went
+            on after the start in ``"replay"`` (DreamerV3 of 2023 and of 2024), or the model's own
+            ``"predicted"`` continuation of the start (today's).
+
+    Raises:
+        ConfigError: an unknown ``first_weight``, or ``"predicted"`` where the returns hold the
+            continuation of the start already (``continuation_at="current"``).
     """
 
     return_norm: Any
@@ -62,13 +81,25 @@ class ActorCriticLoss(nn.Module):
         entropy: float = 3e-4,
         return_norm: nn.Module | None = None,
         max_span: int = 1000,
+        first_weight: Literal["replay", "predicted"] = "replay",
     ) -> None:
         super().__init__()
+        if first_weight not in FIRST_WEIGHTS:
+            raise ConfigError(
+                f"first_weight {first_weight!r} is unknown: wanted one of {', '.join(FIRST_WEIGHTS)}; "
+                "set behaviour.first_weight to one of them"
+            )
         self.horizon, self.gate, self.entropy, self.max_span = horizon, gate, entropy, max_span
         self.branches = branches
         self.rewards = dict(rewards)
         self.estimator = estimator
         self.return_norm = return_norm
+        self.first_weight = first_weight
+        if first_weight == "predicted" and self.continuation_at == "current":
+            raise ConfigError(
+                "first_weight is 'predicted' with continuation_at 'current', which counts the start's "
+                "continuation twice: wanted 'replay'; set behaviour.first_weight=replay"
+            )
 
     @property
     def continuation_at(self) -> str:
@@ -97,6 +128,7 @@ class ActorCriticLoss(nn.Module):
             start_continuation: ``[S, 1]`` float, one where the episode goes on after the start.
         """
         trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate)
+        rows = starts.state.shape[0]
         if self.branches and self.gate is not None:
             later, opened = branch(world_model, actor, trajectory, self.gate)
             second = imagine(world_model, actor, later, self.horizon)
@@ -145,7 +177,8 @@ class ActorCriticLoss(nn.Module):
             metrics |= {"jump_rate": _masked_mean(jumps, start_mask, self.horizon), "jump_span": span}
         if self.return_norm is not None:
             metrics["return_scale"] = self.return_norm.scale().squeeze()
-        return ActorCriticOutput(actor_loss, critic_loss, {k: v.detach() for k, v in metrics.items()})
+        metrics = {k: v.detach() for k, v in metrics.items()}
+        return ActorCriticOutput(actor_loss, critic_loss, metrics, target[:rows, 0])
 
     @torch.no_grad()
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
@@ -200,6 +233,8 @@ class ActorCriticLoss(nn.Module):
         if self.continuation_at == "next":
             discount = discount * transitions["next", "continuation"]
             first = start_continuation
+            if self.first_weight == "predicted":
+                first = transitions["continuation"][:, 0]
         else:  # the return of a state already holds that state's continuation
             discount = discount * transitions["continuation"]
             first = torch.ones_like(start_continuation)

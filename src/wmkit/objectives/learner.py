@@ -14,7 +14,7 @@ class Learner:
     Args:
         parameters: what it trains.
         optimizer: called as ``optimizer(parameters)``, gives the optimiser.
-        clip: largest norm of the whole gradient.
+        clip: largest norm of the whole gradient; ``None`` where the optimiser sees to that.
 
     >>> weight = nn.Parameter(torch.ones(2))
     >>> learner = Learner([weight], lambda p: torch.optim.SGD(p, lr=1.0), clip=1.0)
@@ -28,7 +28,7 @@ class Learner:
         self,
         parameters: Iterable[nn.Parameter],
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        clip: float,
+        clip: float | None,
     ) -> None:
         self.parameters = list(parameters)
         self.optimizer = optimizer(self.parameters)
@@ -38,7 +38,12 @@ class Learner:
         """Minimise ``loss`` once; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
+        if self.clip is None:
+            norm = nn.utils.get_total_norm(
+                [p.grad for p in self.parameters if p.grad is not None], foreach=True
+            )
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.step()
         return norm.detach()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Term(NamedTuple):
         return self.total / self.mask.sum().clamp(min=1)
 
 
-def check_weights(terms: Mapping[str, Term], weights: Mapping[str, float]) -> None:
+def check_weights(terms: Mapping[str, Any], weights: Mapping[str, float]) -> None:
     """Raise :class:`ConfigError` unless every term has a weight and every weight a term.
 
     >>> check_weights({"reward": Term(torch.zeros(1))}, {"rewrd": 1.0})

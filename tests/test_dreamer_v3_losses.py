@@ -1,0 +1,515 @@
+"""How today's DreamerV3 learns: optimiser, returns, weights, the critic on replay, one joint update."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode
+from torchrl.data import Composite, OneHot, Unbounded
+from torchrl.modules import PercentileValueNorm
+from torchrl.objectives import DreamerV3ValueLoss
+from torchrl.objectives.value import TDLambdaEstimator
+from torchrl.objectives.value.functional import td_lambda_return_estimate
+from torchrl.trainers.algorithms import DreamerV3Optimizer
+
+from wmkit import backbones
+from wmkit.codecs import Decoder, Encoder
+from wmkit.dynamics import RSSM, WorldModel, imagine
+from wmkit.errors import ConfigError, SpecError
+from wmkit.functional import lambda_return_jumpy, replay_lambda_return, symlog
+from wmkit.heads import ContinueHead, Critic, DiscreteActor, RewardHead
+from wmkit.nn import Feature
+from wmkit.objectives import (
+    ActorCriticLoss,
+    KLBalance,
+    LambdaReturnJumpy,
+    LaProp,
+    ReplayCriticLoss,
+    WorldModelLoss,
+)
+from wmkit.systems import System, build_from, compose
+from wmkit.systems.schedules import JointUpdate
+from wmkit.systems.spaces import Spaces
+
+DISCOUNT = 1 - 1 / 333
+WEIGHTS = {"actor": 1.0, "critic": 1.0, "replay_critic": 0.3}
+
+
+def assemble(seed: int = 0, horizon: int = 5, **laprop: Any) -> System:
+    """Today's DreamerV3 in the parts of 2023: what this file is about does not depend on the cell."""
+    torch.manual_seed(seed)
+    trunk: dict[str, Any] = {"units": 16, "layers": 1}
+    codec = trunk | {"images": [], "vectors": ["observation"], "depth": 4}
+    gru = partial(backbones.build, "ln_gru")
+    heads = {
+        "reward": partial(RewardHead, target="reward", **trunk),
+        "continuation": partial(ContinueHead, label="discount", discount=DISCOUNT, **trunk),
+    }
+    terms = {"observation": 1.0, "reward": 1.0, "continuation": 1.0}
+    return System(
+        "hand_made",
+        Spaces({"observation": (6,)}, (), ("observation",), 3),
+        world_model=partial(
+            WorldModel,
+            encoder=partial(Encoder, **codec),
+            decoder=partial(Decoder, **codec),
+            dynamics=partial(RSSM, backbone=gru, deter=16, groups=4, classes=4, hidden=16),
+            heads=heads,
+        ),
+        actor=partial(DiscreteActor, **trunk),
+        critic=partial(Critic, target="lambda_target", **trunk),
+        world_model_loss=WorldModelLoss(
+            kl=KLBalance(), weights=terms | {"kl_dynamics": 1.0, "kl_representation": 0.1}
+        ),
+        behaviour=ActorCriticLoss(
+            horizon=horizon,
+            rewards={"reward": 1.0},
+            estimator=LambdaReturnJumpy(gamma=1.0, lmbda=0.95),
+            return_norm=PercentileValueNorm(rate=0.01, quantiles=(0.05, 0.95), min_scale=1.0),
+            first_weight="predicted",
+        ),
+        schedule=partial(
+            JointUpdate,
+            optimizer=partial(LaProp, **laprop),
+            replay_critic=ReplayCriticLoss(gamma=DISCOUNT),
+            weights=WEIGHTS,
+            slow_fraction=0.02,
+        ),
+        batch={"size": 4, "length": 8, "context": 0},
+    )
+
+
+def rouse(system: System, scale: float = 1.0) -> None:
+    """Heads that start at zero predict something."""
+    for head in (system.world_model.heads["reward"], system.critic, system.schedule.slow_critic):
+        nn.init.normal_(head.out.weight, std=scale)  # type: ignore[arg-type, union-attr]
+
+
+def weights_of(system: System) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in system.named_parameters()}
+
+
+# -- the optimiser ----------------------------------------------------------------------------
+
+
+def tensors() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    shapes: list[tuple[int, ...]] = [(7, 5), (5,), (), (2, 3, 4), (4,)]
+    parameters = [nn.Parameter(torch.randn(shape) * 0.3) for shape in shapes]
+    nn.init.zeros_(parameters[1])  # counts as pmin
+    return parameters
+
+
+def gradients(update: int) -> list[Tensor]:
+    """One tensor far above its clipping, one far below, one that is always zero."""
+    torch.manual_seed(update)
+    scales = (1.0, 1.0, 1e4, 1e-6, 0.0)
+    return [torch.randn_like(p) * s for p, s in zip(tensors(), scales, strict=True)]
+
+
+def by_the_book(values: list[Tensor], updates: int, lr: float, warmup: int) -> list[Tensor]:
+    """The optimiser of the specification, one tensor and one line at a time, in double precision."""
+    values = [v.detach().double().clone() for v in values]
+    rms, momentum = [torch.zeros_like(v) for v in values], [torch.zeros_like(v) for v in values]
+    for t in range(1, updates + 1):
+        for i, g in enumerate(gradients(t)):
+            g = g.double()
+            upper = 0.3 * max(1e-3, values[i].norm().item())
+            g = g * (1 / max(1.0, g.norm().item() / upper))
+            rms[i] = 0.999 * rms[i] + 0.001 * g * g
+            g = g / ((rms[i] / (1 - 0.999**t)).sqrt() + 1e-20)
+            momentum[i] = 0.9 * momentum[i] + 0.1 * g
+            values[i] = values[i] - lr * min(1.0, (t - 1) / warmup) * momentum[i] / (1 - 0.9**t)
+    return values
+
+
+def test_laprop_follows_the_specification() -> None:
+    mine, theirs = tensors(), tensors()
+    expected = by_the_book(mine, 12, 1e-2, 8)
+    optimizer = LaProp(mine, 1e-2, warmup=8)
+    oracle = DreamerV3Optimizer(theirs, lr=1e-2, warmup_steps=8)
+    for t in range(1, 13):
+        for parameters, learner in ((mine, optimizer), (theirs, oracle)):
+            for p, g in zip(parameters, gradients(t), strict=True):
+                p.grad = g
+            learner.step()
+    for p, value, other, start in zip(mine, expected, theirs, tensors(), strict=True):
+        torch.testing.assert_close(p.data, value.float(), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(p.data, other.data, atol=1e-6, rtol=1e-5)
+        assert not torch.equal(p, start) or not gradients(1)[4].any()
+    assert torch.equal(mine[4], tensors()[4])  # a gradient of zero moves nothing
+
+
+def test_laprop_starts_gently() -> None:
+    parameters = [nn.Parameter(p.double()) for p in tensors()]  # float32 would round moves this small
+    optimizer, before = LaProp(parameters), [p.detach().clone() for p in parameters]
+    largest = []
+    for t in (1, 2):
+        for p, g in zip(parameters, gradients(t), strict=True):
+            p.grad = g.double()
+        optimizer.step()
+        moved = [(p.detach() - b).abs().max() for p, b in zip(parameters, before, strict=True)]
+        largest.append(float(max(moved)))
+    assert largest[0] == 0  # the first learning rate is zero
+    assert 0 < largest[1] < 4e-8 * 1.23  # of the second, and how far a momentum of two can reach
+
+
+def test_laprop_goes_on_from_its_state() -> None:
+    mine, theirs = tensors(), tensors()
+    first, second = LaProp(mine, 1e-2, warmup=8), LaProp(theirs, 1e-2, warmup=8)
+    for t in range(1, 9):
+        if t == 5:
+            second = LaProp(theirs, 1e-2, warmup=8)
+            second.load_state_dict(copy.deepcopy(first.state_dict()))  # as a file would
+            for p, q in zip(mine, theirs, strict=True):
+                assert torch.equal(p, q)
+        for parameters, learner in ((mine, first), (theirs, second)):
+            for p, g in zip(parameters, gradients(t), strict=True):
+                p.grad = g
+            learner.step()
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+    assert float(second.param_groups[0]["step"]) == 8
+
+
+def test_laprop_reads_nothing_back() -> None:
+    with FakeTensorMode():  # tensors without values: asking for one raises
+        parameter = nn.Parameter(torch.ones(3))
+        optimizer = LaProp([parameter])
+        for _ in range(2):
+            parameter.grad = torch.ones(3)
+            optimizer.step()
+
+
+def test_laprop_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(ConfigError, match=r"dtype torch.bfloat16: LaProp wanted torch.float32"):
+        LaProp([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))])
+    with pytest.raises(ConfigError, match="option agc of LaProp is 0"):
+        LaProp(tensors(), agc=0)
+
+
+def test_joint_update_reads_nothing_back() -> None:
+    fake = FakeTensorMode()
+    with FakeCopyMode(fake):
+        system = copy.deepcopy(assemble())
+    with fake:
+        batch = {"observation": torch.empty(4, 8, 6), "previous_action": torch.empty(4, 8, 3)}
+        batch |= {key: torch.zeros(4, 8, 1, dtype=torch.bool) for key in ("is_init", "terminated", "done")}
+        batch |= {"reward": torch.empty(4, 8, 1)}
+        metrics, _ = system.schedule.update(system, batch, None)
+        assert metrics["grad_norm"].shape == ()
+
+
+# -- returns ----------------------------------------------------------------------------------
+
+
+def window(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Reward, bootstrap, terminated, last: ``[6, 9, 1]``, with ends and time limits."""
+    generator = torch.Generator().manual_seed(seed)
+    reward, bootstrap = torch.randn(2, 6, 9, 1, generator=generator)
+    last = torch.rand(6, 9, 1, generator=generator) < 0.3
+    terminated = last & (torch.rand(6, 9, 1, generator=generator) < 0.5)
+    assert (last & ~terminated).any() and terminated.any()
+    return reward, bootstrap, terminated, last
+
+
+def test_replay_return_is_the_recursion() -> None:
+    reward, bootstrap, terminated, last = window()
+    got = replay_lambda_return(reward, bootstrap, terminated, last, gamma=DISCOUNT, lmbda=0.95)
+    for b in range(6):
+        following = bootstrap[b, 8, 0].item()
+        for t in reversed(range(8)):
+            live = 0.0 if terminated[b, t + 1] else DISCOUNT
+            mix = 0.0 if last[b, t + 1] else 0.95
+            following = reward[b, t + 1, 0].item() + live * (
+                (1 - mix) * bootstrap[b, t + 1, 0].item() + mix * following
+            )
+            assert got[b, t, 0].item() == pytest.approx(following, abs=1e-5)
+    oracle = TDLambdaEstimator(gamma=DISCOUNT, lmbda=0.95, value_network=None)
+    following = {"reward": reward[:, 1:], "done": last[:, 1:], "terminated": terminated[:, 1:]}
+    batch = TensorDict({"next": following}, [6, 8])
+    expected = oracle.value_estimate(batch, next_value=bootstrap[:, 1:])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_leaks_across_an_episode_border() -> None:
+    reward, bootstrap, terminated, last = window()
+    last, terminated = torch.zeros_like(last), torch.zeros_like(terminated)
+    last[:, 4] = True  # a time limit
+    other = reward.clone()
+    other[:, 5:] += 7
+    targets = partial(replay_lambda_return, last=last, gamma=DISCOUNT, lmbda=0.95)
+    before, after = targets(reward, bootstrap, terminated), targets(other, bootstrap, terminated)
+    assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
+    torch.testing.assert_close(before[:, 3], reward[:, 4] + DISCOUNT * bootstrap[:, 4])
+    terminated[:, 4] = True  # a true end: not even its own bootstrap
+    torch.testing.assert_close(targets(reward, bootstrap, terminated)[:, 3], reward[:, 4])
+    with pytest.raises(SpecError, match=r"T of 2 or more"):
+        replay_lambda_return(*(torch.ones(2, 1, 1),) * 4, gamma=1.0, lmbda=1.0)
+
+
+def test_discount_may_stand_in_the_continuation() -> None:
+    torch.manual_seed(0)
+    reward, value = torch.randn(2, 4, 15, 1)
+    continuation, one, zero = torch.rand(4, 15, 1), torch.ones(4, 15, 1), torch.zeros(4, 15, 1)
+    got = lambda_return_jumpy(reward, value, continuation, one, zero, gamma=1.0, lmbda=0.95)
+    never = torch.zeros(4, 15, 1, dtype=torch.bool)
+    expected = td_lambda_return_estimate(continuation, 0.95, value, reward, never, never)
+    torch.testing.assert_close(got, expected)
+    reward, zero = torch.full((1, 6000, 1), 0.5), torch.zeros(1, 6000, 1)
+    one = torch.ones_like(zero)
+    endless = lambda_return_jumpy(reward, zero, DISCOUNT * one, one, zero, gamma=1.0, lmbda=1.0)
+    assert endless[0, 0].item() == pytest.approx(333 * 0.5, rel=1e-4)
+
+
+# -- the critic on replay ---------------------------------------------------------------------
+
+
+class SymlogValue:
+    """A scalar prediction scored in symlog space, as TorchRL's loss does by default."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+    def loss(self, target: Tensor) -> Tensor:
+        return (symlog(self.mean) - symlog(target)).square().squeeze(-1)
+
+
+class LinearCritic(nn.Module):
+    def __init__(self, core: nn.Linear) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self, features: Any) -> SymlogValue:
+        return SymlogValue(self.core(features.dense if isinstance(features, Feature) else features))
+
+
+def test_replay_loss_equals_torchrl() -> None:
+    reward, bootstrap, terminated, last = window()
+    torch.manual_seed(0)
+    core, slow = nn.Linear(5, 1), nn.Linear(5, 1)
+    x = torch.randn(6, 9, 5, requires_grad=True)
+    batch = {"reward": reward, "is_init": last.roll(1, 1), "terminated": terminated, "done": last}
+    batch["is_init"][:, 0] = False
+    features = Feature(x[..., :2], x[..., 2:])
+    loss = ReplayCriticLoss(gamma=DISCOUNT)
+    got = loss(LinearCritic(core), LinearCritic(slow), features, batch, bootstrap)
+
+    value = TensorDictModule(core, in_keys=["state"], out_keys=["state_value"])
+    oracle = DreamerV3ValueLoss(value, slow_critic_regularization=1.0)
+    lagging = oracle.target_value_model_params["module"]
+    lagging["weight"].data.copy_(slow.weight.data)
+    lagging["bias"].data.copy_(slow.bias.data)
+    following = {"reward": reward, "done": last, "terminated": terminated}
+    replay = TensorDict({"state": x, "bootstrap": bootstrap, "next": following}, [6, 9])
+    expected = oracle.replay_value_loss(replay)["loss_replay_value"]
+    torch.testing.assert_close(got.loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x)[0] for y in (got.loss, expected)))
+
+    # The seam to the next episode says as much as `done`; the window's last record is never scored.
+    del batch["done"]
+    again = loss(LinearCritic(core), LinearCritic(slow), features, batch, bootstrap)
+    torch.testing.assert_close(again.loss, got.loss)
+    assert not torch.autograd.grad(again.loss, x)[0][:, -1].any()
+
+
+# -- actor and critic on roll-outs ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first_weight", ["predicted", "replay"])
+def test_losses_on_roll_outs_by_hand(first_weight: str) -> None:
+    system = assemble(horizon=15)
+    rouse(system, 3.0)
+    system.behaviour.first_weight = first_weight
+    model, critic, slow = system.world_model, system.critic, system.schedule.slow_critic
+    starts = model.observe(system.fill(system.example_batch())).latent.map(lambda x: x.flatten(0, 1)).detach()
+    rows, going = 32, (torch.rand(32, 1) < 0.8).float()  # ends are starts like any other
+    torch.manual_seed(7)
+    out = system.behaviour(
+        model, system.actor, critic, slow, starts, torch.ones(rows, 1, dtype=torch.bool), going
+    )
+    torch.manual_seed(7)
+    rollout = imagine(model, system.actor, starts, 15)
+    feature = rollout.features.dense  # 16 states
+    with torch.no_grad():
+        reward, value = model.heads["reward"](feature).mean, critic(feature).mean
+        con = model.heads["continuation"](feature).mean
+        lagging = slow(feature).mean
+    target, following = [], value[:, 15]
+    for i in reversed(range(15)):
+        following = reward[:, i + 1] + con[:, i + 1] * (0.05 * value[:, i + 1] + 0.95 * following)
+        target.append(following)
+    returns = torch.stack(target[::-1], 1)
+    weight = torch.cat([con[:, :1] if first_weight == "predicted" else going[:, None], con[:, 1:15]], 1)
+    weight = weight.cumprod(1).squeeze(-1)
+    ordered = returns.flatten().sort().values
+
+    def percentile(share: float) -> Tensor:  # linear between the two neighbours
+        place = share * (len(ordered) - 1)
+        low = math.floor(place)
+        return torch.lerp(ordered[low], ordered[low + 1], place - low)
+
+    scale = 0.01 * (percentile(0.95) - percentile(0.05))  # from zero, no debias, used at once
+    assert scale > 1
+    policy = system.actor(feature[:, :15])
+    advantage = ((returns - value[:, :15]) / scale).squeeze(-1)
+    actor_loss = -(weight * (policy.log_prob(rollout.actions) * advantage + 3e-4 * policy.entropy)).mean()
+    scored = critic(feature[:, :15])
+    critic_loss = (weight * (scored.loss(returns) + scored.loss(lagging[:, :15]))).mean()
+    torch.testing.assert_close(out.metrics["return_scale"], scale, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.actor_loss, actor_loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.critic_loss, critic_loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.start_return, returns[:, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_predicted_first_weight_needs_returns_that_lack_it() -> None:
+    common: dict[str, Any] = {"horizon": 5, "rewards": {"reward": 1.0}}
+    released = LambdaReturnJumpy(gamma=0.997, lmbda=0.95, continuation_at="current")
+    with pytest.raises(ConfigError, match="counts the start's continuation twice"):
+        ActorCriticLoss(**common, estimator=released, first_weight="predicted")
+    with pytest.raises(ConfigError, match="first_weight 'none' is unknown"):
+        ActorCriticLoss(**common, estimator=released, first_weight="none")  # type: ignore[arg-type]
+
+
+# -- the joint update -------------------------------------------------------------------------
+
+
+def test_world_model_terms_are_means_over_their_own_positions() -> None:
+    system = assemble()
+    learned = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
+    weights = system.world_model_loss.weights
+    expected = sum(weights[name] * learned.metrics[f"loss_{name}"] for name in weights)
+    torch.testing.assert_close(learned.loss.detach(), expected)
+
+
+def test_every_loss_reaches_its_parts_and_no_others() -> None:
+    system = assemble()
+    rouse(system)
+    schedule, batch = system.schedule, system.fill(system.example_batch())
+    learned = system.world_model_loss(system.world_model, batch)
+    behaved = system.behaviour(
+        system.world_model,
+        system.actor,
+        system.critic,
+        schedule.slow_critic,
+        learned.starts,
+        learned.start_mask,
+        learned.start_continuation,
+    )
+    bootstrap = behaved.start_return.unflatten(0, (4, 8))
+    features = learned.observed.latent.parts
+    replayed = schedule.replay_critic(system.critic, schedule.slow_critic, features, batch, bootstrap)
+    model = system.world_model
+    filtering = (model.encoder, model.dynamics, system.critic)
+    owners = (
+        (learned.loss, (model,), ()),
+        (behaved.actor_loss, (system.actor,), ()),
+        (behaved.critic_loss, (system.critic,), ()),
+        (replayed.loss, filtering, tuple(model.dynamics.prior.parameters())),  # no prior in a posterior
+    )
+    names = {id(p): name for name, p in system.named_parameters()}
+    trained = [p for p in system.parameters() if p.requires_grad]
+    for loss, parts, without in owners:
+        grads = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=True)
+        reached = {id(p) for p, g in zip(trained, grads, strict=True) if g is not None and g.any()}
+        wanted = {id(p) for part in parts for p in part.parameters()} - {id(p) for p in without}
+        assert reached <= wanted, {names[i] for i in reached - wanted}
+        assert {names[i] for i in wanted - reached} <= {"world_model.dynamics.backbone.initial_belief"}
+
+
+def test_first_update_changes_nothing_and_the_second_little() -> None:
+    system = assemble()
+    before = weights_of(system)
+    metrics = system.update(system.example_batch())
+    for name, value in system.named_parameters():
+        assert torch.equal(value, before[name]), name
+    # Zero logits: every code costs ln 255, from the target and from the slow critic alike.
+    last = system.fill(system.example_batch())["done"][:, :-1].float().mean()
+    expected = 2 * math.log(255) * (1 - last)
+    torch.testing.assert_close(metrics["loss_replay_critic"], expected, atol=1e-4, rtol=1e-4)
+    system.update(system.example_batch(1))
+    moved = [(p - before[n]).abs().max() for n, p in system.named_parameters() if "slow" not in n]
+    assert 0 < max(moved) < 1.3e-7  # 4e-8 times 1.22, and one rounding of a weight near one
+
+
+def test_joint_update_learns() -> None:
+    system = assemble(lr=3e-3, warmup=5)
+    batch = system.example_batch()
+    losses = []
+    for _ in range(30):
+        torch.manual_seed(0)  # the same samples and roll-outs
+        losses.append(system.update(batch)["loss"].item())
+    assert losses[0] == losses[1]  # learning rate zero
+    assert losses[-1] < 0.8 * losses[0] and all(math.isfinite(x) for x in losses)
+
+
+def test_slow_critic_follows() -> None:
+    system = assemble(lr=1e-2, warmup=0)
+    slow = system.schedule.slow_critic
+    for p, q in zip(slow.parameters(), system.critic.parameters(), strict=True):
+        assert torch.equal(p, q) and not p.requires_grad
+    before = [p.clone() for p in slow.parameters()]
+    system.update(system.example_batch())
+    for p, old, q in zip(slow.parameters(), before, system.critic.parameters(), strict=True):
+        torch.testing.assert_close(p.data, 0.98 * old + 0.02 * q.data)
+    assert slow.out.weight.any()  # zero before
+
+
+def test_state_of_a_joint_update_survives() -> None:
+    first, second = assemble(0, lr=1e-2, warmup=10), assemble(1, lr=1e-2, warmup=10)
+    rouse(first)
+    for seed in range(3):
+        first.update(first.example_batch(seed))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # as a file would
+    assert second.behaviour.return_norm.high > 0
+    for system in (first, second):
+        torch.manual_seed(5)
+        system.update(system.example_batch(5))
+    for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert torch.equal(first.behaviour.return_norm.high, second.behaviour.return_norm.high)
+
+
+PAGE = """
+behaviour: {estimator: {gamma: 1.0}, first_weight: predicted}
+world_model: {heads: {continuation: {label: discount, discount: 0.996997}}}
+schedule:
+  _target_: wmkit.systems.schedules.JointUpdate
+  _partial_: true
+  optimizer: {_target_: wmkit.objectives.LaProp, _partial_: true, lr: 4.0e-5, betas: [0.9, 0.999], agc: 0.3}
+  replay_critic: {_target_: wmkit.objectives.ReplayCriticLoss, gamma: 0.996997, lmbda: 0.95}
+  weights: {actor: 1.0, critic: 1.0, replay_critic: 0.3}
+  slow_fraction: 0.02
+"""
+
+
+def test_a_page_spells_it() -> None:
+    config = compose("dreamer_v3_2023")
+    OmegaConf.set_struct(config, False)
+    changes = OmegaConf.create(PAGE)
+    config.schedule = changes.pop("schedule")
+    spec = Composite(observation=Unbounded((6,)))
+    system = build_from(OmegaConf.merge(config, changes), spec, OneHot(3))
+    metrics = system.update(system.example_batch()[:2, :5])
+    assert {"loss", "loss_replay_critic", "grad_norm"} <= set(metrics.keys())
+
+
+def test_joint_update_checks_its_weights() -> None:
+    system = assemble()
+    with pytest.raises(ConfigError, match="none for replay_critic"):
+        JointUpdate(
+            system,
+            optimizer=LaProp,
+            replay_critic=ReplayCriticLoss(gamma=DISCOUNT),
+            weights={"actor": 1.0, "critic": 1.0},
+            slow_fraction=0.02,
+        )
