@@ -79,3 +79,20 @@ def test_causality(model: backbones.SequenceModel) -> None:
 def test_unknown_backbone() -> None:
     with pytest.raises(ConfigError, match="did you mean 'ln_gru'"):
         backbones.build("lngru", D, U)
+
+
+def test_block_gru_takes_any_columns_ahead() -> None:
+    torch.manual_seed(0)
+    model = backbones.build("block_gru", D, U, blocks=4, hidden=3)
+    x, reset = window()
+    carry = torch.randn(B, U)
+    expected, _ = model.step(x[:, 0], carry, reset[:, 0])
+    for known in range(D + 1):
+        loop, cut = model.bind(known), D - known
+        got, _ = loop.step(x[:, 0, :cut], carry, reset[:, 0], loop.ahead(x[..., cut:])[:, 0])
+        torch.testing.assert_close(got, expected)
+
+
+def test_blocks_divide_the_belief() -> None:
+    with pytest.raises(ConfigError, match="block_gru of width 16 cannot be cut into 3"):
+        backbones.build("block_gru", D, U, blocks=3)

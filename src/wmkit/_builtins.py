@@ -10,6 +10,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "ls_imagine": "wmkit.systems.build:build",
     },
     "backbone": {
+        "block_gru": "wmkit.backbones.block_gru:BlockGRU",
         "gru": "wmkit.backbones.gru:GRU",
         "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
     },

@@ -1,16 +1,29 @@
 """Recurrent state-space model: any sequence model with a filtering posterior.
 
-DreamerV3 of 2023 (arXiv:2301.04104v1, eq. 3)::
+DreamerV3 (arXiv:2301.04104, eq. 3)::
 
     u_t = f(u_{t-1}, [z_{t-1}, a_{t-1}])     z_t ~ q(z | u_t, o_t)     ẑ_t ~ p(z | u_t)
 
 Encoder, prior and heads run once over a whole window; only f and q are looped over time,
 and what in them does not depend on the carry is computed before the loop.
+
+==================  ==============  ========================================
+option              2023            since 2024 (danijar/dreamerv3 e3f0224)
+==================  ==============  ========================================
+``backbone``        ``ln_gru``      ``block_gru``
+``style``           ``STYLE_2023``  ``STYLE_2024``
+``joint_input``     true            false
+``prior_layers``    1               2
+``initial_state``   ``"mode"``      ``"zeros"``
+==================  ==============  ========================================
+
+Both clip actions; it changes nothing for one-hot ones and is therefore an option.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +31,11 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from wmkit.backbones import SequenceModel
+from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
+from wmkit.errors import ConfigError
 from wmkit.functional import sample_index, straight_through, unimix_probs
-from wmkit.nn import MLP, DenseNormAct, Feature, init_output
+from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output
 
 
 class RSSM(nn.Module):
@@ -37,6 +52,16 @@ class RSSM(nn.Module):
         prior_layers: hidden layers of the prior.
         posterior_layers: hidden layers of the posterior.
         unimix: share of the uniform in every categorical.
+        style: of every layer here; the backbone has its own.
+        joint_input: one layer over state and action together; otherwise one over each, side by side
+            (the backbone's input is then ``2 * hidden`` wide).
+        clip_action: divide entries of actions by their magnitude where it is above one, as
+            constants: ``a / sg(max(1, |a|))``.
+        initial_state: state of a rollout that has seen nothing, also after a reset: ``"mode"`` of the prior
+            or ``"zeros"``.
+
+    Raises:
+        ConfigError: an unknown ``initial_state``.
 
     >>> from functools import partial
     >>> from wmkit import backbones
@@ -60,29 +85,42 @@ class RSSM(nn.Module):
         prior_layers: int = 1,
         posterior_layers: int = 1,
         unimix: float = 0.01,
+        style: LayerStyle = STYLE_2023,
+        joint_input: bool = True,
+        clip_action: bool = False,
+        initial_state: Literal["mode", "zeros"] = "mode",
     ) -> None:
         super().__init__()
+        if initial_state not in ("mode", "zeros"):
+            raise ConfigError(
+                f"initial_state is {initial_state!r}: wanted mode or zeros; correct initial_state"
+            )
         self.action_dim, self.groups, self.classes, self.unimix = action_dim, groups, classes, unimix
         self.state_dim, self.belief_dim = groups * classes, deter
         self.feature_dim = self.state_dim + deter
-        self.input = DenseNormAct(self.state_dim + action_dim, hidden)
-        self.backbone = backbone(in_dim=hidden, out_dim=deter)
-        self.prior = nn.Sequential(
-            *MLP(deter, hidden, prior_layers), init_output(nn.Linear(hidden, self.state_dim))
-        )
-        self.posterior_in = DenseNormAct(deter + embed_dim, hidden)
-        self.posterior_out = nn.Sequential(
-            *MLP(hidden, hidden, posterior_layers - 1), init_output(nn.Linear(hidden, self.state_dim))
-        )
+        self.clip_action, self.initial_state = clip_action, initial_state
+
+        def logits() -> nn.Linear:
+            return init_output(nn.Linear(hidden, self.state_dim), init=style.init)
+
+        make_input = JointInput if joint_input else SplitInput
+        self.input = make_input(self.state_dim, action_dim, hidden, style)
+        self.backbone = backbone(in_dim=self.input.out_dim, out_dim=deter)
+        self.prior = nn.Sequential(*MLP(deter, hidden, prior_layers, style), logits())
+        self.posterior_in = DenseNormAct(deter + embed_dim, hidden, style)
+        self.posterior_out = nn.Sequential(*MLP(hidden, hidden, posterior_layers - 1, style), logits())
 
     # -- starting ------------------------------------------------------------------------
 
     def initial(self, batch: int) -> Latent:
-        """Latent of ``batch`` rollouts that have seen nothing: the mode of the prior."""
+        """Latent of ``batch`` rollouts that have seen nothing."""
         carry = self.backbone.initial(1)
         belief = self.backbone.output(carry)
-        index = self.prior_logits(belief).argmax(-1)  # [1, G]
-        state = F.one_hot(index, self.classes).to(belief.dtype).flatten(-2)
+        if self.initial_state == "zeros":
+            state, index = belief.new_zeros(1, self.state_dim), None
+        else:
+            index = self.prior_logits(belief).argmax(-1)  # [1, G]
+            state = F.one_hot(index, self.classes).to(belief.dtype).flatten(-2)
         latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
@@ -104,9 +142,10 @@ class RSSM(nn.Module):
             action: ``[B, A]`` float.
             noise: ``[B, G, 1]`` uniforms; drawn here if none are given.
         """
-        x = self.input(Feature(latent.state, action, latent.classes))
-        reset = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
-        belief, carry = self.backbone.step(x, latent.carry, reset)
+        transition = self.input.bind(self.backbone)
+        ahead = transition.ahead(self._clipped(action))
+        reset = torch.zeros(action.shape[0], dtype=torch.bool, device=action.device)
+        belief, carry = transition.step(latent.state, latent.classes, latent.carry, reset, ahead)
         state, index = self.sample(self.prior_logits(belief), noise)
         return Latent(state, belief, carry, index)
 
@@ -125,9 +164,9 @@ class RSSM(nn.Module):
             The posterior latent and its logits ``[B, G, C]``.
         """
         noise = torch.rand(*embed.shape[:-1], self.groups, 1, device=embed.device)
-        action_in = self._action_in(previous_action, is_init)
-        start = self.initial(1).state
-        return self._filter(latent, action_in, self._embed_in(embed), is_init, noise, start)
+        loop = self._bind()
+        action_in = loop.transition.ahead(self._action(previous_action, is_init))
+        return self._filter(loop, latent, action_in, loop.posterior.ahead(embed), is_init, noise)
 
     # -- a window ------------------------------------------------------------------------
 
@@ -141,16 +180,16 @@ class RSSM(nn.Module):
                 the step before are forgotten.
             latent: state before the window.
         """
-        action_in = self._action_in(previous_action, is_init)  # [B, T, H]
-        embed_in = self._embed_in(embed)  # [B, T, H]
+        loop = self._bind()
+        action_in = loop.transition.ahead(self._action(previous_action, is_init))  # [B, T, ...]
+        embed_in = loop.posterior.ahead(embed)  # [B, T, H]
         noise = torch.rand(*embed.shape[:2], self.groups, 1, device=embed.device)
-        start = self.initial(1).state
         latents, logits = [], []
         per_step = zip(
             action_in.unbind(1), embed_in.unbind(1), is_init.unbind(1), noise.unbind(1), strict=True
         )
         for action_t, embed_t, init_t, noise_t in per_step:
-            latent, logits_t = self._filter(latent, action_t, embed_t, init_t, noise_t, start)
+            latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
             latents.append(latent)
             logits.append(logits_t)
         stacked = _stack(latents)
@@ -173,34 +212,40 @@ class RSSM(nn.Module):
             state = straight_through(state, probs)
         return state.flatten(-2), index
 
+    def _bind(self) -> _Loop:
+        transition = self.input.bind(self.backbone)
+        return _Loop(transition, CutLayer.of(self.posterior_in, self.belief_dim), self.initial(1).state)
+
     def _filter(
         self,
+        loop: _Loop,
         latent: Latent,
         action_in: Tensor,
         embed_in: Tensor,
         is_init: Tensor,
         noise: Tensor,
-        start: Tensor,
     ) -> tuple[Latent, Tensor]:
-        state = torch.where(is_init.unsqueeze(-1), start, latent.state)
-        state_in = F.linear(state, self.input.linear.weight[:, : self.state_dim])
-        x = self.input.finish(state_in + action_in)
-        belief, carry = self.backbone.step(x, latent.carry, is_init)
-        logits = self._posterior(belief, embed_in)
+        state = torch.where(is_init.unsqueeze(-1), loop.start, latent.state)
+        belief, carry = loop.transition.step(state, None, latent.carry, is_init, action_in)
+        hidden = loop.posterior.finish(belief, embed_in)
+        logits = self.posterior_out(hidden).unflatten(-1, (self.groups, self.classes))
         state, index = self.sample(logits, noise)
         return Latent(state, belief, carry, index), logits
 
-    def _posterior(self, belief: Tensor, embed_in: Tensor) -> Tensor:
-        belief_in = F.linear(belief, self.posterior_in.linear.weight[:, : self.belief_dim])
-        hidden = self.posterior_in.finish(belief_in + embed_in)
-        return self.posterior_out(hidden).unflatten(-1, (self.groups, self.classes))
+    def _action(self, action: Tensor, is_init: Tensor) -> Tensor:
+        """What the transition reads: no action where an episode starts."""
+        return self._clipped(action.masked_fill(is_init.unsqueeze(-1), 0))
 
-    def _action_in(self, action: Tensor, is_init: Tensor) -> Tensor:
-        action = action.masked_fill(is_init.unsqueeze(-1), 0)
-        return F.linear(action, self.input.linear.weight[:, self.state_dim :])
+    def _clipped(self, action: Tensor) -> Tensor:
+        return action / action.detach().abs().clamp(min=1) if self.clip_action else action
 
-    def _embed_in(self, embed: Tensor) -> Tensor:
-        return F.linear(embed, self.posterior_in.linear.weight[:, self.belief_dim :])
+
+class _Loop(NamedTuple):
+    """What a loop over time needs besides its inputs, made once."""
+
+    transition: Transition
+    posterior: CutLayer
+    start: Tensor  # [1, G*C], state after a reset
 
 
 def _stack(latents: list[Latent]) -> Latent:

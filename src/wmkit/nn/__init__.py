@@ -1,5 +1,6 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
+from wmkit.nn.block_linear import BlockLinear, block_product
 from wmkit.nn.conv import ChannelNorm, DoublingConv, HalvingConv, patches
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
@@ -12,6 +13,7 @@ __all__ = [
     "STYLE_2023",
     "STYLE_2024",
     "Bernoulli",
+    "BlockLinear",
     "ChannelNorm",
     "DenseNormAct",
     "DoublingConv",
@@ -23,6 +25,7 @@ __all__ = [
     "RMSNorm",
     "SquaredError",
     "SymlogTwoHot",
+    "block_product",
     "init_hidden",
     "init_output",
     "patches",

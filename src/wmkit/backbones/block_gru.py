@@ -1,0 +1,147 @@
+"""GRU in blocks: the recurrent cell of DreamerV3 since 2024 (danijar/dreamerv3 e3f0224).
+
+The belief u is cut into g blocks that see each other only through a narrow layer ``b``::
+
+    b  = act(norm(W_b u))                                                      [B, H]
+    h  = act(norm(W_h [u_k, b, x] for each block k))                           [B, U]
+    r, c, z = W_g h_k for each block k                                         [B, U] each
+    u' = σ(z-1) tanh(σ(r) c) + (1 - σ(z-1)) u
+
+``W_h`` is kept as block weights ``[g, U/g + H + D, U/g]``, rows in the order ``u_k, b, x``. All
+blocks read the same ``b`` and ``x``; those rows are laid side by side to one dense matrix, once
+for a whole loop, so that nothing is copied g times. :meth:`BlockGRU.bind` does so, and takes
+the product with whatever part of the input is known ahead out of the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wmkit.backbones.base import RecurrentCell
+from wmkit.errors import ConfigError
+from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, block_product
+
+
+class BlockGRU(RecurrentCell):
+    """The recurrent cell of DreamerV3 since 2024.
+
+    Args:
+        in_dim: input width D. In DreamerV3 an input is two layers of width H side by side, one
+            over the state and one over the action.
+        out_dim: state width U.
+        blocks: how many blocks g; divides ``out_dim``.
+        hidden: width H of the layer through which blocks see each other; half of ``in_dim`` if
+            not given, as in DreamerV3.
+        style: norm, activation and initialisation of that layer and of h.
+        learned_initial: see :class:`~wmkit.backbones.base.RecurrentCell`.
+
+    Raises:
+        ConfigError: ``blocks`` does not divide ``out_dim``.
+
+    >>> gru = BlockGRU(6, 16, blocks=4)
+    >>> u, carry = gru.step(torch.zeros(2, 6), gru.initial(2), torch.tensor([True, False]))
+    >>> u.shape
+    torch.Size([2, 16])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        blocks: int = 8,
+        hidden: int | None = None,
+        style: LayerStyle = STYLE_2024,
+        learned_initial: bool = False,
+    ) -> None:
+        super().__init__(in_dim, out_dim, learned_initial=learned_initial)
+        if blocks < 1 or out_dim % blocks:
+            raise ConfigError(
+                f"block_gru of width {out_dim} cannot be cut into {blocks} equal blocks: wanted a divisor "
+                "of the belief's width; change blocks or deter"
+            )
+        hidden = max(in_dim // 2, 1) if hidden is None else hidden
+        self.blocks, self.style = blocks, style
+        self.belief_in = DenseNormAct(out_dim, hidden, style)
+        self.hidden = BlockLinear(out_dim + blocks * (hidden + in_dim), out_dim, blocks)
+        self.norm = style.make_norm(out_dim)
+        self.gates = BlockLinear(out_dim, 3 * out_dim, blocks)  # per block: reset, candidate, update
+
+    def bind(self, known: int = 0) -> BlockGRULoop:
+        """The cell made ready for a time loop.
+
+        Args:
+            known: how many of the last columns of every input go through
+                :meth:`BlockGRULoop.ahead`; the others are given step by step.
+        """
+        width = self.out_dim // self.blocks
+        own, shared = self.hidden.weight.split([width, self.hidden.weight.shape[1] - width], 1)
+        dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
+        step, ahead = dense.split([len(dense) - known, known])
+        return BlockGRULoop(self, torch.tanh(self.start), own, step, ahead)
+
+    def cell(self, x: Tensor, belief: Tensor) -> Tensor:
+        """One step without reset."""
+        return self.bind().cell(x, belief, self.hidden.bias)
+
+    def scan(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
+        loop, nothing, outputs = self.bind(self.in_dim), x[:, 0, :0], []
+        for ahead, reset_t in zip(loop.ahead(x).unbind(1), reset.unbind(1), strict=True):
+            carry, _ = loop.step(nothing, carry, reset_t, ahead)
+            outputs.append(carry)
+        return torch.stack(outputs, 1), carry
+
+
+@dataclass(frozen=True)
+class BlockGRULoop:
+    """A :class:`BlockGRU` with its weights laid out for a time loop.
+
+    It is a value of the loop that asked for it (:meth:`BlockGRU.bind`), good until the weights
+    change: gradients of the cut weights are then put together once instead of at each step.
+
+    Attributes:
+        gru: whose weights these are.
+        start: ``[U]`` belief after a reset.
+        own: ``[g, U/g, U/g]`` rows of the hidden layer for a block's own belief.
+        shared: ``[H + D - K, U]`` rows for what all blocks read at a step.
+        known: ``[K, U]`` rows for what all blocks read and is known ahead.
+
+    >>> gru = BlockGRU(6, 16)
+    >>> x, reset = torch.randn(2, 5, 6), torch.zeros(2, dtype=torch.bool)
+    >>> loop = gru.bind(known=4)
+    >>> ahead = loop.ahead(x[..., 2:])  # all five steps at once
+    >>> u, _ = loop.step(x[:, 0, :2], gru.initial(2), reset, ahead[:, 0])
+    >>> torch.allclose(u, gru.step(x[:, 0], gru.initial(2), reset)[0], atol=1e-6)
+    True
+    """
+
+    gru: BlockGRU
+    start: Tensor
+    own: Tensor
+    shared: Tensor
+    known: Tensor
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
+        return F.linear(x, self.known.t(), self.gru.hidden.bias)
+
+    def step(self, x: Tensor, carry: Tensor, reset: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: ``x [B, D - K]``, ``reset [B]`` bool, ``ahead [B, U]`` -> output and carry ``[B, U]``."""
+        belief = self.cell(x, torch.where(reset.unsqueeze(-1), self.start, carry), ahead)
+        return belief, belief
+
+    def cell(self, x: Tensor, belief: Tensor, ahead: Tensor) -> Tensor:
+        """One step without reset."""
+        gru = self.gru
+        shared = torch.cat([gru.belief_in(belief), x], -1)  # [B, H + D - K]
+        hidden = torch.addmm(ahead, shared, self.shared) + block_product(belief, self.own)  # [B, U]
+        gates = gru.gates(gru.style.activate(gru.norm(hidden)))  # [B, 3U]
+        reset, candidate, update = gates.unflatten(-1, (gru.blocks, 3, -1)).unbind(-2)  # [B, g, U/g]
+        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+        blocks = belief.unflatten(-1, (gru.blocks, -1))
+        return torch.lerp(blocks, candidate, torch.sigmoid(update - 1)).flatten(-2)
