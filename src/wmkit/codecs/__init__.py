@@ -1,6 +1,17 @@
 """Encoders and decoders: observations to embeddings, features back to observations."""
 
-from wmkit.codecs.decoder import Decoder, ImageDecoder
-from wmkit.codecs.encoder import Encoder, ImageEncoder, unit_image
+from wmkit.codecs.decoder import Decoder
+from wmkit.codecs.encoder import Encoder
+from wmkit.codecs.images import unit_image
+from wmkit.codecs.images_2023 import ImageDecoder, ImageEncoder
+from wmkit.codecs.images_2024 import ImageDecoder2024, ImageEncoder2024
 
-__all__ = ["Decoder", "Encoder", "ImageDecoder", "ImageEncoder", "unit_image"]
+__all__ = [
+    "Decoder",
+    "Encoder",
+    "ImageDecoder",
+    "ImageDecoder2024",
+    "ImageEncoder",
+    "ImageEncoder2024",
+    "unit_image",
+]

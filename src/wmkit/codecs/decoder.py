@@ -1,49 +1,28 @@
-"""Features back to observations (DreamerV3 of 2023, arXiv:2301.04104v1).
+"""Features back to observations: an image half that the page chooses, an MLP for vectors (DreamerV3).
 
-A linear layer to ``4 x 4``, four transposed convolutions of halving width, mean plus 0.5,
-no sigmoid; squared error summed over pixels. Vectors are predicted in symlog units.
+Images are scored by squared error summed over pixels; float vectors likewise, in symlog units;
+classes by cross-entropy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from wmkit.codecs.encoder import GRID, stage_widths
-from wmkit.functional import symlog
-from wmkit.nn import MLP, ChannelNorm, DoublingConv, SquaredError, init_hidden, init_output
-
-
-class ImageDecoder(nn.Module):
-    """Features ``[N, F]`` to images ``[N, C, 64, 64]`` in [0, 1] units.
-
-    Args:
-        in_dim: feature width F.
-        channels: of all image keys together.
-        depth: width of the last hidden stage, as in the encoder.
-        patch: side of the blocks of pixels written as one position, as in the encoder.
-
-    >>> import torch
-    >>> ImageDecoder(16, 4, 8)(torch.zeros(2, 16)).shape
-    torch.Size([2, 4, 64, 64])
-    """
-
-    def __init__(self, in_dim: int, channels: int, depth: int, patch: int = 1) -> None:
-        super().__init__()
-        widths = stage_widths(depth, patch)[::-1]
-        self.linear = init_output(nn.Linear(in_dim, GRID**2 * widths[0]))
-        self.layers = nn.Sequential()
-        for before, after in pairwise(widths):
-            self.layers.extend([init_hidden(DoublingConv(before, after)), ChannelNorm(after), nn.SiLU()])
-        last = DoublingConv(widths[-1], channels * patch**2, bias=True, offset=0.5, patch=patch)
-        self.layers.append(init_output(last))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``[N, F] -> [N, C, 64, 64]``."""
-        grid = self.linear(features).unflatten(-1, (GRID, GRID, -1))  # [N, 4, 4, widths[0]]
-        return self.layers(grid.permute(0, 3, 1, 2))
+from wmkit.codecs.images_2023 import ImageDecoder
+from wmkit.codecs.vectors import vector_width
+from wmkit.nn import (
+    MLP,
+    STYLE_2023,
+    Categorical,
+    Feature,
+    LayerStyle,
+    SquaredError,
+    SymlogSquaredError,
+    init_output,
+)
 
 
 class Decoder(nn.Module):
@@ -54,10 +33,16 @@ class Decoder(nn.Module):
         spaces: shape of one observation for each key.
         images: image keys, in the encoder's order.
         vectors: vector keys to predict.
-        depth: see :class:`ImageDecoder`.
-        patch: see :class:`ImageDecoder`.
+        depth: width of the image half, see :class:`~wmkit.codecs.ImageDecoder`.
+        patch: see :class:`~wmkit.codecs.ImageDecoder`.
         units: width of the vector MLP.
         layers: depth of the vector MLP.
+        image: the image half, called as ``image(in_dim, shapes, depth=..., patch=..., style=...)``.
+        discrete: vector keys that hold classes, with the number of them, as in the encoder.
+        style: norm, activation, bias and initialisation.
+
+    Raises:
+        SpecError: an image that the image half does not make.
 
     >>> import torch
     >>> space = {"pixels": (3, 64, 64)}
@@ -67,6 +52,7 @@ class Decoder(nn.Module):
     """
 
     reads = "feature"
+    image: Any
 
     def __init__(
         self,
@@ -79,40 +65,39 @@ class Decoder(nn.Module):
         patch: int = 1,
         units: int,
         layers: int,
+        image: Callable[..., nn.Module] = ImageDecoder,
+        discrete: Mapping[str, int] | None = None,
+        style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
         self.images, self.vectors = tuple(images), tuple(vectors)
+        self.discrete = dict(discrete or {})
         self.targets = (*self.images, *self.vectors)
-        self._channels = [spaces[key][0] for key in self.images]
-        self.image = ImageDecoder(in_dim, sum(self._channels), depth, patch) if self.images else None
-        self.vector = MLP(in_dim, units, layers) if self.vectors else None
+        shapes = {key: spaces[key] for key in self.images}
+        self._channels = [shape[0] for shape in shapes.values()]
+        self._events = {key: tuple(spaces[key]) for key in self.vectors}
+        self.image = image(in_dim, shapes, depth=depth, patch=patch, style=style) if shapes else None
+        self.vector = MLP(in_dim, units, layers, style) if self.vectors else None
+        widths = {key: vector_width(key, event, self.discrete) for key, event in self._events.items()}
         self.vector_out = nn.ModuleDict(
-            {k: init_output(nn.Linear(units, spaces[k][-1])) for k in self.vectors}
+            {key: init_output(nn.Linear(units, width), init=style.init) for key, width in widths.items()}
         )
 
-    def forward(self, features: Tensor) -> dict[str, SquaredError]:
+    def forward(self, features: Tensor | Feature) -> dict[str, SquaredError | Categorical]:
         """Predict every key from features ``[*B, F]``."""
-        predictions: dict[str, SquaredError] = {}
+        predictions: dict[str, SquaredError | Categorical] = {}
         if self.image is not None:
-            lead = features.shape[:-1]
-            image = self.image(features.flatten(0, -2)).unflatten(0, lead)
+            dense = features if isinstance(features, Tensor) else features.dense
+            image = self.image(dense.flatten(0, -2)).unflatten(0, dense.shape[:-1])
             for key, part in zip(self.images, image.split(self._channels, -3), strict=True):
                 predictions[key] = SquaredError(part, 3)
         if self.vector is not None:
             hidden = self.vector(features)
-            for key in self.vectors:
-                predictions[key] = SymlogSquaredError(self.vector_out[key](hidden), 1)
+            for key, event in self._events.items():
+                out = self.vector_out[key](hidden)
+                if key in self.discrete:
+                    logits = out.unflatten(-1, (*event, self.discrete[key]))
+                    predictions[key] = Categorical(logits, len(event))
+                else:
+                    predictions[key] = SymlogSquaredError(out.unflatten(-1, event), len(event))
         return predictions
-
-
-class SymlogSquaredError(SquaredError):
-    """Squared error in symlog units; :attr:`mean` stays in symlog units.
-
-    >>> import torch
-    >>> SymlogSquaredError(torch.zeros(1, 1), 1).loss(torch.zeros(1, 1))
-    tensor([0.])
-    """
-
-    def loss(self, target: Tensor) -> Tensor:
-        """Squared error to ``symlog(target)``; ``[*B]``."""
-        return super().loss(symlog(target.float()))

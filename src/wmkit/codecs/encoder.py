@@ -1,66 +1,20 @@
-"""Observations to embeddings: convolutions for images, a symlog MLP for vectors.
-
-DreamerV3 of 2023 (arXiv:2301.04104v1): four stride-2 convolutions of doubling width with
-LayerNorm over channels; images enter as ``x / 255 - 0.5``.
-"""
+"""Observations to embeddings: an image half that the page chooses, an MLP for vectors (DreamerV3)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wmkit.errors import ConfigError, SpecError
-from wmkit.functional import symlog
-from wmkit.nn import MLP, ChannelNorm, HalvingConv, init_hidden, patches
-
-IMAGE_SIZE = 64
-GRID = 4  # side of the coarsest grid
-
-
-def stage_widths(depth: int, patch: int) -> list[int]:
-    """Widths of the stages between ``64 / patch`` and ``4 x 4``, finest first.
-
-    Raises:
-        ConfigError: ``patch`` is not 1, 2, 4 or 8.
-
-    >>> stage_widths(8, 1), stage_widths(16, 2)
-    ([8, 16, 32, 64], [16, 32, 64])
-    """
-    if patch not in (1, 2, 4, 8):
-        raise ConfigError(f"patch is {patch}: wanted 1, 2, 4 or 8; correct size.patch")
-    return [depth * 2**i for i in range((IMAGE_SIZE // patch // GRID).bit_length() - 1)]
-
-
-class ImageEncoder(nn.Module):
-    """Images ``[N, C, 64, 64]`` to ``[N, 8 * depth / patch * 16]``.
-
-    Args:
-        channels: of all image keys together.
-        depth: width of the first convolution; each later stage doubles it.
-        patch: read blocks of ``patch x patch`` pixels as one position of that many more channels,
-            which saves the finest and dearest stages; 1 as published.
-
-    >>> ImageEncoder(4, 8)(torch.zeros(2, 4, 64, 64)).shape
-    torch.Size([2, 1024])
-    >>> ImageEncoder(4, 16, patch=2)(torch.zeros(2, 4, 64, 64)).shape
-    torch.Size([2, 1024])
-    """
-
-    def __init__(self, channels: int, depth: int, patch: int = 1) -> None:
-        super().__init__()
-        self.patch = patch
-        widths = [channels * patch**2, *stage_widths(depth, patch)]
-        self.layers = nn.Sequential()
-        for before, after in pairwise(widths):
-            self.layers.extend([init_hidden(HalvingConv(before, after)), ChannelNorm(after), nn.SiLU()])
-        self.out_dim = widths[-1] * GRID**2
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``image`` float in [0, 1]."""
-        return self.layers(patches(image, self.patch) - 0.5).flatten(1)
+from wmkit.codecs.images import check_image as check_image
+from wmkit.codecs.images import unit_image
+from wmkit.codecs.images_2023 import IMAGE_SIZE as IMAGE_SIZE
+from wmkit.codecs.images_2023 import ImageEncoder
+from wmkit.codecs.vectors import flat_vector, vector_width
+from wmkit.errors import SpecError
+from wmkit.nn import MLP, STYLE_2023, LayerStyle
 
 
 class Encoder(nn.Module):
@@ -69,19 +23,27 @@ class Encoder(nn.Module):
     Args:
         spaces: shape of one observation for each key the encoder reads.
         images: image keys, joined along channels in this order.
-        vectors: vector keys, joined in this order, squashed by symlog.
-        depth: see :class:`ImageEncoder`.
-        patch: see :class:`ImageEncoder`.
+        vectors: vector keys, joined in this order.
+        depth: width of the image half, see :class:`~wmkit.codecs.ImageEncoder`.
+        patch: see :class:`~wmkit.codecs.ImageEncoder`.
         units: width of the vector MLP.
         layers: depth of the vector MLP.
+        image: the image half, called as ``image(shapes, depth=..., patch=..., style=...)`` with the
+            shape of every image key.
+        discrete: vector keys that hold classes, with the number of them: read as one-hot. All
+            others are floats, squashed by symlog.
+        vectors_first: put the vectors' part of the embedding before that of the images (since 2024).
+        style: norm, activation, bias and initialisation.
 
     Raises:
-        SpecError: an image that is not ``[C, 64, 64]``, or nothing to encode.
+        SpecError: an image that the image half does not take, or nothing to encode.
 
     >>> encoder = Encoder({"pixels": (3, 64, 64)}, images=["pixels"], vectors=[], depth=4, units=8, layers=1)
     >>> encoder({"pixels": torch.zeros(2, 5, 3, 64, 64, dtype=torch.uint8)}).shape
     torch.Size([2, 5, 512])
     """
+
+    image: Any
 
     def __init__(
         self,
@@ -93,19 +55,25 @@ class Encoder(nn.Module):
         patch: int = 1,
         units: int,
         layers: int,
+        image: Callable[..., nn.Module] = ImageEncoder,
+        discrete: Mapping[str, int] | None = None,
+        vectors_first: bool = False,
+        style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
         self.images, self.vectors = tuple(images), tuple(vectors)
-        for key in self.images:
-            check_image(key, spaces[key])
+        self.vectors_first, self.discrete = vectors_first, dict(discrete or {})
         self.out_dim = 0
-        self.image: ImageEncoder | None = None
+        self.image = None
         self.vector: MLP | None = None
         if self.images:
-            self.image = ImageEncoder(sum(spaces[key][0] for key in self.images), depth, patch)
+            shapes = {key: spaces[key] for key in self.images}
+            self.image = image(shapes, depth=depth, patch=patch, style=style)
             self.out_dim += self.image.out_dim
         if self.vectors:
-            self.vector = MLP(sum(spaces[key][-1] for key in self.vectors), units, layers)
+            self._events = {key: tuple(spaces[key]) for key in self.vectors}
+            width = sum(vector_width(key, spaces[key], self.discrete) for key in self.vectors)
+            self.vector = MLP(width, units, layers, style)
             self.out_dim += units
         if not self.out_dim:
             raise SpecError(
@@ -117,11 +85,11 @@ class Encoder(nn.Module):
         """Embed observations of any leading dimensions.
 
         Args:
-            observations: ``[*B, C, 64, 64]`` uint8 for image keys (float in [0, 1] is taken
-                too), ``[*B, D]`` float for vector keys.
+            observations: ``[*B, C, H, W]`` uint8 for image keys (float in [0, 1] is taken too),
+                ``[*B, D]`` float or ``[*B, *event]`` integer for vector keys.
 
         Returns:
-            ``[*B, out_dim]`` float: image features first, then vector features.
+            ``[*B, out_dim]`` float: image features, then vector features, or the other way round.
         """
         parts = []
         if self.image is not None:
@@ -130,24 +98,11 @@ class Encoder(nn.Module):
             lead = image.shape[:-3]
             parts.append(self.image(image.flatten(0, -4)).unflatten(0, lead))
         if self.vector is not None:
-            vector = torch.cat([observations[key].float() for key in self.vectors], -1)
-            parts.append(self.vector(symlog(vector)))
+            vectors = [
+                flat_vector(observations[key], self._events[key], self.discrete.get(key))
+                for key in self.vectors
+            ]
+            parts.append(self.vector(torch.cat(vectors, -1)))
+        if self.vectors_first:
+            parts.reverse()
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-
-def check_image(key: str, shape: Sequence[int]) -> None:
-    """Raise :class:`SpecError` unless ``shape`` is ``[C, 64, 64]``."""
-    if len(shape) != 3 or tuple(shape[1:]) != (IMAGE_SIZE, IMAGE_SIZE):
-        raise SpecError(
-            f"image {key!r} has shape {list(shape)}: wanted [channels, {IMAGE_SIZE}, {IMAGE_SIZE}]; "
-            "resize it (torchrl.envs.Resize) and put channels first (torchrl.envs.ToTensorImage)"
-        )
-
-
-def unit_image(image: Tensor) -> Tensor:
-    """An image as float in [0, 1]; uint8 is divided by 255, float is taken as it is.
-
-    >>> unit_image(torch.tensor([0, 255], dtype=torch.uint8))
-    tensor([0., 1.])
-    """
-    return image * (1 / 255) if image.dtype == torch.uint8 else image

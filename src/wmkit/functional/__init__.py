@@ -9,7 +9,13 @@ from wmkit.functional.latents import (
 )
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.symlog import symexp, symlog
-from wmkit.functional.two_hot import symmetric_bins, two_hot_cross_entropy, two_hot_mean
+from wmkit.functional.two_hot import (
+    symexp_bins,
+    symmetric_bins,
+    two_hot_cross_entropy,
+    two_hot_mean,
+    two_hot_mean_wide,
+)
 
 __all__ = [
     "categorical_kl",
@@ -20,9 +26,11 @@ __all__ = [
     "sample_one_hot",
     "straight_through",
     "symexp",
+    "symexp_bins",
     "symlog",
     "symmetric_bins",
     "two_hot_cross_entropy",
     "two_hot_mean",
+    "two_hot_mean_wide",
     "unimix_probs",
 ]

@@ -3,12 +3,18 @@
 A scalar between two bins becomes a distribution with mass on those two only, linear in
 the distance. Losses are taken against the code without ever building it: the two
 neighbouring log-probabilities are gathered.
+
+Bins come in symlog units (:func:`symmetric_bins`, the code of 2023) or in the quantity's own
+(:func:`symexp_bins`, since 2024); they stand at the same places, but what lies between two of
+them, and so what a spread-out distribution means, differs.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from wmkit.functional.symlog import symexp
 
 
 def symmetric_bins(limit: float, count: int) -> Tensor:
@@ -26,6 +32,24 @@ def symmetric_bins(limit: float, count: int) -> Tensor:
     """
     below = torch.linspace(-limit, 0.0, count // 2 + 1)
     return torch.cat([below, -below[:-1].flip(0)])
+
+
+def symexp_bins(limit: float, count: int) -> Tensor:
+    """:func:`symexp <wmkit.functional.symexp>` of equidistant bins, mirrored likewise.
+
+    DreamerV3, danijar/dreamerv3 e3f0224: 255 bins of limit 20 reach to 4.85e8.
+
+    Args:
+        limit: outermost bin, symlog units.
+        count: how many bins, odd.
+
+    Returns:
+        ``[count]`` float32, in the quantity's own units.
+
+    >>> symexp_bins(2.0, 5)
+    tensor([-6.3891, -1.7183,  0.0000,  1.7183,  6.3891])
+    """
+    return symexp(symmetric_bins(limit, count))
 
 
 def two_hot_cross_entropy(log_probs: Tensor, target: Tensor, bins: Tensor) -> Tensor:
@@ -69,3 +93,24 @@ def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     """
     half = bins.numel() // 2
     return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]
+
+
+def two_hot_mean_wide(probs: Tensor, bins: Tensor) -> Tensor:
+    """:func:`two_hot_mean` for bins of many magnitudes (:func:`symexp_bins`).
+
+    Multiplied and summed in float32, never as a matrix product: TF32 or autocast would round the
+    outer bins, 4.85e8 apart from zero, by more than everything the inner ones say.
+
+    Args:
+        probs: ``[*B, K]`` float, normalised; ``K`` odd.
+        bins: ``[K]`` float32, mirrored around a centre of zero.
+
+    Returns:
+        ``[*B]`` float32, in the units of ``bins``.
+
+    >>> two_hot_mean_wide(torch.full((1, 255), 1 / 255), symexp_bins(20.0, 255))
+    tensor([0.])
+    """
+    half = bins.numel() // 2
+    probs = probs.float()
+    return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * bins[half + 1 :]).sum(-1)

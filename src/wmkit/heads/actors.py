@@ -1,24 +1,29 @@
-"""Policies over features."""
+"""Policies over features.
+
+A policy says what chance it needs: ``actor.noise(H, N)`` draws, for H steps of N rows, what
+``actor(feature).sample(noise[t])`` turns into actions, so that a roll-out draws before its loop.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from wmkit.nn import MLP, Feature, OneHotCategorical, init_output
+from wmkit.nn import MLP, STYLE_2023, BoundedNormal, Feature, LayerStyle, OneHotCategorical, init_output
 
 
 class DiscreteActor(nn.Module):
-    """Categorical policy with a share of uniform exploration (DreamerV3 of 2023).
+    """Categorical policy with a share of uniform exploration (DreamerV3).
 
     Args:
         in_dim: width of the features.
         action_dim: number of actions A.
         units: width of the trunk.
         layers: depth of the trunk.
-        unimix: share of the uniform.
-        outscale: scale of the output layer.
+        unimix: share of the uniform: 0.01 as published, of which danijar/dreamerv3 e3f0224 uses none.
+        outscale: scale of the output layer: 1 in 2023, 0.01 since 2024.
+        style: norm, activation, bias and initialisation.
 
-    >>> import torch
     >>> DiscreteActor(16, 12, units=8, layers=1)(torch.zeros(2, 16)).mode.shape
     torch.Size([2, 12])
     """
@@ -32,12 +37,67 @@ class DiscreteActor(nn.Module):
         layers: int,
         unimix: float = 0.01,
         outscale: float = 1.0,
+        style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
-        self.trunk = MLP(in_dim, units, layers)
-        self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale)
+        self.trunk = MLP(in_dim, units, layers, style)
+        self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale, style.init)
         self.unimix = unimix
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """Uniforms ``[*lead, 1]`` that :meth:`OneHotCategorical.sample` takes."""
+        return torch.rand(*lead, 1, device=device)
 
     def forward(self, features: Tensor | Feature) -> OneHotCategorical:
         """Distribution over actions at features ``[*B, in_dim]``."""
         return OneHotCategorical(self.out(self.trunk(features)), self.unimix)
+
+
+class ContinuousActor(nn.Module):
+    """Independent normals of bounded mean and spread (DreamerV3, danijar/dreamerv3 e3f0224).
+
+    Actions are neither squashed nor clipped here: the environment clips them to [-1, 1].
+
+    Args:
+        in_dim: width of the features.
+        action_dim: width A of an action.
+        units: width of the trunk.
+        layers: depth of the trunk.
+        low: smallest standard deviation.
+        high: largest.
+        outscale: scale of the two output layers.
+        style: norm, activation, bias and initialisation.
+
+    >>> actor = ContinuousActor(16, 6, units=8, layers=1, outscale=0.0)
+    >>> actor(torch.zeros(2, 16)).sample(actor.noise(2)).shape
+    torch.Size([2, 6])
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        action_dim: int,
+        *,
+        units: int,
+        layers: int,
+        low: float = 0.1,
+        high: float = 1.0,
+        outscale: float = 0.01,
+        style: LayerStyle = STYLE_2023,
+    ) -> None:
+        super().__init__()
+        self.action_dim, self.low, self.high = action_dim, low, high
+        width = units if layers else in_dim
+        self.trunk = MLP(in_dim, units, layers, style)
+        # Two layers, not one of twice the width: the optimiser clips gradients tensor by tensor.
+        self.mean = init_output(nn.Linear(width, action_dim), outscale, style.init)
+        self.std = init_output(nn.Linear(width, action_dim), outscale, style.init)
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """Standard normals ``[*lead, A]`` that :meth:`BoundedNormal.sample` takes."""
+        return torch.randn(*lead, self.action_dim, device=device)
+
+    def forward(self, features: Tensor | Feature) -> BoundedNormal:
+        """Distribution over actions at features ``[*B, in_dim]``."""
+        hidden = self.trunk(features)
+        return BoundedNormal(self.mean(hidden), self.std(hidden), self.low, self.high)

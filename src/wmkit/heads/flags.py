@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
-from wmkit.nn import MLP, Bernoulli, Feature, FeaturePair, init_output
+from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, FeaturePair, LayerStyle, init_output
 
 LABELS = ("continue", "end", "discount")
 
@@ -22,6 +22,7 @@ class FlagHead(nn.Module):
         units: width of the trunk.
         layers: depth of the trunk.
         outscale: scale of the output layer.
+        style: norm, activation, bias and initialisation.
 
     >>> import torch
     >>> FlagHead(16, target="jump", units=8, layers=1, outscale=0.0)(torch.zeros(1, 16)).mean.item()
@@ -30,11 +31,20 @@ class FlagHead(nn.Module):
 
     reads = "feature"
 
-    def __init__(self, in_dim: int, *, target: str, units: int, layers: int, outscale: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        target: str,
+        units: int,
+        layers: int,
+        outscale: float = 1.0,
+        style: LayerStyle = STYLE_2023,
+    ) -> None:
         super().__init__()
         self.target = target
-        self.trunk = MLP(in_dim, units, layers)
-        self.out = init_output(nn.Linear(units if layers else in_dim, 1), outscale)
+        self.trunk = MLP(in_dim, units, layers, style)
+        self.out = init_output(nn.Linear(units if layers else in_dim, 1), outscale, style.init)
 
     def forward(self, features: Tensor | Feature | FeaturePair) -> Bernoulli:
         """Predict from ``[*B, in_dim]``."""
@@ -56,12 +66,13 @@ class ContinueHead(FlagHead):
         in_dim: width of the input.
         label: what the Bernoulli stands for: ``"continue"`` (DreamerV3), ``"end"`` (the
             released LS-Imagine), or ``"discount"``, a continue flag whose target is
-            ``discount`` instead of one.
+            ``discount`` instead of one (DreamerV3 since 2024, 1 - 1/333).
         discount: the soft target of ``"discount"``.
         target: key of the termination flag in a batch.
         units: width of the trunk.
         layers: depth of the trunk.
         outscale: scale of the output layer.
+        style: norm, activation, bias and initialisation.
 
     Raises:
         ConfigError: an unknown label.
@@ -82,8 +93,9 @@ class ContinueHead(FlagHead):
         units: int,
         layers: int,
         outscale: float = 1.0,
+        style: LayerStyle = STYLE_2023,
     ) -> None:
-        super().__init__(in_dim, target=target, units=units, layers=layers, outscale=outscale)
+        super().__init__(in_dim, target=target, units=units, layers=layers, outscale=outscale, style=style)
         if label not in LABELS:
             raise ConfigError(
                 f"continue label {label!r} is unknown: wanted one of {', '.join(LABELS)}; "

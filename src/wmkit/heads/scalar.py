@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 
-from wmkit.functional import symmetric_bins
-from wmkit.nn import MLP, Feature, FeaturePair, SymlogTwoHot, init_output
+from wmkit.errors import ConfigError
+from wmkit.functional import symexp_bins, symmetric_bins
+from wmkit.nn import (
+    MLP,
+    STYLE_2023,
+    Feature,
+    FeaturePair,
+    LayerStyle,
+    SymexpTwoHot,
+    SymlogTwoHot,
+    init_output,
+)
+
+_BINS = {"symlog": symmetric_bins, "symexp": symexp_bins}
+_PREDICTIONS: dict[str, type[SymlogTwoHot] | type[SymexpTwoHot]] = {
+    "symlog": SymlogTwoHot,
+    "symexp": SymexpTwoHot,
+}
 
 
 class TwoHotHead(nn.Module):
-    """Scalar as a distribution over bins equidistant in symlog space (DreamerV3 of 2023).
+    """Scalar as a distribution over bins equidistant in symlog space (DreamerV3).
 
     Args:
         in_dim: width of the input.
@@ -21,9 +38,15 @@ class TwoHotHead(nn.Module):
         bins: how many bins, odd.
         limit: outermost bin, symlog units.
         outscale: scale of the output layer; zero starts every prediction at zero.
+        code: where interpolation between bins and the mean over them are linear: ``"symlog"`` in
+            symlog units (2023), ``"symexp"`` in the quantity's own (since 2024).
+        style: norm, activation, bias and initialisation.
 
     Attributes:
         reads: ``"feature"`` for one state, ``"pair"`` for the states before and after a transition.
+
+    Raises:
+        ConfigError: an unknown code, or an even number of bins.
 
     >>> import torch
     >>> head = TwoHotHead(16, target="reward", units=8, layers=1)
@@ -43,17 +66,25 @@ class TwoHotHead(nn.Module):
         bins: int = 255,
         limit: float = 20.0,
         outscale: float = 0.0,
+        code: Literal["symlog", "symexp"] = "symlog",
+        style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
+        if code not in _BINS or bins % 2 == 0:
+            raise ConfigError(
+                f"two-hot head for {target!r} has code {code!r} and {bins} bins: wanted code "
+                f"{' or '.join(_BINS)} and an odd number of bins; correct the head"
+            )
         self.target = target
-        self.trunk = MLP(in_dim, units, layers)
-        self.out = init_output(nn.Linear(units if layers else in_dim, bins), outscale)
+        self.prediction = _PREDICTIONS[code]
+        self.trunk = MLP(in_dim, units, layers, style)
+        self.out = init_output(nn.Linear(units if layers else in_dim, bins), outscale, style.init)
         self.bins: Tensor
-        self.register_buffer("bins", symmetric_bins(limit, bins), persistent=False)
+        self.register_buffer("bins", _BINS[code](limit, bins), persistent=False)
 
-    def forward(self, features: Tensor | Feature | FeaturePair) -> SymlogTwoHot:
+    def forward(self, features: Tensor | Feature | FeaturePair) -> SymlogTwoHot | SymexpTwoHot:
         """Predict from ``[*B, in_dim]``."""
-        return SymlogTwoHot(self.out(self.trunk(features)), self.bins)
+        return self.prediction(self.out(self.trunk(features)), self.bins)
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The target ``[*B, 1]`` in a batch."""

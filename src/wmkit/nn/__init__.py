@@ -1,20 +1,36 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
 from wmkit.nn.block_linear import BlockLinear, block_product
-from wmkit.nn.conv import ChannelNorm, DoublingConv, HalvingConv, patches
+from wmkit.nn.conv import DoublingConv, HalvingConv, patches
+from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
-from wmkit.nn.predictions import Bernoulli, OneHotCategorical, SquaredError, SymlogTwoHot
+from wmkit.nn.norms import Activation, ChannelNorm, ChannelRMSNorm, channel_norm
+from wmkit.nn.predictions import (
+    Bernoulli,
+    BoundedNormal,
+    Categorical,
+    OneHotCategorical,
+    SquaredError,
+    SymexpTwoHot,
+    SymlogSquaredError,
+    SymlogTwoHot,
+)
 from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle, RMSNorm
 
 __all__ = [
     "MLP",
     "STYLE_2023",
     "STYLE_2024",
+    "Activation",
     "Bernoulli",
     "BlockLinear",
+    "BoundedNormal",
+    "Categorical",
     "ChannelNorm",
+    "ChannelRMSNorm",
+    "ConvStage",
     "DenseNormAct",
     "DoublingConv",
     "Feature",
@@ -24,8 +40,13 @@ __all__ = [
     "OneHotCategorical",
     "RMSNorm",
     "SquaredError",
+    "SymexpTwoHot",
+    "SymlogSquaredError",
     "SymlogTwoHot",
+    "UpsamplingConv",
+    "UpsamplingStage",
     "block_product",
+    "channel_norm",
     "init_hidden",
     "init_output",
     "patches",

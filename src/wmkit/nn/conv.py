@@ -1,7 +1,7 @@
-"""Convolutional blocks whose norm runs over channels, pixel by pixel.
+"""The convolutions of DreamerV3 of 2023 (arXiv:2301.04104v1), and images in blocks of pixels.
 
-Activations are kept in channels-last memory, so that the norm reads contiguous channels
-and no copy is made around it.
+Activations are kept in channels-last memory, so that a norm over channels reads contiguous
+numbers and no copy is made around it.
 
 The two convolutions of kernel 4, stride 2, padding 1 are adjoint to each other: one halves an
 image, the other doubles it, and each one's gradient is the other. On a CPU, doubling to few
@@ -23,40 +23,26 @@ from wmkit.nn.features import rows_are_free
 FEW = 16  # output channels up to which doubling by phases is faster
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of ``[N, C, H, W]``.
-
-    >>> import torch
-    >>> ChannelNorm(8)(torch.zeros(2, 8, 4, 4)).shape
-    torch.Size([2, 8, 4, 4])
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-3) -> None:
-        super().__init__(channels, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W] -> [N, C, H, W]``."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
 class HalvingConv(nn.Conv2d):
-    """Convolution of kernel 4, stride 2, padding 1, without bias.
+    """Convolution of kernel 4, stride 2, padding 1.
 
     Args:
         in_channels: C.
         out_channels: D.
+        bias: add a learned constant per channel.
 
     >>> import torch
     >>> HalvingConv(3, 8)(torch.zeros(2, 3, 64, 64)).shape
     torch.Size([2, 8, 32, 32])
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=False)
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, 2H, 2W] -> [N, D, H, W]``."""
-        return _Halve.apply(x, self.weight) if rows_are_free(x) else _halve(x, self.weight)
+        x = _Halve.apply(x, self.weight) if rows_are_free(x) else _halve(x, self.weight)
+        return x if self.bias is None else x + self.bias.view(-1, 1, 1)
 
 
 class DoublingConv(nn.ConvTranspose2d):
@@ -130,14 +116,22 @@ def _double(x: Tensor, weight: Tensor, bias: Tensor | None, patch: int | None) -
     kernel = F.pad(weight, (0, 1, 0, 1))[:, :, taps][..., taps]  # [C, D, 2, 3, 2, 3]
     if patch is None:
         kernel = kernel.permute(2, 4, 1, 0, 3, 5).flatten(0, 2)  # [2 2 D, C, 3, 3]
-        phases = F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=1)
-        phases = phases.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)  # [N, H, 2, W, 2, D]
-        return phases.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+        return interleave(F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=1))
     blocks = kernel.unflatten(1, (-1, patch, patch))  # [C, D/p², p, p, 2, 3, 2, 3]
     kernel = blocks.permute(1, 4, 2, 6, 3, 0, 5, 7).flatten(0, 4)  # [D/p² (2 p) (2 p), C, 3, 3]
-    if bias is not None:
-        bias = bias.view(-1, 1, patch, 1, patch).expand(-1, 2, -1, 2, -1).flatten()
+    bias = None if bias is None else block_bias(bias, patch)
     return F.pixel_shuffle(F.conv2d(x.contiguous(), kernel, bias, padding=1), 2 * patch)
+
+
+def interleave(phases: Tensor) -> Tensor:
+    """``[N, 2 2 D, H, W] -> [N, D, 2H, 2W]`` in channels-last memory."""
+    phases = phases.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1)).transpose(2, 3)  # [N, H, 2, W, 2, D]
+    return phases.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+
+
+def block_bias(bias: Tensor, patch: int) -> Tensor:
+    """``[D] -> [D/p² (2 p) (2 p)]``, the same for the four phases of each channel."""
+    return bias.view(-1, 1, patch, 1, patch).expand(-1, 2, -1, 2, -1).flatten()
 
 
 def _weight_gradient(large: Tensor, small: Tensor, weight: Tensor) -> Tensor:

@@ -6,13 +6,24 @@ Every ``loss`` is per sample, in nats or squared units, with the event dimension
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.functional import sample_one_hot, symexp, symlog, two_hot_cross_entropy, two_hot_mean, unimix_probs
+from wmkit.functional import (
+    sample_one_hot,
+    symexp,
+    symlog,
+    two_hot_cross_entropy,
+    two_hot_mean,
+    two_hot_mean_wide,
+    unimix_probs,
+)
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class SymlogTwoHot:
@@ -45,6 +56,41 @@ class SymlogTwoHot:
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]``."""
         return two_hot_cross_entropy(self.log_probs, symlog(target.squeeze(-1)), self.bins)
+
+
+class SymexpTwoHot:
+    """Scalar read out from bins in its own units (DreamerV3, danijar/dreamerv3 e3f0224).
+
+    Unlike :class:`SymlogTwoHot`, what lies between two bins and the mean over all of them are
+    linear in the quantity itself, so that the prediction is an unbiased expectation.
+
+    Args:
+        logits: ``[*B, K]`` float; computed with in float32.
+        bins: ``[K]`` float32, the quantity's own units (:func:`~wmkit.functional.symexp_bins`).
+
+    >>> from wmkit.functional import symexp_bins
+    >>> p = SymexpTwoHot(torch.zeros(2, 255), symexp_bins(20.0, 255))
+    >>> p.mean
+    tensor([[0.],
+            [0.]])
+    >>> p.loss(torch.ones(2, 1))
+    tensor([5.5413, 5.5413])
+    """
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        self.logits, self.bins = logits, bins
+        self.log_probs = torch.log_softmax(logits.float(), -1)  # [*B, K], read by mean and loss
+
+    @property
+    def mean(self) -> Tensor:
+        """``[*B, 1]`` float32, the expected bin; exactly zero where all logits are equal."""
+        return two_hot_mean_wide(self.log_probs.exp(), self.bins).unsqueeze(-1)
+
+    mode = mean
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]`` float32."""
+        return two_hot_cross_entropy(self.log_probs, target.squeeze(-1).float(), self.bins)
 
 
 class Bernoulli:
@@ -112,6 +158,51 @@ class _SquaredNorm(torch.autograd.Function):
         return x * (2 * grad).unsqueeze(-1)
 
 
+class SymlogSquaredError(SquaredError):
+    """Squared error in symlog units; :attr:`mean` stays in symlog units.
+
+    >>> SymlogSquaredError(torch.zeros(1, 1), 1).loss(torch.zeros(1, 1))
+    tensor([0.])
+    """
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Squared error to ``symlog(target)``; ``[*B]``."""
+        return super().loss(symlog(target.float()))
+
+
+class Categorical:
+    """One class, or several that are independent, scored by cross-entropy.
+
+    The discrete observations of DreamerV3 (danijar/dreamerv3 e3f0224).
+
+    Args:
+        logits: ``[*B, *event, C]`` float.
+        event_dims: how many dimensions before the last are one event.
+
+    >>> Categorical(torch.zeros(2, 3, 4), event_dims=1).loss(torch.tensor([[0, 1, 2], [3, 0, 0]]))
+    tensor([4.1589, 4.1589])
+    """
+
+    def __init__(self, logits: Tensor, event_dims: int) -> None:
+        self.logits, self.event_dims = logits, event_dims
+
+    @property
+    def mean(self) -> Tensor:
+        """Probabilities, ``[*B, *event, C]`` float32."""
+        return torch.softmax(self.logits.float(), -1)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest classes, ``[*B, *event]`` int64."""
+        return self.logits.argmax(-1)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy to the classes ``target`` ``[*B, *event]``, summed over the event; ``[*B]``."""
+        log_probs = torch.log_softmax(self.logits.float(), -1)
+        picked = log_probs.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)  # [*B, *event]
+        return -(picked.flatten(-self.event_dims).sum(-1) if self.event_dims else picked)
+
+
 class OneHotCategorical:
     """A discrete choice with a share of uniform exploration.
 
@@ -153,3 +244,52 @@ class OneHotCategorical:
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability of a one-hot ``action`` ``[*B, A]``; ``[*B]``."""
         return (self.log_probs * action).sum(-1)
+
+
+class BoundedNormal:
+    """A continuous action: independent normals of bounded mean and spread (DreamerV3, danijar/dreamerv3
+    e3f0224).
+
+    Samples are neither squashed nor clipped: the environment clips, replay and model keep what
+    was drawn, and :meth:`log_prob` is that of the plain normal.
+
+    Args:
+        mean: ``[*B, A]`` float before the tanh.
+        std: ``[*B, A]`` float before the sigmoid; zero gives 0.88 of the way from ``low`` to ``high``.
+        low: smallest standard deviation.
+        high: largest.
+
+    >>> policy = BoundedNormal(torch.zeros(1, 2), torch.zeros(1, 2))
+    >>> policy.mode, policy.entropy / 2
+    (tensor([[0., 0.]]), tensor([1.3055]))
+    >>> policy.sample(torch.tensor([[1.0, -1.0]]))
+    tensor([[ 0.8927, -0.8927]])
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, low: float = 0.1, high: float = 1.0) -> None:
+        self.mean = torch.tanh(mean.float())  # [*B, A]
+        self.std = (high - low) * torch.sigmoid(std.float() + 2.0) + low  # [*B, A]
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest action, ``[*B, A]``."""
+        return self.mean
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats, summed over the action, ``[*B]``."""
+        return (torch.log(self.std) + (0.5 + _LOG_SQRT_2PI)).sum(-1)
+
+    def sample(self, normal: Tensor | None = None) -> Tensor:
+        """Sample ``[*B, A]`` from standard normals ``[*B, A]`` (drawn here if none are given).
+
+        Reparameterised: gradients reach mean and spread.
+        """
+        if normal is None:
+            normal = torch.randn_like(self.mean)
+        return self.mean + self.std * normal
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        distance = (action - self.mean) / self.std
+        return -(0.5 * distance.square() + torch.log(self.std) + _LOG_SQRT_2PI).sum(-1)

@@ -1,0 +1,59 @@
+"""Vector observations of a codec: floats squashed by symlog, classes as one-hot.
+
+DreamerV3 (arXiv:2301.04104; danijar/dreamerv3 e3f0224).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from wmkit.errors import SpecError
+from wmkit.functional import symlog
+
+
+def vector_width(key: str, shape: Sequence[int], discrete: Mapping[str, int]) -> int:
+    """How many numbers a vector key is for a network.
+
+    Args:
+        key: its name.
+        shape: of one observation.
+        discrete: number of classes of every key that holds classes.
+
+    Raises:
+        SpecError: a float without a dimension: nothing tells it from a batch.
+
+    >>> vector_width("velocity", (9,), {}), vector_width("inventory", (2,), {"inventory": 5})
+    (9, 10)
+    """
+    if not shape and key not in discrete:
+        raise SpecError(
+            f"vector {key!r} has shape []: wanted at least one dimension; unsqueeze it in the environment "
+            "(torchrl.envs.UnsqueezeTransform)"
+        )
+    return math.prod(shape) * discrete.get(key, 1)
+
+
+def flat_vector(x: Tensor, shape: Sequence[int], classes: int | None = None) -> Tensor:
+    """A vector observation as a network reads it.
+
+    Args:
+        x: ``[*B, *shape]``, float or, of ``classes``, integer.
+        shape: of one observation.
+        classes: how many; a value outside, as -1 where there is none, becomes zeros.
+
+    Returns:
+        ``[*B, D]`` float.
+
+    >>> flat_vector(torch.tensor([[0, 2]]), (2,), 3)
+    tensor([[1., 0., 0., 0., 0., 1.]])
+    >>> flat_vector(torch.tensor([[0.0, -1.0]]), (2,))
+    tensor([[ 0.0000, -0.6931]])
+    """
+    lead = x.ndim - len(shape)
+    if classes is None:
+        return symlog(x.float()).flatten(lead)
+    return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).float().flatten(lead)
