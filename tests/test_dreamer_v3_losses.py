@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeCopyMode
@@ -26,9 +26,9 @@ from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
 from wmkit.dynamics import RSSM, WorldModel, imagine
 from wmkit.errors import ConfigError, SpecError
-from wmkit.functional import lambda_return_jumpy, replay_lambda_return, symlog
-from wmkit.heads import ContinueHead, Critic, DiscreteActor, RewardHead
-from wmkit.nn import Feature
+from wmkit.functional import lambda_return_jumpy, replay_lambda_return, symexp_bins, symlog
+from wmkit.heads import ContinueHead, ContinuousActor, Critic, DiscreteActor, RewardHead
+from wmkit.nn import STYLE_2024, Feature, SymexpTwoHot
 from wmkit.objectives import (
     ActorCriticLoss,
     KLBalance,
@@ -45,14 +45,20 @@ DISCOUNT = 1 - 1 / 333
 WEIGHTS = {"actor": 1.0, "critic": 1.0, "replay_critic": 0.3}
 
 
-def assemble(seed: int = 0, horizon: int = 5, **laprop: Any) -> System:
-    """Today's DreamerV3 in the parts of 2023: what this file is about does not depend on the cell."""
+def assemble(
+    seed: int = 0, horizon: int = 5, actor: Any = DiscreteActor, today: bool = False, **laprop: Any
+) -> System:
+    """Today's learning over parts of 2023 or of today: what this file is about depends on neither."""
     torch.manual_seed(seed)
     trunk: dict[str, Any] = {"units": 16, "layers": 1}
     codec = trunk | {"images": [], "vectors": ["observation"], "depth": 4}
-    gru = partial(backbones.build, "ln_gru")
+    gru, rssm, scalar = partial(backbones.build, "ln_gru"), {}, {}
+    if today:
+        codec, trunk = codec | {"style": STYLE_2024}, trunk | {"style": STYLE_2024}
+        gru, scalar = partial(backbones.build, "block_gru", blocks=4), {"code": "symexp"}
+        rssm = {"style": STYLE_2024, "joint_input": False, "clip_action": True, "initial_state": "zeros"}
     heads = {
-        "reward": partial(RewardHead, target="reward", **trunk),
+        "reward": partial(RewardHead, target="reward", **trunk, **scalar),
         "continuation": partial(ContinueHead, label="discount", discount=DISCOUNT, **trunk),
     }
     terms = {"observation": 1.0, "reward": 1.0, "continuation": 1.0}
@@ -63,11 +69,11 @@ def assemble(seed: int = 0, horizon: int = 5, **laprop: Any) -> System:
             WorldModel,
             encoder=partial(Encoder, **codec),
             decoder=partial(Decoder, **codec),
-            dynamics=partial(RSSM, backbone=gru, deter=16, groups=4, classes=4, hidden=16),
+            dynamics=partial(RSSM, backbone=gru, deter=16, groups=4, classes=4, hidden=16, **rssm),
             heads=heads,
         ),
-        actor=partial(DiscreteActor, **trunk),
-        critic=partial(Critic, target="lambda_target", **trunk),
+        actor=partial(actor, **trunk),
+        critic=partial(Critic, target="lambda_target", **trunk, **scalar),
         world_model_loss=WorldModelLoss(
             kl=KLBalance(), weights=terms | {"kl_dynamics": 1.0, "kl_representation": 0.1}
         ),
@@ -200,7 +206,7 @@ def test_laprop_refuses_what_it_cannot_do() -> None:
 def test_joint_update_reads_nothing_back() -> None:
     fake = FakeTensorMode()
     with FakeCopyMode(fake):
-        system = copy.deepcopy(assemble())
+        system = copy.deepcopy(assemble(today=True, actor=ContinuousActor))
     with fake:
         batch = {"observation": torch.empty(4, 8, 6), "previous_action": torch.empty(4, 8, 3)}
         batch |= {key: torch.zeros(4, 8, 1, dtype=torch.bool) for key in ("is_init", "terminated", "done")}
@@ -284,29 +290,39 @@ class SymlogValue:
         return (symlog(self.mean) - symlog(target)).square().squeeze(-1)
 
 
+def symexp_two_hot(logits: Tensor) -> SymexpTwoHot:
+    return SymexpTwoHot(logits, symexp_bins(20.0, 255))
+
+
 class LinearCritic(nn.Module):
-    def __init__(self, core: nn.Linear) -> None:
+    def __init__(self, core: nn.Linear, prediction: Any) -> None:
         super().__init__()
-        self.core = core
+        self.core, self.prediction = core, prediction
 
-    def forward(self, features: Any) -> SymlogValue:
-        return SymlogValue(self.core(features.dense if isinstance(features, Feature) else features))
+    def forward(self, features: Any) -> Any:
+        return self.prediction(self.core(features.dense if isinstance(features, Feature) else features))
 
 
-def test_replay_loss_equals_torchrl() -> None:
+@pytest.mark.parametrize("scored", ["symlog_mse", "two_hot"])
+def test_replay_loss_equals_torchrl(scored: Any) -> None:
     reward, bootstrap, terminated, last = window()
     torch.manual_seed(0)
-    core, slow = nn.Linear(5, 1), nn.Linear(5, 1)
+    width, prediction = (1, SymlogValue) if scored == "symlog_mse" else (255, symexp_two_hot)
+    core, slow = nn.Linear(5, width), nn.Linear(5, width)
     x = torch.randn(6, 9, 5, requires_grad=True)
     batch = {"reward": reward, "is_init": last.roll(1, 1), "terminated": terminated, "done": last}
     batch["is_init"][:, 0] = False
     features = Feature(x[..., :2], x[..., 2:])
+    critics = LinearCritic(core, prediction), LinearCritic(slow, prediction)
     loss = ReplayCriticLoss(gamma=DISCOUNT)
-    got = loss(LinearCritic(core), LinearCritic(slow), features, batch, bootstrap)
+    got = loss(*critics, features, batch, bootstrap)
 
-    value = TensorDictModule(core, in_keys=["state"], out_keys=["state_value"])
-    oracle = DreamerV3ValueLoss(value, slow_critic_regularization=1.0)
-    lagging = oracle.target_value_model_params["module"]
+    value = TensorDictSequential(
+        TensorDictModule(core, in_keys=["state"], out_keys=["state_value_logits"]),
+        TensorDictModule(lambda y: prediction(y).mean, ["state_value_logits"], ["state_value"]),
+    )
+    oracle = DreamerV3ValueLoss(value, value_loss=scored, slow_critic_regularization=1.0)
+    lagging = oracle.target_value_model_params["module", "0", "module"]
     lagging["weight"].data.copy_(slow.weight.data)
     lagging["bias"].data.copy_(slow.bias.data)
     following = {"reward": reward, "done": last, "terminated": terminated}
@@ -317,7 +333,7 @@ def test_replay_loss_equals_torchrl() -> None:
 
     # The seam to the next episode says as much as `done`; the window's last record is never scored.
     del batch["done"]
-    again = loss(LinearCritic(core), LinearCritic(slow), features, batch, bootstrap)
+    again = loss(*critics, features, batch, bootstrap)
     torch.testing.assert_close(again.loss, got.loss)
     assert not torch.autograd.grad(again.loss, x)[0][:, -1].any()
 
@@ -325,9 +341,12 @@ def test_replay_loss_equals_torchrl() -> None:
 # -- actor and critic on roll-outs ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first_weight", ["predicted", "replay"])
-def test_losses_on_roll_outs_by_hand(first_weight: str) -> None:
-    system = assemble(horizon=15)
+@pytest.mark.parametrize(
+    ("first_weight", "actor"),
+    [("predicted", DiscreteActor), ("replay", DiscreteActor), ("predicted", ContinuousActor)],
+)
+def test_losses_on_roll_outs_by_hand(first_weight: str, actor: type[nn.Module]) -> None:
+    system = assemble(horizon=15, actor=actor)
     rouse(system, 3.0)
     system.behaviour.first_weight = first_weight
     model, critic, slow = system.world_model, system.critic, system.schedule.slow_critic
@@ -361,8 +380,13 @@ def test_losses_on_roll_outs_by_hand(first_weight: str) -> None:
     scale = 0.01 * (percentile(0.95) - percentile(0.05))  # from zero, no debias, used at once
     assert scale > 1
     policy = system.actor(feature[:, :15])
+    log_prob, entropy = policy.log_prob(rollout.actions), policy.entropy
+    if actor is ContinuousActor:  # the plain normal's, of what was drawn: neither squashed nor clipped
+        assert rollout.actions.abs().max() > 1 and rollout.actions.std(-1).min() > 0
+        normal = torch.distributions.Normal(policy.mean, policy.std)
+        log_prob, entropy = normal.log_prob(rollout.actions).sum(-1), normal.entropy().sum(-1)
     advantage = ((returns - value[:, :15]) / scale).squeeze(-1)
-    actor_loss = -(weight * (policy.log_prob(rollout.actions) * advantage + 3e-4 * policy.entropy)).mean()
+    actor_loss = -(weight * (log_prob * advantage + 3e-4 * entropy)).mean()
     scored = critic(feature[:, :15])
     critic_loss = (weight * (scored.loss(returns) + scored.loss(lagging[:, :15]))).mean()
     torch.testing.assert_close(out.metrics["return_scale"], scale, rtol=1e-4, atol=1e-4)
@@ -441,8 +465,9 @@ def test_first_update_changes_nothing_and_the_second_little() -> None:
     assert 0 < max(moved) < 1.3e-7  # 4e-8 times 1.22, and one rounding of a weight near one
 
 
-def test_joint_update_learns() -> None:
-    system = assemble(lr=3e-3, warmup=5)
+@pytest.mark.parametrize("today", [False, True])
+def test_joint_update_learns(today: bool) -> None:
+    system = assemble(lr=3e-3, warmup=5, today=today, actor=ContinuousActor if today else DiscreteActor)
     batch = system.example_batch()
     losses = []
     for _ in range(30):

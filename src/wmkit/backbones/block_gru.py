@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import RecurrentCell
 from wmkit.errors import ConfigError
-from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, block_product
+from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight
 
 
 class BlockGRU(RecurrentCell):
@@ -82,7 +82,7 @@ class BlockGRU(RecurrentCell):
         own, shared = self.hidden.weight.split([width, self.hidden.weight.shape[1] - width], 1)
         dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
         step, ahead = dense.split([len(dense) - known, known])
-        return BlockGRULoop(self, torch.tanh(self.start), own, step, ahead)
+        return BlockGRULoop(self, torch.tanh(self.start), LoopWeight(own), LoopWeight(step.t()), ahead)
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
@@ -107,8 +107,8 @@ class BlockGRULoop:
     Attributes:
         gru: whose weights these are.
         start: ``[U]`` belief after a reset.
-        own: ``[g, U/g, U/g]`` rows of the hidden layer for a block's own belief.
-        shared: ``[H + D - K, U]`` rows for what all blocks read at a step.
+        own: weight ``[g, U/g, U/g]`` of the hidden layer for a block's own belief.
+        shared: weight ``[U, H + D - K]`` for what all blocks read at a step.
         known: ``[K, U]`` rows for what all blocks read and is known ahead.
 
     >>> gru = BlockGRU(6, 16)
@@ -122,8 +122,8 @@ class BlockGRULoop:
 
     gru: BlockGRU
     start: Tensor
-    own: Tensor
-    shared: Tensor
+    own: LoopWeight
+    shared: LoopWeight
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class BlockGRULoop:
         """One step without reset."""
         gru = self.gru
         shared = torch.cat([gru.belief_in(belief), x], -1)  # [B, H + D - K]
-        hidden = torch.addmm(ahead, shared, self.shared) + block_product(belief, self.own)  # [B, U]
+        hidden = self.shared(shared) + self.own(belief) + ahead  # [B, U]
         gates = gru.gates(gru.style.activate(gru.norm(hidden)))  # [B, 3U]
         reset, candidate, update = gates.unflatten(-1, (gru.blocks, 3, -1)).unbind(-2)  # [B, g, U/g]
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)

@@ -94,7 +94,8 @@ def imagine(
 
     Args:
         world_model: with a ``jump`` head and long-short dynamics if a gate is given.
-        actor: features of ``N`` states to a distribution over actions.
+        actor: features of ``N`` states to a distribution over actions; its ``noise(H, N)``, where it has
+            one, draws for all steps at once what ``sample`` takes.
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
@@ -102,7 +103,8 @@ def imagine(
     dynamics = world_model.dynamics
     rows, device = start.state.shape[0], start.state.device
     state_noise = torch.rand(horizon, rows, dynamics.groups, 1, device=device)
-    action_noise = torch.rand(horizon, rows, 1, device=device)
+    draw = getattr(actor, "noise", None)
+    action_noise = [None] * horizon if draw is None else draw(horizon, rows, device=device)
     gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None
 
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)

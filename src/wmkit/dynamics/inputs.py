@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.backbones import Carry, SequenceModel
-from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle
+from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle, LoopWeight
 from wmkit.nn.features import one_hot_linear
 
 
@@ -70,7 +70,7 @@ class CutLayer:
 
     Attributes:
         layer: whose weight it is.
-        carried: ``[D, K]`` columns for what arrives step by step.
+        carried: its ``[D, K]`` columns for what arrives step by step, for the whole loop.
         known: ``[D, R]`` columns for what is known ahead.
 
     >>> layer = DenseNormAct(5, 8)
@@ -80,14 +80,15 @@ class CutLayer:
     """
 
     layer: DenseNormAct
-    carried: Tensor
+    carried: LoopWeight
     known: Tensor
 
     @classmethod
     def of(cls, layer: DenseNormAct, carried: int) -> CutLayer:
         """Cut after the first ``carried`` columns."""
         weight = layer.linear.weight
-        return cls(layer, *weight.split([carried, weight.shape[1] - carried], 1))
+        step, known = weight.split([carried, weight.shape[1] - carried], 1)
+        return cls(layer, LoopWeight(step), known)
 
     def ahead(self, known: Tensor) -> Tensor:
         """``[*B, R] -> [*B, D]``: its share of the product, and the bias."""
@@ -102,9 +103,9 @@ class CutLayer:
             classes: ``[*B, G]`` int64 if ``carried`` is one-hot and they are known.
         """
         if classes is not None and not torch.is_grad_enabled():
-            product = one_hot_linear(classes, self.carried)
+            product = one_hot_linear(classes, self.carried.weight)
         else:
-            product = F.linear(carried, self.carried)
+            product = self.carried(carried)
         return self.layer.style.activate(self.layer.norm(product + ahead))
 
 

@@ -35,7 +35,7 @@ from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
 from wmkit.functional import sample_index, straight_through, unimix_probs
-from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output
+from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output, loop_weights
 
 
 class RSSM(nn.Module):
@@ -188,10 +188,11 @@ class RSSM(nn.Module):
         per_step = zip(
             action_in.unbind(1), embed_in.unbind(1), is_init.unbind(1), noise.unbind(1), strict=True
         )
-        for action_t, embed_t, init_t, noise_t in per_step:
-            latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
-            latents.append(latent)
-            logits.append(logits_t)
+        with loop_weights(self.input, self.backbone, self.posterior_out):
+            for action_t, embed_t, init_t, noise_t in per_step:
+                latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
+                latents.append(latent)
+                logits.append(logits_t)
         stacked = _stack(latents)
         return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief))
 

@@ -3,6 +3,7 @@
 from wmkit.nn.block_linear import BlockLinear, block_product
 from wmkit.nn.conv import DoublingConv, HalvingConv, patches
 from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
+from wmkit.nn.deferred import LoopWeight, loop_weights
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.mlp import MLP, DenseNormAct
@@ -37,6 +38,7 @@ __all__ = [
     "FeaturePair",
     "HalvingConv",
     "LayerStyle",
+    "LoopWeight",
     "OneHotCategorical",
     "RMSNorm",
     "SquaredError",
@@ -49,6 +51,7 @@ __all__ = [
     "channel_norm",
     "init_hidden",
     "init_output",
+    "loop_weights",
     "patches",
     "rows_are_free",
 ]

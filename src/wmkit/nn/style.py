@@ -5,6 +5,7 @@ One value that a page writes once and every trunk, convolution and cell of a sys
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
 
-_ACTIVATIONS = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
 
 class RMSNorm(nn.Module):

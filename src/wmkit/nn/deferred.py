@@ -1,0 +1,122 @@
+"""Weights used at every step of a time loop, whose gradient is computed once at the end.
+
+Autograd adds a weight's gradient up step by step: for T steps of B rows, T products too thin to
+be fast and T passes over the whole weight. Kept until the last step, the rows make one product
+of T·B rows. The same sum in another order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmkit.nn.block_linear import BlockLinear, block_product
+
+_Rows = list[tuple[Tensor, Tensor]]
+
+
+class LoopWeight:
+    """A weight for many products within one forward pass.
+
+    Args:
+        weight: ``[D, K]`` as :func:`torch.nn.functional.linear` takes it, or ``[g, I, O]``, one matrix
+            per block.
+        bias: ``[D]`` or ``[g*O]``.
+
+    >>> weight = torch.ones(1, 2, requires_grad=True)
+    >>> layer = LoopWeight(weight)
+    >>> (layer(torch.ones(1, 2)) + layer(torch.ones(1, 2))).sum().backward()
+    >>> weight.grad
+    tensor([[2., 2.]])
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight, self.bias = weight, bias
+        self._rows: _Rows | None = None
+        if torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling():
+            self._rows = []
+            self._token: Tensor = _Sum.apply(weight, bias, self._rows)
+            self._values = weight.detach(), None if bias is None else bias.detach()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, K] -> [B, D]``."""
+        if self._rows is None or not torch.is_grad_enabled():
+            return _product(x, self.weight, self.bias)
+        return _Product.apply(x, self._token, *self._values, self._rows)
+
+
+@contextlib.contextmanager
+def loop_weights(*modules: nn.Module) -> Iterator[None]:
+    """Inside, linear and block-linear layers of ``modules`` compute their gradients once.
+
+    >>> layer, x = nn.Linear(2, 1), torch.ones(3, 2)
+    >>> with loop_weights(layer):
+    ...     (layer(x) + layer(x)).sum().backward()
+    >>> layer.bias.grad
+    tensor([6.])
+    """
+    layers: list[Any] = []
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        parts = (part for module in modules for part in module.modules())
+        layers = [part for part in parts if isinstance(part, (nn.Linear, BlockLinear))]
+    for layer in layers:
+        layer.forward = LoopWeight(layer.weight, layer.bias)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if weight.ndim == 2:
+        return F.linear(x, weight, bias)
+    product = block_product(x, weight)
+    return product if bias is None else product + bias
+
+
+class _Sum(torch.autograd.Function):
+    """Stands for weight and bias; its backward runs when those of all products have."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor | None, rows: _Rows) -> Tensor:
+        ctx.rows, ctx.shape, ctx.has_bias = rows, weight.shape, bias is not None
+        return weight.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
+        x, grad = (torch.cat(parts) for parts in zip(*ctx.rows, strict=True))  # [T*B, K], [T*B, D]
+        ctx.rows.clear()
+        if len(ctx.shape) == 2:
+            weight = grad.t() @ x
+        else:
+            blocks, rows, columns = ctx.shape
+            inputs, grads = x.unflatten(-1, (blocks, rows)), grad.unflatten(-1, (blocks, columns))
+            weight = torch.bmm(inputs.permute(1, 2, 0), grads.transpose(0, 1))
+        return weight, grad.sum(0) if ctx.has_bias else None, None
+
+
+class _Product(torch.autograd.Function):
+    """One product; its backward leaves input and output gradient with the others'."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, token: Tensor, weight: Tensor, bias: Tensor | None, rows: _Rows
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.rows = rows
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        ctx.rows.append((x, grad))
+        inputs = None
+        if ctx.needs_input_grad[0]:
+            inputs = grad @ weight if weight.ndim == 2 else _product(grad, weight.transpose(1, 2), None)
+        return inputs, grad.new_zeros(()), None, None, None
