@@ -6,6 +6,7 @@ from wmkit.registry import register
 
 _PARTS: dict[str, dict[str, str]] = {
     "system": {
+        "dreamer_v3": "wmkit.systems.build:build",
         "dreamer_v3_2023": "wmkit.systems.build:build",
         "ls_imagine": "wmkit.systems.build:build",
     },
@@ -20,6 +21,7 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "head": {
         "continue": "wmkit.heads:ContinueHead",
+        "continuous_actor": "wmkit.heads:ContinuousActor",
         "critic": "wmkit.heads:Critic",
         "discrete_actor": "wmkit.heads:DiscreteActor",
         "jump_flag": "wmkit.heads:JumpFlagHead",
