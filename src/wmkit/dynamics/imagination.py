@@ -27,6 +27,8 @@ class Trajectory(NamedTuple):
         jumps: ``[N, H, 1]`` bool.
         continuations: ``[N, H+1, 1]`` probability of going on at each state.
         classes: ``[N, H+1, G]`` int64, class of each categorical of ``states``, where known.
+        log_probs: ``[N, H]`` of ``actions``, with gradient to the policy; only where it learns.
+        entropies: ``[N, H]`` of the policy, nats, likewise.
     """
 
     states: Tensor
@@ -35,6 +37,8 @@ class Trajectory(NamedTuple):
     jumps: Tensor
     continuations: Tensor
     classes: Tensor | None
+    log_probs: Tensor | None = None
+    entropies: Tensor | None = None
 
     @property
     def features(self) -> Feature:
@@ -44,14 +48,15 @@ class Trajectory(NamedTuple):
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join along the starts."""
-        known = [part.classes for part in parts if part.classes is not None]
         return Trajectory(
             torch.cat([part.states for part in parts]),
             torch.cat([part.beliefs for part in parts]),
             torch.cat([part.actions for part in parts]),
             torch.cat([part.jumps for part in parts]),
             torch.cat([part.continuations for part in parts]),
-            torch.cat(known) if len(known) == len(parts) else None,
+            _cat([part.classes for part in parts]),
+            _cat([part.log_probs for part in parts]),
+            _cat([part.entropies for part in parts]),
         )
 
 
@@ -89,8 +94,9 @@ def imagine(
     horizon: int,
     *,
     gate: JumpGate | None = None,
+    learn: bool = False,
 ) -> Trajectory:
-    """Roll the policy out in the model, recording no gradients.
+    """Roll the policy out in the model, recording no gradients of the model.
 
     Args:
         world_model: with a ``jump`` head and long-short dynamics if a gate is given.
@@ -99,6 +105,8 @@ def imagine(
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
+        learn: keep the policy's log-probabilities and entropies, with gradient to the actor, so that
+            its loss need not run it again.
     """
     dynamics = world_model.dynamics
     rows, device = start.state.shape[0], start.state.device
@@ -109,9 +117,16 @@ def imagine(
 
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
     latents, actions, jumps, continuations = [start], [], [], []
+    log_probs, entropies = [], []
     for t in range(horizon):
         feature = latent.parts
-        action = actor(feature).sample(action_noise[t])
+        with torch.set_grad_enabled(learn):
+            policy = actor(feature)
+        action = policy.sample(action_noise[t])
+        if learn:
+            with torch.enable_grad():
+                log_probs.append(policy.log_prob(action))
+                entropies.append(policy.entropy)
         if gate is None or gate_noise is None:
             jump = no_jump
             latent = dynamics.step(latent, action, noise=state_noise[t])
@@ -139,7 +154,21 @@ def imagine(
         torch.stack(jumps, 1).unsqueeze(-1),
         continuation,
         classes,
+        _stack(log_probs),
+        _stack(entropies),
     )
+
+
+def _cat(parts: list[Tensor | None]) -> Tensor | None:
+    """Join along the rows; nothing where a part is missing."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if len(there) == len(parts) else None
+
+
+@torch.enable_grad()
+def _stack(steps: list[Tensor]) -> Tensor | None:
+    """``H`` times ``[N]`` to ``[N, H]``; nothing of nothing."""
+    return torch.stack(steps, 1) if steps else None
 
 
 @torch.no_grad()

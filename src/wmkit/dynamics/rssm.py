@@ -23,7 +23,7 @@ Both clip actions; it changes nothing for one-hot ones and is therefore an optio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class RSSM(nn.Module):
 
         make_input = JointInput if joint_input else SplitInput
         self.input = make_input(self.state_dim, action_dim, hidden, style)
-        self.backbone = backbone(in_dim=self.input.out_dim, out_dim=deter)
+        self.backbone: Any = backbone(in_dim=self.input.out_dim, out_dim=deter)
         self.prior = nn.Sequential(*MLP(deter, hidden, prior_layers, style), logits())
         self.posterior_in = DenseNormAct(deter + embed_dim, hidden, style)
         self.posterior_out = nn.Sequential(*MLP(hidden, hidden, posterior_layers - 1, style), logits())

@@ -127,11 +127,11 @@ class ActorCriticLoss(nn.Module):
             start_mask: ``[S, 1]`` bool, starts that count.
             start_continuation: ``[S, 1]`` float, one where the episode goes on after the start.
         """
-        trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate)
+        trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate, learn=True)
         rows = starts.state.shape[0]
         if self.branches and self.gate is not None:
             later, opened = branch(world_model, actor, trajectory, self.gate)
-            second = imagine(world_model, actor, later, self.horizon)
+            second = imagine(world_model, actor, later, self.horizon, learn=True)
             trajectory = Trajectory.cat([trajectory, second])
             start_mask = torch.cat([start_mask, start_mask & opened.unsqueeze(-1)])
             start_continuation = start_continuation.repeat(2, 1)
@@ -139,8 +139,7 @@ class ActorCriticLoss(nn.Module):
         before = features.map(lambda x: x[:, :-1])
         transitions = self.transitions(world_model, trajectory)
 
-        dense = before.dense  # [S, H, F] gradients of weights need it whole
-        online = critic(dense)
+        online = critic(before)
         with torch.no_grad():
             last = critic(features.map(lambda x: x[:, -1:])).mean
             value = torch.cat([online.mean, last], 1)  # [S, H+1, 1]
@@ -153,14 +152,14 @@ class ActorCriticLoss(nn.Module):
         critic_loss = online.loss(target) + online.loss(slow)  # [S, H]
         critic_loss = (weight.squeeze(-1) * critic_loss).sum() / count
 
-        policy = actor(dense)
+        assert trajectory.log_probs is not None and trajectory.entropies is not None
         advantage = target - value[:, :-1]
         if self.return_norm is not None:
             self.return_norm.update(target)
             advantage = self.return_norm.normalize(advantage)
         acted = ~trajectory.jumps  # [S, H, 1] no action was taken in a jump
-        gain = policy.log_prob(trajectory.actions).unsqueeze(-1) * advantage * acted
-        entropy = policy.entropy.unsqueeze(-1)
+        gain = trajectory.log_probs.unsqueeze(-1) * advantage * acted
+        entropy = trajectory.entropies.unsqueeze(-1)
         actor_loss = -(weight * (gain + self.entropy * entropy)).sum() / count
 
         metrics = {
