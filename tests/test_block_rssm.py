@@ -18,7 +18,7 @@ from wmkit import backbones
 from wmkit.dynamics import RSSM, LongShortRSSM
 from wmkit.errors import ConfigError
 from wmkit.functional import sample_index, unimix_probs
-from wmkit.nn import STYLE_2024, BlockLinear, LoopWeight, block_product
+from wmkit.nn import STYLE_2024, BlockLinear, LoopWeight, RMSNorm, block_product
 
 A, E, G, C, U, H, BLOCKS = 3, 7, 4, 5, 16, 6, 4
 
@@ -306,5 +306,16 @@ def test_loop_weights_have_the_gradients_of_plain_ones(shape):
     for product in (lambda x: plain(x, weight, bias), LoopWeight(weight, bias)):
         total = sum((product(x) * (1 + i)).tanh().sum() for i, x in enumerate(xs))
         results.append((total, *torch.autograd.grad(total, [weight, bias, *xs])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 8)])
+def test_rms_norm_is_pytorchs_with_its_gradients(shape):
+    norm, x = RMSNorm(shape[-1]), torch.randn(shape, requires_grad=True)
+    nn.init.normal_(norm.weight)
+    plain = F.rms_norm(x, norm.weight.shape, norm.weight, norm.eps)
+    wanted = [x, norm.weight]
+    results = [(y, *torch.autograd.grad(y.sin().sum(), wanted)) for y in (plain, norm(x))]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -18,7 +18,8 @@ from wmkit.nn.predictions import (
     SymlogSquaredError,
     SymlogTwoHot,
 )
-from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle, RMSNorm
+from wmkit.nn.rms_norm import RMSNorm
+from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle
 
 __all__ = [
     "MLP",

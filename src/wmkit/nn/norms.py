@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from wmkit.nn.style import STYLE_2023, LayerStyle, RMSNorm
+from wmkit.nn.rms_norm import RMSNorm
+from wmkit.nn.style import STYLE_2023, LayerStyle
 
 
 class ChannelNorm(nn.LayerNorm):

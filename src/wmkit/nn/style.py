@@ -9,35 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
+from wmkit.nn.rms_norm import RMSNorm
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
-
-
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x²) + eps) * scale`` over the last dimension, in float32; no shift.
-
-    Args:
-        dim: width.
-        eps: inside the root.
-
-    >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
-    tensor([[0.8485, 1.1314]])
-    """
-
-    def __init__(self, dim: int, eps: float = 1e-4) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -54,6 +33,7 @@ class LayerStyle:
     Raises:
         ConfigError: an unknown norm, activation or initialisation.
 
+    >>> import torch
     >>> LayerStyle(norm="rms").make_norm(2)(torch.tensor([[3.0, 4.0]])).square().mean().round().item()
     1.0
     """
