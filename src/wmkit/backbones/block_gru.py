@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import RecurrentCell
 from wmkit.errors import ConfigError
-from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight
+from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
 
 
 class BlockGRU(RecurrentCell):
@@ -82,7 +82,8 @@ class BlockGRU(RecurrentCell):
         own, shared = self.hidden.weight.split([width, self.hidden.weight.shape[1] - width], 1)
         dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
         step, ahead = dense.split([len(dense) - known, known])
-        return BlockGRULoop(self, torch.tanh(self.start), LoopWeight(own), LoopWeight(step.t()), ahead)
+        gates = LoopWeight(self.gates.weight, self.gates.bias)
+        return BlockGRULoop(self, torch.tanh(self.start), LoopWeight(own), LoopWeight(step.t()), gates, ahead)
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
@@ -109,6 +110,7 @@ class BlockGRULoop:
         start: ``[U]`` belief after a reset.
         own: weight ``[g, U/g, U/g]`` of the hidden layer for a block's own belief.
         shared: weight ``[U, H + D - K]`` for what all blocks read at a step.
+        gates: weight ``[g, U/g, 3U/g]`` and bias of the gates.
         known: ``[K, U]`` rows for what all blocks read and is known ahead.
 
     >>> gru = BlockGRU(6, 16)
@@ -124,6 +126,7 @@ class BlockGRULoop:
     start: Tensor
     own: LoopWeight
     shared: LoopWeight
+    gates: LoopWeight
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
@@ -139,9 +142,9 @@ class BlockGRULoop:
         """One step without reset."""
         gru = self.gru
         shared = torch.cat([gru.belief_in(belief), x], -1)  # [B, H + D - K]
-        hidden = self.shared(shared) + self.own(belief) + ahead  # [B, U]
-        gates = gru.gates(gru.style.activate(gru.norm(hidden)))  # [B, 3U]
-        reset, candidate, update = gates.unflatten(-1, (gru.blocks, 3, -1)).unbind(-2)  # [B, g, U/g]
+        hidden = self.shared(shared) + ahead + side_by_side(self.own(belief))  # [B, U]
+        gates = self.gates(gru.style.activate(gru.norm(hidden)))  # [g, B, 3U/g]
+        reset, candidate, update = gates.chunk(3, -1)  # [g, B, U/g]
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        blocks = belief.unflatten(-1, (gru.blocks, -1))
-        return torch.lerp(blocks, candidate, torch.sigmoid(update - 1)).flatten(-2)
+        blocks = belief.view(-1, gru.blocks, reset.shape[-1]).transpose(0, 1)
+        return side_by_side(torch.lerp(blocks, candidate, torch.sigmoid(update - 1)))

@@ -1,6 +1,6 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
-from wmkit.nn.block_linear import BlockLinear, block_product
+from wmkit.nn.block_linear import BlockLinear, block_product, side_by_side
 from wmkit.nn.conv import DoublingConv, HalvingConv, patches
 from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
 from wmkit.nn.deferred import LoopWeight, loop_weights
@@ -55,4 +55,5 @@ __all__ = [
     "loop_weights",
     "patches",
     "rows_are_free",
+    "side_by_side",
 ]

@@ -15,24 +15,35 @@ from wmkit.errors import ConfigError
 from wmkit.nn.init import truncated_normal_
 
 
-def block_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply block k of the input with matrix k.
+def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply block k of the input with matrix k, and leave the results block by block.
 
     Args:
-        x: ``[*B, g*I]``, blocks one after the other.
+        x: ``[N, g*I]``, blocks one after the other.
         weight: ``[g, I, O]``.
+        bias: ``[g*O]``.
 
     Returns:
-        ``[*B, g*O]``.
+        ``[g, N, O]``. Where blocks are read apart anyway, putting them side by side would be a copy.
 
     >>> weight = torch.tensor([[[10.0]], [[100.0]]])  # two blocks, one number each
-    >>> block_product(torch.tensor([[1.0, 2.0]]), weight)
-    tensor([[ 10., 200.]])
+    >>> block_product(torch.tensor([[1.0, 2.0]]), weight).flatten()
+    tensor([ 10., 200.])
     """
     blocks, rows, columns = weight.shape
-    per_block = x.reshape(-1, blocks, rows).transpose(0, 1)  # [g, N, I]
-    product = torch.bmm(per_block, weight)  # [g, N, O]
-    return product.transpose(0, 1).reshape(*x.shape[:-1], blocks * columns)
+    per_block = x.view(-1, blocks, rows).transpose(0, 1)  # [g, N, I]
+    if bias is None:
+        return torch.bmm(per_block, weight)
+    return torch.baddbmm(bias.view(blocks, 1, columns), per_block, weight)
+
+
+def side_by_side(x: Tensor) -> Tensor:
+    """``[g, N, O] -> [N, g*O]``.
+
+    >>> side_by_side(torch.tensor([[[1.0]], [[2.0]]]))
+    tensor([[1., 2.]])
+    """
+    return x.transpose(0, 1).flatten(1)
 
 
 class BlockLinear(nn.Module):
@@ -71,4 +82,5 @@ class BlockLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
-        return block_product(x, self.weight) + self.bias
+        product = block_product(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return side_by_side(product).view(*x.shape[:-1], -1)

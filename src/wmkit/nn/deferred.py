@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.nn.block_linear import BlockLinear, block_product
+from wmkit.nn.block_linear import block_product, side_by_side
 
 _Rows = list[tuple[Tensor, Tensor]]
 
@@ -24,8 +24,8 @@ class LoopWeight:
     """A weight for many products within one forward pass.
 
     Args:
-        weight: ``[D, K]`` as :func:`torch.nn.functional.linear` takes it, or ``[g, I, O]``, one matrix
-            per block.
+        weight: ``[D, K]`` as :func:`torch.nn.functional.linear` takes it, or ``[g, I, O]`` as
+            :func:`~wmkit.nn.block_product` does.
         bias: ``[D]`` or ``[g*O]``.
 
     >>> weight = torch.ones(1, 2, requires_grad=True)
@@ -44,7 +44,7 @@ class LoopWeight:
             self._values = weight.detach(), None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[B, K] -> [B, D]``."""
+        """``[B, K] -> [B, D]``, or ``[B, g*I] -> [g, B, O]``."""
         if self._rows is None or not torch.is_grad_enabled():
             return _product(x, self.weight, self.bias)
         return _Product.apply(x, self._token, *self._values, self._rows)
@@ -52,7 +52,7 @@ class LoopWeight:
 
 @contextlib.contextmanager
 def loop_weights(*modules: nn.Module) -> Iterator[None]:
-    """Inside, linear and block-linear layers of ``modules`` compute their gradients once.
+    """Inside, linear layers of ``modules`` compute their gradients once.
 
     >>> layer, x = nn.Linear(2, 1), torch.ones(3, 2)
     >>> with loop_weights(layer):
@@ -63,7 +63,7 @@ def loop_weights(*modules: nn.Module) -> Iterator[None]:
     layers: list[Any] = []
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         parts = (part for module in modules for part in module.modules())
-        layers = [part for part in parts if isinstance(part, (nn.Linear, BlockLinear))]
+        layers = [part for part in parts if isinstance(part, nn.Linear)]
     for layer in layers:
         layer.forward = LoopWeight(layer.weight, layer.bias)
     try:
@@ -76,8 +76,7 @@ def loop_weights(*modules: nn.Module) -> Iterator[None]:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.ndim == 2:
         return F.linear(x, weight, bias)
-    product = block_product(x, weight)
-    return product if bias is None else product + bias
+    return block_product(x, weight, bias)
 
 
 class _Sum(torch.autograd.Function):
@@ -85,20 +84,19 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor | None, rows: _Rows) -> Tensor:
-        ctx.rows, ctx.shape, ctx.has_bias = rows, weight.shape, bias is not None
+        ctx.rows, ctx.has_bias = rows, bias is not None
         return weight.new_zeros(())
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        x, grad = (torch.cat(parts) for parts in zip(*ctx.rows, strict=True))  # [T*B, K], [T*B, D]
+        inputs, grads = zip(*ctx.rows, strict=True)
+        x, grad = torch.cat(inputs), torch.cat(grads, -2)  # [T*B, K], [T*B, D] or [g, T*B, O]
         ctx.rows.clear()
-        if len(ctx.shape) == 2:
+        if grad.ndim == 2:
             weight = grad.t() @ x
         else:
-            blocks, rows, columns = ctx.shape
-            inputs, grads = x.unflatten(-1, (blocks, rows)), grad.unflatten(-1, (blocks, columns))
-            weight = torch.bmm(inputs.permute(1, 2, 0), grads.transpose(0, 1))
-        return weight, grad.sum(0) if ctx.has_bias else None, None
+            weight = torch.bmm(x.view(len(x), len(grad), -1).permute(1, 2, 0), grad)
+        return weight, grad.sum(-2).flatten() if ctx.has_bias else None, None
 
 
 class _Product(torch.autograd.Function):
@@ -118,5 +116,5 @@ class _Product(torch.autograd.Function):
         ctx.rows.append((x, grad))
         inputs = None
         if ctx.needs_input_grad[0]:
-            inputs = grad @ weight if weight.ndim == 2 else _product(grad, weight.transpose(1, 2), None)
+            inputs = grad @ weight if weight.ndim == 2 else side_by_side(grad @ weight.transpose(1, 2))
         return inputs, grad.new_zeros(()), None, None, None
