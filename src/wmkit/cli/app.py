@@ -88,7 +88,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1)] = 20,
     best: Annotated[bool, typer.Option(help="Use the best-scored checkpoint instead of the newest.")] = False,
 ) -> None:
-    """Play episodes with the policy's mode, one record per reset, and refresh the report."""
+    """Play episodes, one record per reset, and refresh the report."""
     with reported():
         from wmkit.training import revisit
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from wmkit.envs.actions import unit_actions
 from wmkit.envs.counting import CountingEnv
 from wmkit.envs.make import make_env
 from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
@@ -27,4 +28,5 @@ __all__ = [
     "measure",
     "random_policy",
     "task_prompt",
+    "unit_actions",
 ]

@@ -1,10 +1,11 @@
 """Heads: features to predictions with ``.loss(target)``, ``.mean`` and ``.mode``."""
 
-from wmkit.heads.actors import ContinuousActor, DiscreteActor
+from wmkit.heads.actors import ActorChoice, ContinuousActor, DiscreteActor
 from wmkit.heads.flags import ContinueHead, FlagHead, JumpFlagHead
 from wmkit.heads.scalar import Critic, JumpReturnHead, JumpSpanHead, RewardHead, TwoHotHead
 
 __all__ = [
+    "ActorChoice",
     "ContinueHead",
     "ContinuousActor",
     "Critic",

@@ -2,9 +2,13 @@
 
 A policy says what chance it needs: ``actor.noise(H, N)`` draws, for H steps of N rows, what
 ``actor(feature).sample(noise[t])`` turns into actions, so that a roll-out draws before its loop.
+``actor.actions`` names the kinds of action it can choose, ``"discrete"`` or ``"continuous"``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +31,8 @@ class DiscreteActor(nn.Module):
     >>> DiscreteActor(16, 12, units=8, layers=1)(torch.zeros(2, 16)).mode.shape
     torch.Size([2, 12])
     """
+
+    actions: ClassVar[tuple[str, ...]] = ("discrete",)
 
     def __init__(
         self,
@@ -73,6 +79,8 @@ class ContinuousActor(nn.Module):
     torch.Size([2, 6])
     """
 
+    actions: ClassVar[tuple[str, ...]] = ("continuous",)
+
     def __init__(
         self,
         in_dim: int,
@@ -101,3 +109,29 @@ class ContinuousActor(nn.Module):
         """Distribution over actions at features ``[*B, in_dim]``."""
         hidden = self.trunk(features)
         return BoundedNormal(self.mean(hidden), self.std(hidden), self.low, self.high)
+
+
+class ActorChoice:
+    """One policy or the other, as the environment's actions ask; for pages that take both.
+
+    Not a module: :func:`wmkit.build` asks it for the one that the system gets.
+
+    Args:
+        discrete: makes the policy over one-hot actions, called as ``discrete(in_dim, action_dim)``.
+        continuous: likewise, over actions that are numbers.
+
+    >>> from functools import partial
+    >>> makers = [partial(actor, units=8, layers=1) for actor in (DiscreteActor, ContinuousActor)]
+    >>> choice = ActorChoice(discrete=makers[0], continuous=makers[1])
+    >>> type(choice.of("continuous")(16, 6)).__name__
+    'ContinuousActor'
+    """
+
+    actions = ("discrete", "continuous")
+
+    def __init__(self, *, discrete: Callable[..., nn.Module], continuous: Callable[..., nn.Module]) -> None:
+        self.discrete, self.continuous = discrete, continuous
+
+    def of(self, kind: str) -> Callable[..., nn.Module]:
+        """The maker for ``kind``, one of :attr:`actions`."""
+        return self.continuous if kind == "continuous" else self.discrete

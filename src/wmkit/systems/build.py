@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from torchrl.data import Composite, TensorSpec
 
 from wmkit.errors import ConfigError
+from wmkit.heads import ActorChoice
 from wmkit.registry import available
-from wmkit.systems.spaces import read_spaces
+from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
 
 CONF = Path(__file__).parent / "conf"
@@ -73,7 +74,7 @@ def build(
     Args:
         system: one of ``wmkit.available()``.
         observation_spec: of the environment.
-        action_spec: of the environment.
+        action_spec: of the environment: one-hot or, where the page's actor chooses numbers, bounded floats.
         overrides: Hydra strings.
 
     Raises:
@@ -94,14 +95,16 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     OmegaConf.resolve(config)
+    actor = instantiate(config.actor, _convert_="all")
     spaces = read_spaces(
         observation_spec,
         action_spec,
         images=_plain(config.observations.images),
         vectors=_plain(config.observations.vectors),
         system=config.system,
+        actions=getattr(getattr(actor, "func", actor), "actions", ("discrete",)),
     )
-    _expand_auto(config, spaces.images, spaces.vectors)
+    _expand_auto(config, spaces)
     heads = config.world_model.heads
     for name, head in heads.items():
         if name in ("intrinsic_reward", "jump"):
@@ -110,22 +113,26 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         spaces.zoomed = True
         spaces.optional |= {"is_zoomed": torch.bool, "jump_resolved": torch.bool}
         spaces.optional |= {"jump_steps": torch.float32, "jump_return": torch.float32}
-    parts = ("world_model", "actor", "critic", "world_model_loss", "behaviour", "schedule")
+    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule")
     return System(
         config.system,
         spaces,
+        actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
         **{part: instantiate(config[part], _convert_="all") for part in parts},
     )
 
 
-def _expand_auto(config: DictConfig, images: Sequence[str], vectors: Sequence[str]) -> None:
-    """Write the observation keys that were found where the page says ``auto``."""
+def _expand_auto(config: DictConfig, spaces: Spaces) -> None:
+    """Write the observation keys that were found where the page says ``auto``, and which hold classes."""
     for codec in (config.world_model.encoder, config.world_model.decoder):
         if codec.images == "auto":
-            codec.images = list(images)
+            codec.images = list(spaces.images)
         if codec.vectors == "auto":
-            codec.vectors = list(vectors)
+            codec.vectors = list(spaces.vectors)
+        discrete = {key: count for key, count in spaces.classes.items() if key in codec.vectors}
+        if discrete:  # a codec without classes need not know the word
+            codec.setdefault("discrete", discrete)
     weights = config.world_model_loss.weights
     if "observations" in weights:
         weight = weights.pop("observations")

@@ -22,8 +22,11 @@ def check_batch(batch: TensorDictBase, spaces: Spaces) -> None:
     wanted: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
         key: (spaces.shapes[key], (torch.uint8, torch.float32)) for key in spaces.images
     }
-    wanted |= {key: (spaces.shapes[key], (torch.float32,)) for key in spaces.vectors}
-    wanted |= {"previous_action": ((spaces.action_dim,), (torch.float32, torch.int64, torch.bool))}
+    for key in spaces.vectors:
+        usual = torch.int64 if key in spaces.classes else torch.float32
+        wanted[key] = spaces.shapes[key], tuple(dict.fromkeys((usual, spaces.dtypes.get(key, usual))))
+    one_hot = () if spaces.actions == "continuous" else (torch.int64, torch.bool)
+    wanted |= {"previous_action": ((spaces.action_dim,), (torch.float32, *one_hot))}
     wanted |= {"reward": ((1,), (torch.float32,))}
     wanted |= {key: ((1,), (torch.bool,)) for key in _FLAGS}
     for key, (shape, dtypes) in wanted.items():

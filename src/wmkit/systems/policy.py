@@ -21,7 +21,9 @@ class Policy(TensorDictModuleBase):
     Reads the observation keys, ``is_init`` and the carried ``state``, ``belief`` and
     ``previous_action``; writes ``action``, the posterior ``state`` and ``belief`` at this
     step, and what the next step is to carry. Samples under ``ExplorationType.RANDOM`` and
-    takes the mode otherwise; the posterior is sampled either way.
+    takes the mode otherwise; the posterior is sampled either way. Continuous actions are of the order
+    of [-1, 1] and not clipped: what was drawn is stored and remembered, and the environment clips and
+    rescales it (:func:`wmkit.envs.unit_actions`).
 
     A vector observation ``reward`` is read from ``arrival_reward``
     (:class:`wmkit.training.collect.ArrivalReward`), zero if that key is absent.
@@ -31,15 +33,22 @@ class Policy(TensorDictModuleBase):
         actor: features to a distribution over actions.
         action_dim: width A of an action.
         observations: keys that the encoder reads.
+        continuous: whether actions are numbers rather than a choice.
     """
 
     def __init__(
-        self, world_model: WorldModel, actor: Any, action_dim: int, observations: Sequence[str]
+        self,
+        world_model: WorldModel,
+        actor: Any,
+        action_dim: int,
+        observations: Sequence[str],
+        *,
+        continuous: bool = False,
     ) -> None:
         super().__init__()
         # Read, not owned: the system registers both.
         self.__dict__["world_model"], self.__dict__["actor"] = world_model, actor
-        self.action_dim = action_dim
+        self.action_dim, self.continuous = action_dim, continuous
         self.observations = tuple(observations)
         read = [key for key in self.observations if key != "reward"]
         self.in_keys = [*read, "is_init", "state", "belief", "previous_action"]

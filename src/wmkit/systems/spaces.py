@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from torchrl.data import Categorical, Composite, OneHot, TensorSpec
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec
 
 from wmkit.codecs.encoder import IMAGE_SIZE, check_image
 from wmkit.errors import SpecError
@@ -46,6 +46,9 @@ class Spaces:
         optional: scalar labels beyond reward and flags, with their dtypes; filled with zeros where
             a batch does not carry them.
         zoomed: whether batches carry zoomed views.
+        actions: ``"discrete"``, one-hot, or ``"continuous"``, floats of the order of [-1, 1], unclipped.
+        classes: of vector keys that hold classes, how many; they are read as one-hot.
+        dtypes: of vector keys, as the environment shows them.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -54,6 +57,9 @@ class Spaces:
     action_dim: int
     optional: dict[str, torch.dtype] = field(default_factory=dict)
     zoomed: bool = False
+    actions: str = "discrete"
+    classes: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -69,9 +75,12 @@ class Spaces:
 
         is_init = rand(1) < 0.05
         done = torch.cat([is_init[:, 1:], rand(1)[:, :1] < 0.05], 1)
-        index = (rand() * self.action_dim).long()
+        if self.actions == "continuous":
+            action = torch.randn(*shape, self.action_dim, generator=generator)
+        else:
+            action = F.one_hot((rand() * self.action_dim).long(), self.action_dim).float()
         batch = {
-            "previous_action": F.one_hot(index, self.action_dim).float() * ~is_init,
+            "previous_action": action * ~is_init,
             "reward": rand(1).round() * ~is_init,
             "is_init": is_init,
             "terminated": done & (rand(1) < 0.5),
@@ -80,7 +89,10 @@ class Spaces:
         for key in self.images:
             batch[key] = (rand(*self.shapes[key]) * 255).to(torch.uint8)
         for key in self.vectors:
-            batch.setdefault(key, rand(*self.shapes[key]))
+            value = rand(*self.shapes[key])
+            if key in self.classes:
+                value = (value * self.classes[key]).to(self.dtypes.get(key, torch.int64))
+            batch.setdefault(key, value)
         for key, dtype in self.optional.items():
             batch[key] = (rand(1) < 0.15) if dtype == torch.bool else rand(1).to(dtype)
         if self.zoomed:
@@ -98,18 +110,20 @@ def read_spaces(
     images: str | Sequence[str],
     vectors: str | Sequence[str],
     system: str,
+    actions: Sequence[str] = ("discrete",),
 ) -> Spaces:
     """Find a system's observations and actions in an environment's specs.
 
     Args:
         observation_spec: of the environment; leading batch dimensions are ignored.
-        action_spec: one-hot or categorical.
+        action_spec: one-hot, or floats of shape ``[A]`` between finite bounds.
         images: keys of the page, or ``"auto"`` for all of them in alphabetical order.
         vectors: likewise.
         system: for messages.
+        actions: kinds that the system can choose, of ``"discrete"`` and ``"continuous"``.
 
     Raises:
-        SpecError: a key is missing or of the wrong rank or dtype, or the actions are not discrete.
+        SpecError: a key is missing or of the wrong rank or dtype, or the system cannot choose such actions.
     """
     lead = len(observation_spec.shape)
     leaves = {k: v for k, v in observation_spec.items() if isinstance(k, str) and k not in BOOKKEEPING}
@@ -117,7 +131,7 @@ def read_spaces(
     if images == "auto":
         images = sorted(k for k, shape in found.items() if len(shape) == 3)
     if vectors == "auto":
-        vectors = sorted(k for k, shape in found.items() if len(shape) == 1)
+        vectors = sorted(k for k, shape in found.items() if _is_vector(shape, leaves[k]))
     found.setdefault("reward", (1,))  # every sequence carries it
     if "affordance" in images:  # AffordanceTransform adds it
         found.setdefault("affordance", (1, IMAGE_SIZE, IMAGE_SIZE))
@@ -136,27 +150,79 @@ def read_spaces(
                 f"image {key!r} has dtype {dtype}: wanted torch.uint8 (or torch.float32 in [0, 1]); "
                 "convert it in the environment"
             )
+    classes = {key: count for key in vectors if (count := _classes(key, leaves.get(key)))}
     for key in vectors:
-        if len(found[key]) != 1:
+        if len(found[key]) != 1 and key not in classes:
             raise SpecError(
                 f"vector {key!r} has shape {list(found[key])}: wanted one dimension; flatten it with "
                 "torchrl.envs.FlattenObservation"
             )
     shapes = {key: found[key] for key in (*images, *vectors)}
-    return Spaces(shapes, tuple(images), tuple(vectors), _action_dim(action_spec, system))
+    kind, action_dim = _read_actions(action_spec, lead, actions, system)
+    return Spaces(
+        shapes,
+        tuple(images),
+        tuple(vectors),
+        action_dim,
+        actions=kind,
+        classes=classes,
+        dtypes={key: leaves[key].dtype for key in vectors if key in leaves},
+    )
 
 
-def _action_dim(spec: TensorSpec, system: str) -> int:
+def _is_vector(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    """Whether ``auto`` takes a key for a vector; classes may also stand alone or in a table."""
+    holds_classes = isinstance(spec, Categorical) and not isinstance(spec, Binary)
+    return len(shape) == 1 or (holds_classes and len(shape) <= 2)
+
+
+def _classes(key: str, spec: TensorSpec | None) -> int | None:
+    """How many classes each element of an observation is one of; None where it holds numbers.
+
+    A one-hot observation is a vector of numbers already.
+    """
+    if spec is None or spec.dtype.is_floating_point or isinstance(spec, OneHot):
+        return None
+    counts: set[int] = set()
+    if isinstance(spec, MultiCategorical):
+        counts = set(spec.nvec.flatten().tolist())
+    elif isinstance(spec, Categorical):
+        counts = {int(spec.space.n)}
+    elif isinstance(spec, Bounded) and not spec.space.low.any():
+        counts = set((spec.space.high + 1).flatten().tolist())
+    if len(counts) == 1 and (count := counts.pop()) > 0:
+        return count
+    found = f"{type(spec).__name__} of {spec.dtype}" + (f" with {sorted(counts)} classes" if counts else "")
+    raise SpecError(
+        f"vector {key!r} holds integers that cannot be read as classes: found {found}, wanted Categorical "
+        "with one number of classes; split it into several keys, or read it as numbers "
+        "(torchrl.envs.DTypeCastTransform)"
+    )
+
+
+def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: str) -> tuple[str, int]:
+    """Kind and width of an action, after ``lead`` batch dimensions."""
     if isinstance(spec, Composite):
         leaves = list(spec.values(True, True))
         if len(leaves) == 1:
-            return _action_dim(leaves[0], system)
-    if isinstance(spec, OneHot):
-        return int(spec.space.n)
+            return _read_actions(leaves[0], lead, actions, system)
+    if "discrete" in actions and isinstance(spec, OneHot):
+        return "discrete", int(spec.space.n)
     found = f"{type(spec).__name__} of shape {list(spec.shape)}"
+    if "continuous" in actions and isinstance(spec, Bounded) and spec.dtype.is_floating_point:
+        shape, largest = spec.shape[lead:], torch.finfo(spec.dtype).max
+        low, high = spec.space.low, spec.space.high
+        if len(shape) == 1 and bool(((-largest < low) & (low < high) & (high < largest)).all()):
+            return "continuous", int(shape[0])
+        found = f"{found} from {low.min():g} to {high.max():g}"
     if isinstance(spec, Categorical):
         found = f"Categorical with {spec.space.n} values"
+    wanted = {"discrete": "OneHot", "continuous": "Bounded floats of shape [A], low < high and finite"}
+    hint = {
+        "discrete": "use discrete actions as one-hot (GymEnv(..., categorical_action_encoding=False))",
+        "continuous": "flatten and bound continuous ones in the environment",
+    }
     raise SpecError(
-        f"system {system} cannot take this action space: found {found}, wanted OneHot; "
-        "use discrete actions as one-hot (GymEnv(..., categorical_action_encoding=False))"
+        f"system {system} cannot take this action space: found {found}, wanted "
+        f"{' or '.join(wanted[kind] for kind in actions)}; {', '.join(hint[kind] for kind in actions)}"
     )

@@ -33,7 +33,8 @@ class System(nn.Module):
         batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
 
     Attributes:
-        policy: for a TorchRL collector.
+        policy: for a TorchRL collector; of continuous actions in an environment with
+            :func:`wmkit.envs.unit_actions`.
         batch_shape: (B, L) that :meth:`update` expects, context included.
         context: leading steps that only supply stored latents.
     """
@@ -64,7 +65,13 @@ class System(nn.Module):
         self.context = int(batch["context"])
         self.batch_shape = (int(batch["size"]), int(batch["length"]) + self.context)
         self.schedule = schedule(self)
-        self.policy = Policy(self.world_model, self.actor, spaces.action_dim, spaces.observations)
+        self.policy = Policy(
+            self.world_model,
+            self.actor,
+            spaces.action_dim,
+            spaces.observations,
+            continuous=spaces.actions == "continuous",
+        )
 
     def update(self, batch: TensorDictBase) -> TensorDict:
         """One full training update.

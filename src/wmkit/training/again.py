@@ -58,7 +58,15 @@ def revisit(
             done.append(episode)
             bar.advance(success_rate=sum(e.success for e in done) / len(done))
 
-        result = evaluate(system.policy, world, episodes, seed=EVALUATION_SEED, record=2, on_episode=count)
+        result = evaluate(
+            system.policy,
+            world,
+            episodes,
+            seed=EVALUATION_SEED,
+            record=2,
+            sampled=bool(config.training.get("evaluate_sampled", False)),
+            on_episode=count,
+        )
     step = state["counters"]["step"]
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())

@@ -1,4 +1,4 @@
-"""Plays whole episodes with the policy's mode and counts each of them once.
+"""Plays whole episodes and counts each of them once.
 
 The released LS-Imagine evaluator records an episode again while jump pairs are pending
 (specification 10.3). Here an episode yields exactly one record, between a reset and the
@@ -120,6 +120,7 @@ def evaluate(
     *,
     seed: int | None = None,
     record: int = 0,
+    sampled: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> Evaluation:
@@ -131,6 +132,7 @@ def evaluate(
         episodes: how many to finish.
         seed: seeds the environments first, so that every evaluation meets the same worlds.
         record: how many environments keep their first episode in full.
+        sampled: let the policy sample, as in training, instead of taking its mode.
         stop: asked at every step; when true, the unfinished episodes are dropped.
         on_episode: called with each finished episode.
 
@@ -144,7 +146,7 @@ def evaluate(
     totals, lengths, succeeded = [0.0] * count, [0] * count, [False] * count
     if seed is not None:
         env.set_seed(seed)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    with set_exploration_type(ExplorationType.RANDOM if sampled else ExplorationType.DETERMINISTIC):
         current = env.reset()
         first = True
         while any(quota) and not stop():

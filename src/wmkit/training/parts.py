@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torchrl.envs import Compose, EnvBase, TransformedEnv
+from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
 from wmkit.errors import ConfigError
 from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
@@ -38,8 +38,12 @@ class Parts:
     prepare_affordance: Callable[..., AffordanceTools | None]
 
     def carry(self, env: EnvBase, system: Any) -> TransformedEnv:
-        """Add ``is_init``, the policy's carried latents and what else it reads to an environment."""
-        extra = []
+        """Add ``is_init``, the policy's carried latents and what else it needs to an environment."""
+        from wmkit.envs import unit_actions
+
+        extra: list[Transform] = []
+        if getattr(system.policy, "continuous", False):
+            extra += unit_actions()
         if "reward" in getattr(system.policy, "observations", ()):
             extra.append(ArrivalReward())
         return with_carry(env, system.policy, *extra)

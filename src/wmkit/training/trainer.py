@@ -3,7 +3,7 @@
     affordance   scorer, random frames, labels, U-Net        (systems with an ``affordance`` block)
     prefill      random steps into the replay
     train        collect k steps -> replay -> updates by ratio -> log, evaluate, save
-    final        evaluation with the policy's mode, report
+    final        evaluation, report
 
 Everything the run leaves behind lies in its :class:`~wmkit.training.run.RunDirectory`. The replay
 holds every step that was taken; a checkpoint holds the rest. A run killed at any moment goes
@@ -236,6 +236,7 @@ class Trainer:
             episodes,
             seed=EVALUATION_SEED,
             record=record,
+            sampled=bool(self.settings.get("evaluate_sampled", False)),
             stop=lambda: self.interrupt.requested or self.deadline.playing_over(),
             on_episode=count,
         )

@@ -1,0 +1,324 @@
+"""Today's DreamerV3 as a system: parameter counts, continuous actions, classes, image sizes, a whole run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+    UnboundedDiscrete,
+)
+from torchrl.envs import EnvBase, SerialEnv, TransformedEnv, check_env_specs
+
+import wmkit
+from wmkit.envs import unit_actions
+from wmkit.errors import SpecError
+from wmkit.nn import Categorical as Classes
+from wmkit.systems import compose
+from wmkit.training.evaluate import evaluate
+from wmkit.training.parts import default_parts
+from wmkit.training.run import RunDirectory
+from wmkit.training.trainer import Trainer
+
+SMALL = [
+    *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.depth=2"),
+    *("batch.size=3", "batch.length=5"),
+]
+PROPRIO = Composite(height=Unbounded((1,)), orientations=Unbounded((14,)), velocity=Unbounded((9,)))
+SIX, LOW, HIGH = Bounded(-1, 1, (6,)), [-2.0, 0.0], [2.0, 10.0]
+
+
+def image(channels: int, side: int) -> Composite:
+    return Composite(pixels=UnboundedDiscrete((channels, side, side), dtype=torch.uint8))
+
+
+def build(spec: Composite, actions: TensorSpec, *overrides: str, name: str = "dreamer_v3") -> wmkit.System:
+    return wmkit.build(name, observation_spec=spec, action_spec=actions, overrides=[*SMALL, *overrides])
+
+
+def parameters(*modules: torch.nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+# ---- sizes --------------------------------------------------------------------------------------------
+
+
+def sized(size: str, spec: Composite, actions: TensorSpec) -> wmkit.System:
+    with torch.device("meta"):
+        return wmkit.build(
+            "dreamer_v3", observation_spec=spec, action_spec=actions, overrides=[f"size={size}"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("spec", "actions", "counts"),
+    [
+        (PROPRIO, SIX, {"1m": 640_867, "12m": 9_738_019, "200m": 153_769_507}),
+        (image(3, 64), SIX, {"1m": 686_846, "12m": 10_494_158, "200m": 165_948_686}),
+        (image(3, 64), OneHot(17), {"1m": 687_875, "12m": 10_498_259, "200m": 165_965_075}),
+        (image(1, 96), OneHot(18), {"1m": 769_762, "12m": 11_808_850, "200m": 186_936_082}),
+    ],
+    ids=["walker", "vision", "crafter", "atari"],
+)
+def test_parameter_counts_are_those_of_the_original(
+    spec: Composite, actions: TensorSpec, counts: dict[str, int]
+) -> None:
+    for size, count in counts.items():
+        system = sized(size, spec, actions)
+        assert parameters(system.world_model, system.actor, system.critic) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "spec", "counts"),
+    [
+        ("1m", PROPRIO, [10_112, 273_664, 45_312, 45_440, 51_096, 57_663, 41_153, 50_316, 66_111]),
+        (
+            "12m",
+            image(3, 64),
+            [220_416, 4_338_688, 918_528, 722_432, 1_272_003, 721_407, 656_129, 791_052, 853_503],
+        ),
+    ],
+)
+def test_every_part_has_its_share(size: str, spec: Composite, counts: list[int]) -> None:
+    system = sized(size, spec, SIX)
+    model, rssm = system.world_model, system.world_model.dynamics
+    parts = [
+        (model.encoder,),
+        (rssm.input, rssm.backbone),
+        (rssm.posterior_in, rssm.posterior_out),
+        (rssm.prior,),
+        (model.decoder,),
+        (model.heads["reward"],),
+        (model.heads["continuation"],),
+        (system.actor,),
+        (system.critic,),
+    ]
+    assert [parameters(*part) for part in parts] == counts
+
+
+@pytest.mark.parametrize("side", [64, 96])
+def test_images_of_several_sizes_learn(side: int) -> None:
+    system = build(image(1, side), OneHot(3))
+    assert system.update(system.example_batch())["loss"].isfinite()
+    if side != 64:
+        with pytest.raises(SpecError, match=r"shape \[1, 96, 96\]: wanted \[channels, 64, 64\]"):
+            build(image(1, side), OneHot(3), name="dreamer_v3_2023")
+
+
+# ---- actions ------------------------------------------------------------------------------------------
+
+
+def test_the_page_chooses_the_actor() -> None:
+    spec = Composite(observation=Unbounded((3,)))
+    discrete = build(spec, OneHot(4), "actor.discrete.unimix=0.5")
+    assert discrete.actor.unimix == 0.5 and discrete.spaces.actions == "discrete"
+    continuous = build(spec, Bounded(-3.0, 7.0, (4,)), "actor.continuous.high=2")
+    assert (continuous.actor.low, continuous.actor.high) == (0.1, 2)
+    assert continuous.spaces.actions == "continuous" and continuous.spaces.action_dim == 4
+    batched = wmkit.build(  # as a batch of two environments shows itself
+        "dreamer_v3",
+        observation_spec=Composite(observation=Unbounded((2, 3)), shape=[2]),
+        action_spec=Composite(action=Bounded(-3.0, 7.0, (2, 4)), shape=[2]),
+        overrides=SMALL,
+    )
+    assert batched.spaces.action_dim == 4
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        (Unbounded((2,)), "UnboundedContinuous of shape [2], wanted OneHot or Bounded"),
+        (Bounded(-1.0, float("inf"), (2,)), "BoundedContinuous of shape [2] from -1 to inf, wanted"),
+        (Bounded(-1.0, 1.0, ()), "BoundedContinuous of shape [] from -1 to 1, wanted"),
+        (Bounded(-1.0, 1.0, (2, 3)), "BoundedContinuous of shape [2, 3] from -1 to 1, wanted"),
+        (Bounded(0, 3, (2,), dtype=torch.int64), "BoundedDiscrete of shape [2], wanted"),
+        (Categorical(4), "Categorical with 4 values, wanted"),
+    ],
+)
+def test_other_actions_are_refused_in_one_sentence(actions: TensorSpec, found: str) -> None:
+    with pytest.raises(SpecError) as error:
+        build(Composite(observation=Unbounded((3,))), actions)
+    assert found in str(error.value) and "\n" not in str(error.value)
+
+
+def test_systems_of_one_hot_actions_refuse_numbers() -> None:
+    with pytest.raises(SpecError, match=r"shape \[6\], wanted OneHot; use discrete actions"):
+        build(PROPRIO, SIX, name="dreamer_v3_2023")
+
+
+def test_an_update_learns_from_actions_of_any_size() -> None:
+    system = build(Composite(observation=Unbounded((3,))), Bounded(-3.0, 7.0, (2,)))
+    batch = system.example_batch()
+    action = batch["previous_action"]
+    assert action.dtype == torch.float32 and (action.abs() > 1).any()
+    assert not action[batch["is_init"].squeeze(-1)].any()
+    before = [p.clone() for p in system.actor.parameters()]
+    for _ in range(3):  # the first has a learning rate of zero
+        metrics = system.update(batch)
+    assert all(v.isfinite().all() for v in metrics.exclude("replay_context").values())
+    assert all(not torch.equal(p, q) for p, q in zip(before, system.actor.parameters(), strict=True))
+    with pytest.raises(SpecError, match=r"of torch.int64: wanted \[3, 6, 2\] of torch.float32;"):
+        system.update(batch.set("previous_action", action.long()))
+
+
+# ---- the environment's side ---------------------------------------------------------------------------
+
+
+class Steer(EnvBase):
+    """Shows the action that reached it; its phase counts 0, 1, 2; ten steps an episode."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        low, high = torch.tensor([LOW, HIGH], dtype=dtype)
+        self.action_spec = Bounded(low, high, (2,), dtype=dtype)
+        self.observation_spec = Composite(applied=Unbounded((2,), dtype=dtype), phase=Categorical(3))
+        self.reward_spec = Unbounded((1,))
+        self.done_spec = Composite(
+            {key: Binary(1, dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        )
+        self.count, self.type = 0, dtype
+
+    def _show(self, applied: torch.Tensor) -> dict[str, torch.Tensor]:
+        over = torch.tensor([self.count >= 10])
+        ends = {"done": over, "truncated": over.clone(), "terminated": torch.zeros_like(over)}
+        return {"applied": applied, "phase": torch.tensor(self.count % 3), **ends}
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDict:
+        self.count = 0
+        return TensorDict(self._show(torch.zeros(2, dtype=self.type)))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        self.count += 1
+        applied = tensordict["action"].clone()
+        assert applied.dtype == self.type
+        return TensorDict({**self._show(applied), "reward": -applied[:1].float().abs()})
+
+    def _set_seed(self, seed: int | None) -> None:
+        return None
+
+
+def rescaled(action: torch.Tensor) -> torch.Tensor:
+    low, high = torch.tensor([LOW, HIGH])
+    return low + (action.clamp(-1, 1) + 1) / 2 * (high - low)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_environment_clips_and_rescales_out_of_sight(dtype: torch.dtype) -> None:
+    env = TransformedEnv(SerialEnv(2, partial(Steer, dtype=dtype)))
+    for transform in unit_actions():
+        env.append_transform(transform)
+    check_env_specs(env, seed=0)
+    drawn = 3 * torch.randn(2, 4, 2)
+    current, seen = env.reset(), []
+    for action in drawn.unbind(1):
+        stepped, current = env.step_and_maybe_reset(current.set("action", action))
+        assert torch.equal(stepped["action"], action)
+        seen.append(stepped["next", "applied"].float())
+    torch.testing.assert_close(torch.stack(seen, 1), rescaled(drawn))
+    assert env.action_spec.space.low.eq(-1).all() and env.action_spec.space.high.eq(1).all()
+
+
+def steering(folder: Path, *overrides: str) -> Trainer:
+    """A trainer of dreamer_v3 on two steered worlds, with the collector and replay of every run."""
+    settings = {
+        **{"steps": 96, "prefill": 24, "train_ratio": 2.0, "checkpoint_every": 1000, "final_episodes": 2},
+        "report": "false",
+    }
+    config = compose(
+        "dreamer_v3",
+        [*SMALL, f"run_dir={folder}", "threads=1", "behaviour.horizon=3", "preset=smoke"]
+        + [f"training.{key}={value}" for key, value in settings.items()]
+        + list(overrides),
+    )
+    resumed = OmegaConf.select(config, "resume")
+    run = RunDirectory.open(folder) if resumed else RunDirectory.create(config)
+    return Trainer(config, run, parts=replace(default_parts(), make_env=lambda *_, **__: SerialEnv(2, Steer)))
+
+
+def test_a_run_keeps_what_was_drawn_and_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = steering(folder)
+    summary = first.train()
+    assert summary.steps == 96 and summary.updates == (96 - 24) * 2 // 15
+    assert summary.episodes == 2 and summary.episode_return is not None
+
+    second = steering(folder, f"resume={folder}", "training.steps=144")
+    again = second.train()
+    assert again.steps == 144 and again.updates == (144 - 24) * 2 // 15
+    for stream in range(2):
+        records = second.memory.streams.get(second.memory.streams.ids(stream))
+        action, acted = records["previous_action"], ~records["is_init"].squeeze(-1)
+        torch.testing.assert_close(records["applied"][acted], rescaled(action)[acted])
+        assert not action[~acted].any()
+        prefilled = int(acted.cumsum(0).le(12).sum())  # uniform in [-1, 1]
+        assert action[:prefilled].abs().max() <= 1 < action[prefilled:].abs().max()
+        assert records["phase"].shape == acted.shape and records["phase"].dtype == torch.int64
+        assert records["phase"].unique().tolist() == [0, 1, 2]
+
+
+def test_evaluation_samples_where_the_page_says_so() -> None:
+    systems = {"dreamer_v3": True, "dreamer_v3_2023": False, "ls_imagine": False}
+    for name, sampled in systems.items():
+        assert compose(name).training.evaluate_sampled == sampled
+    system = build(Steer().observation_spec, Steer().action_spec)
+    env = default_parts().carry(SerialEnv(1, Steer), system)
+    torch.nn.init.zeros_(system.actor.mean.weight)  # the mode is zero everywhere
+    for sampled in (False, True):
+        (trajectory,) = evaluate(system.policy, env, 1, record=1, sampled=sampled).trajectories
+        assert trajectory["previous_action"].any() == sampled
+
+
+# ---- classes ------------------------------------------------------------------------------------------
+
+
+def test_classes_are_read_as_one_hot_and_predicted_by_cross_entropy() -> None:
+    inventory = MultiCategorical([5, 5])
+    spec = Composite(inventory=inventory, held=Categorical(7), lit=Binary(2), velocity=Unbounded((3,)))
+    system = build(spec, OneHot(3))
+    assert system.spaces.classes == {"held": 7, "inventory": 5, "lit": 2}
+    assert system.world_model.encoder.vector[0].linear.in_features == 7 + 2 * 5 + 2 * 2 + 3
+    predictions = system.world_model.decoder(torch.zeros(4, 32))
+    kinds = {key: isinstance(prediction, Classes) for key, prediction in predictions.items()}
+    assert kinds == {"held": True, "inventory": True, "lit": True, "velocity": False}
+    batch = system.example_batch()
+    assert (batch["held"].shape, batch["held"].dtype) == (batch.batch_size, torch.int64)
+    assert batch["inventory"].shape == (*batch.batch_size, 2) and batch["inventory"].max() == 4
+    assert system.update(batch)["loss"].isfinite()
+    with pytest.raises(SpecError, match=r"'inventory' is \[3, 6, 2\] of torch.float32: wanted"):
+        system.update(batch.clone().set("inventory", batch["inventory"].float()))
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (MultiCategorical([5, 3]), r"MultiCategorical of torch.int64 with \[3, 5\] classes"),
+        (UnboundedDiscrete((2,)), "UnboundedDiscrete of torch.int64, wanted"),
+        (Bounded(-2, 2, (2,), dtype=torch.int64), "BoundedDiscrete of torch.int64, wanted"),
+    ],
+)
+def test_integers_without_classes_are_refused(spec: TensorSpec, found: str) -> None:
+    with pytest.raises(SpecError, match=found):
+        build(Composite(key=spec), OneHot(3))
+
+
+def test_one_hot_and_wide_numbers_are_numbers() -> None:
+    spec = Composite(place=OneHot(16, dtype=torch.int64), speed=Unbounded((2,), dtype=torch.float64))
+    system = build(spec, OneHot(4))
+    assert not system.spaces.classes
+    batch = system.example_batch()
+    for place in (batch["place"], batch["place"].round().long()):
+        shown = batch.clone().set("place", place).set("speed", batch["speed"].double())
+        assert system.update(shown)["loss"].isfinite()
