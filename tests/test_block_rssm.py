@@ -300,7 +300,8 @@ def test_loop_weights_have_the_gradients_of_plain_ones(shape):
     weight = torch.randn(shape, requires_grad=True)
     width, out = (shape[1], shape[0]) if len(shape) == 2 else (shape[0] * shape[1], shape[0] * shape[2])
     bias = torch.randn(out, requires_grad=True)
-    xs = [torch.randn(7, width, requires_grad=True) for _ in range(3)]
+    rows = (7,) if len(shape) == 3 else (1, 7)
+    xs = [torch.randn(*rows, width, requires_grad=True) for _ in range(3)]
     plain = F.linear if len(shape) == 2 else block_product
     results = []
     for product in (lambda x: plain(x, weight, bias), LoopWeight(weight, bias)):

@@ -44,7 +44,7 @@ class LoopWeight:
             self._values = weight.detach(), None if bias is None else bias.detach()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[B, K] -> [B, D]``, or ``[B, g*I] -> [g, B, O]``."""
+        """``[*B, K] -> [*B, D]``, or ``[B, g*I] -> [g, B, O]``."""
         if self._rows is None or not torch.is_grad_enabled():
             return _product(x, self.weight, self.bias)
         return _Product.apply(x, self._token, *self._values, self._rows)
@@ -52,7 +52,7 @@ class LoopWeight:
 
 @contextlib.contextmanager
 def loop_weights(*modules: nn.Module) -> Iterator[None]:
-    """Inside, linear layers of ``modules`` compute their gradients once.
+    """Inside, the plain linear layers of ``modules`` compute their gradients once.
 
     >>> layer, x = nn.Linear(2, 1), torch.ones(3, 2)
     >>> with loop_weights(layer):
@@ -63,7 +63,7 @@ def loop_weights(*modules: nn.Module) -> Iterator[None]:
     layers: list[Any] = []
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         parts = (part for module in modules for part in module.modules())
-        layers = [part for part in parts if isinstance(part, nn.Linear)]
+        layers = [part for part in parts if type(part) is nn.Linear]  # another class may multiply otherwise
     for layer in layers:
         layer.forward = LoopWeight(layer.weight, layer.bias)
     try:
@@ -113,7 +113,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        ctx.rows.append((x, grad))
+        if weight.ndim == 2:  # a cell may have more dimensions than rows
+            ctx.rows.append((x.flatten(0, -2), grad.flatten(0, -2)))
+        else:
+            ctx.rows.append((x, grad))
         inputs = None
         if ctx.needs_input_grad[0]:
             inputs = grad @ weight if weight.ndim == 2 else side_by_side(grad @ weight.transpose(1, 2))
