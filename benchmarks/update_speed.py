@@ -1,0 +1,634 @@
+"""One training update of wmkit beside the same update assembled from TorchRL's own parts.
+
+    python benchmarks/update_speed.py --system dreamer_v3 --size 1m --obs proprio --against torchrl
+    python benchmarks/update_speed.py --obs vision --codec strided --threads 2 --json vision.json
+
+An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
+replay, one backward, one optimiser step, slow critic. Both sides run in turn in one process, on the same
+numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the process: on a
+machine with other work it says more than the wall clock.
+
+The peer is TorchRL's `DreamerV3Loss` with its `DreamerV3OptimizationStepper` and `DreamerV3Optimizer`. Tables
+of parameters and of the losses of the first update show whether the two do the same work. Actions are six,
+one-hot; `proprio` is one vector of 24 numbers, `vision` one image of 3 x 64 x 64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
+from torchrl.envs.model_based import DreamerEnv
+from torchrl.modules import (
+    DreamerV3DiscreteActor,
+    DreamerV3ImageDecoder,
+    DreamerV3ImageEncoder,
+    DreamerV3MLP,
+    RSSMPosteriorV3,
+    RSSMPriorV3,
+    RSSMRolloutV3,
+    SymExpTwoHot,
+    WorldModelWrapper,
+)
+from torchrl.objectives import (
+    DreamerV3ActorLoss,
+    DreamerV3Loss,
+    DreamerV3ModelLoss,
+    DreamerV3ValueLoss,
+    SoftUpdate,
+    ValueEstimators,
+    symlog,
+)
+from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3Optimizer
+
+import wmkit
+
+# TensorDictModule looks for pandas at every call, which is quick only once it is imported.
+PANDAS = find_spec("pandas") is not None and bool(import_module("pandas"))
+
+SIZES = ["1m", "12m", "25m", "50m", "100m", "200m", "400m"]
+ACTIONS, HORIZON, DISCOUNT, LAMBDA = 6, 15, 1 - 1 / 333, 0.95
+BLOCKS, BINS, UNIMIX = 8, 255, 0.01
+SPACES = {
+    "proprio": ("observation", Unbounded((24,))),
+    "vision": ("pixels", UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)),
+}
+DIFFERENCES = [
+    "same terms on both sides, the critic on replay included; one backward, LaProp with adaptive clipping",
+    "discrete actions on both sides: torchrl's DreamerV3DiscreteActor, a REINFORCE actor",
+    "torchrl applies and samples the prior inside its loop over time, wmkit applies it once over the window",
+    "torchrl applies the actor twice, with gradients: while it imagines, and to score what it did",
+    "torchrl predicts rewards at every imagined step, wmkit over all steps at once",
+]
+CODEC_NOTES = {
+    "pooled": "torchrl has no image codec that pools: its side is ours in plain PyTorch, channels last",
+    "strided": "image codec of torchrl's own, channels last, and ours with strided=true; its decoder has one "
+    "block layer over state and belief and no sigmoid, ours a block layer, two dense ones and a sigmoid",
+}
+
+
+@dataclass
+class Side:
+    """One of the two programs.
+
+    Attributes:
+        update: one update; its losses by name.
+        parts: pieces of an update that can be timed alone.
+        parameters: counts by part.
+        note: how it runs.
+        compile_s: seconds its compilation took, if it was compiled.
+        wall: milliseconds by piece, one per repetition.
+        cpu: likewise, of the processor.
+    """
+
+    update: Callable[[], dict[str, Tensor]]
+    parts: dict[str, Callable[[], None]]
+    parameters: dict[str, int]
+    note: str = "eager"
+    compile_s: float | None = None
+    wall: dict[str, list[float]] = field(default_factory=dict)
+    cpu: dict[str, list[float]] = field(default_factory=dict)
+
+    def time(self, name: str, work: Callable[[], object]) -> None:
+        """Run ``work`` once and note its milliseconds."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        work()
+        self.cpu.setdefault(name, []).append(1e3 * (time.process_time() - cpu))
+        self.wall.setdefault(name, []).append(1e3 * (time.perf_counter() - wall))
+
+
+def count(*modules: nn.Module) -> int:
+    """Parameters of ``modules``."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+# -- wmkit --------------------------------------------------------------------------------------------
+
+
+def build_wmkit(args: argparse.Namespace) -> tuple[Any, TensorDict]:
+    """The system, and a batch with stored latents in front."""
+    key, spec = SPACES[args.obs]
+    overrides = [
+        f"size={args.size}",
+        "preset=full",
+        f"batch.size={args.batch}",
+        f"batch.length={args.length}",
+    ]
+    if args.obs == "vision" and args.codec == "strided":
+        overrides += [f"+world_model.{half}.image.strided=true" for half in ("encoder", "decoder")]
+    system = wmkit.build(
+        args.system,
+        observation_spec=Composite({key: spec}),
+        action_spec=OneHot(ACTIONS),
+        overrides=overrides,
+    )
+    batch = system.example_batch()
+    dynamics = system.world_model.dynamics
+    for name, width in {"state": dynamics.state_dim, "belief": dynamics.belief_dim}.items():
+        batch[name] = torch.zeros(*batch.shape, width)
+    return system, batch
+
+
+def wmkit_side(system: Any, batch: TensorDict) -> Side:
+    """wmkit's update and its pieces."""
+    model, dynamics, learner = (
+        system.world_model,
+        system.world_model.dynamics,
+        system.schedule.learners["joint"],
+    )
+    window = batch[:, system.context :]
+    latent = dynamics.resume(window["state"][:, 0], window["belief"][:, 0])
+    learned = system.world_model_loss(model, system.fill(window), latent)
+    model_weights = list(model.parameters())
+    behaviour_weights = [*system.actor.parameters(), *system.critic.parameters()]
+
+    def world_model() -> None:
+        loss = system.world_model_loss(model, system.fill(window), latent).loss
+        learner.optimizer.zero_grad()
+        loss.backward(inputs=model_weights)
+
+    def behaviour() -> None:
+        starts, mask, going_on = learned.starts, learned.start_mask, learned.start_continuation
+        slow = system.schedule.slow_critic
+        out = system.behaviour(model, system.actor, system.critic, slow, starts, mask, going_on)
+        learner.optimizer.zero_grad()
+        (out.actor_loss + out.critic_loss).backward(inputs=behaviour_weights)
+
+    def optimiser() -> None:
+        learner.optimizer.step()
+        system.schedule.follow(system.critic)
+
+    names = {
+        "reconstruction": f"loss_{next(iter(system.spaces.shapes))}",
+        "reward": "loss_reward",
+        "continuation": "loss_continuation",
+        "KL, dynamics": "loss_kl_dynamics",
+        "KL, representation": "loss_kl_representation",
+        "actor": "loss_actor",
+        "critic": "loss_critic",
+        "critic on replay": "loss_replay_critic",
+    }
+
+    def update() -> dict[str, Tensor]:
+        metrics = system.update(batch)
+        return {name: metrics[key] for name, key in names.items()}
+
+    return Side(
+        update,
+        {"world model": world_model, "behaviour": behaviour, "optimiser, slow critic": optimiser},
+        {
+            "encoder": count(model.encoder),
+            "recurrent core": count(dynamics.input, dynamics.backbone),
+            "posterior": count(dynamics.posterior_in, dynamics.posterior_out),
+            "prior": count(dynamics.prior),
+            "decoder": count(model.decoder),
+            "reward": count(model.heads["reward"]),
+            "continuation": count(model.heads["continuation"]),
+            "actor": count(system.actor),
+            "critic": count(system.critic),
+        },
+    )
+
+
+# -- TorchRL: parts of its own, and an image codec that it does not have -----------------------------
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of ``[N, C, H, W]``, which lie last in memory."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.movedim(1, -1), self.weight.shape, self.weight, 1e-4).movedim(-1, 1)
+
+
+def conv(before: int, after: int) -> nn.Conv2d:
+    """Kernel 5, same size."""
+    return nn.Conv2d(before, after, 5, padding=2)
+
+
+class PooledEncoder(nn.Module):
+    """Convolution, max-pooling, norm, activation; four times. In plain PyTorch."""
+
+    def __init__(self, channels: int, depth: int, side: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (2 * depth, 3 * depth, 4 * depth, 4 * depth):
+            layers += [conv(channels, width), nn.MaxPool2d(2), ChannelNorm(width), nn.SiLU()]
+            channels = width
+        self.layers = nn.Sequential(*layers)
+        self.out_dim = channels * (side // 16) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = (image.flatten(0, -4).float() / 255 - 0.5).contiguous(memory_format=torch.channels_last)
+        return self.layers(x).flatten(1).unflatten(0, image.shape[:-3])
+
+
+class PooledDecoder(nn.Module):
+    """The way back: a block layer over the belief, two layers over the state, doubling and convolving."""
+
+    def __init__(self, state: int, belief: int, depth: int, units: int, channels: int, side: int) -> None:
+        super().__init__()
+        self.shape = (4 * depth, side // 16, side // 16)
+        out = self.shape[0] * self.shape[1] ** 2
+        self.blocks = nn.Parameter(torch.randn(BLOCKS, belief // BLOCKS, out // BLOCKS) * belief**-0.5)
+        self.bias = nn.Parameter(torch.zeros(out))
+        self.state = DreamerV3MLP(state, out, depth=1, num_cells=2 * units)
+        layers: list[nn.Module] = [ChannelNorm(4 * depth), nn.SiLU()]
+        widths = (4 * depth, 4 * depth, 3 * depth, 2 * depth)
+        for before, after in pairwise(widths):
+            layers += [nn.Upsample(scale_factor=2), conv(before, after), ChannelNorm(after), nn.SiLU()]
+        layers += [nn.Upsample(scale_factor=2), conv(2 * depth, channels), nn.Sigmoid()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, state: Tensor, belief: Tensor) -> Tensor:
+        flat = belief.flatten(0, -2)
+        by_block = torch.bmm(flat.unflatten(-1, (BLOCKS, -1)).transpose(0, 1), self.blocks)
+        grid = by_block.transpose(0, 1).flatten(1) + self.bias + self.state(state.flatten(0, -2))
+        grid = grid.unflatten(-1, self.shape).contiguous(memory_format=torch.channels_last)
+        return self.layers(grid).unflatten(0, belief.shape[:-1])
+
+
+def codec(args: argparse.Namespace, size: Any) -> tuple[nn.Module, int, nn.Module]:
+    """Encoder, width of its output, decoder."""
+    state = size.groups * size.classes
+    if args.obs == "proprio":
+        (width,) = SPACES["proprio"][1].shape
+        encoder = DreamerV3MLP(width, None, depth=3, num_cells=size.units)
+        return encoder, size.units, DreamerV3MLP(state + size.deter, width, depth=3, num_cells=size.units)
+    channels, side, _ = shape = tuple(SPACES["vision"][1].shape)
+    if args.codec == "pooled":
+        pooled = PooledEncoder(channels, size.depth, side)
+        decoder: nn.Module = PooledDecoder(state, size.deter, size.depth, size.units, channels, side)
+        return pooled, pooled.out_dim, decoder
+    strided = DreamerV3ImageEncoder(channels, size.depth)
+    decoder = DreamerV3ImageDecoder(state + size.deter, shape, size.depth, num_blocks=BLOCKS)
+    return strided, strided.output_features(shape), decoder
+
+
+def bind(module: Callable, reads: list, writes: list) -> TensorDictModule:
+    """A callable between keys."""
+    return TensorDictModule(module, in_keys=reads, out_keys=writes)
+
+
+def after(*keys: str) -> list[tuple[str, str]]:
+    """Keys under ``next``."""
+    return [("next", key) for key in keys]
+
+
+class TorchRL:
+    """TorchRL's DreamerV3, wired as its authors wire it, less what no loss reads.
+
+    Args:
+        args: of the command line.
+        size: numbers of the size, from wmkit's page.
+    """
+
+    def __init__(self, args: argparse.Namespace, size: Any) -> None:
+        state = size.groups * size.classes
+        feature = state + size.deter
+        latent = {
+            "hidden_dim": size.hidden,
+            "rnn_hidden_dim": size.deter,
+            "num_categoricals": size.groups,
+            "num_classes": size.classes,
+            "unimix": UNIMIX,
+        }
+        self.prior = RSSMPriorV3(
+            action_shape=(ACTIONS,),
+            action_dim=ACTIONS,
+            recurrent_model="block_gru",
+            num_blocks=BLOCKS,
+            **latent,
+        )
+        self.encoder, embed, self.decoder = codec(args, size)
+        if args.obs == "vision":
+            for half in (self.encoder, self.decoder):
+                half.to(memory_format=torch.channels_last)
+        self.posterior = RSSMPosteriorV3(obs_embed_dim=embed, use_rms_norm=True, **latent)
+
+        def head(out: int, depth: int, outscale: float) -> nn.Module:
+            return DreamerV3MLP(feature, out, depth=depth, num_cells=size.units, outscale=outscale)
+
+        self.reward, self.continuation = head(BINS, 1, 0.0), head(1, 1, 1.0)
+        self.critic, self.actor = (
+            head(BINS, 3, 0.0),
+            DreamerV3DiscreteActor(feature, ACTIONS, num_cells=size.units),
+        )
+        self.loss = self._loss(args, size, state)
+        self.optimizer = DreamerV3Optimizer(self.loss.parameters())
+        self.slow = SoftUpdate(self.loss.value_loss, tau=0.02)
+
+    def _world_model(self, observation: str, vector: bool) -> TensorDictSequential:
+        target = "symlog" if vector else observation
+        features = after("belief", "state")  # in the authors' order
+        modules = [bind(symlog, after(observation), after(target))] if vector else []
+        rollout = RSSMRolloutV3(
+            bind(self.prior, ["state", "belief", "action"], after("prior_logits", "state", "belief")),
+            bind(self.posterior, after("belief", "encoded_latents"), after("posterior_logits", "state")),
+        )
+        return TensorDictSequential(
+            *modules,
+            bind(self.encoder, after(target), after("encoded_latents")),
+            rollout,
+            bind(self.decoder, after("state", "belief"), after("reconstruction")),
+            bind(self.reward, features, after("reward_logits")),
+            bind(self.continuation, features, after("continue_pred")),
+        )
+
+    def _imagination(self, size: Any, state: int) -> DreamerEnv:
+        rewards = TensorDictSequential(
+            bind(self.reward, ["belief", "state"], ["reward_logits"]),
+            bind(SymExpTwoHot(BINS), ["reward_logits"], ["reward"]),
+        )
+        transition = bind(self.prior, ["state", "belief", "action"], ["_", "state", "belief"])
+        env = DreamerEnv(WorldModelWrapper(transition, rewards), (state,), (size.deter,))
+        env.observation_spec = Composite(state=Unbounded((state,)), belief=Unbounded((size.deter,)))
+        env.state_spec = env.observation_spec.clone()
+        env.action_spec, env.reward_spec = OneHot(ACTIONS), Unbounded((1,))
+        return env
+
+    def _loss(self, args: argparse.Namespace, size: Any, state: int) -> DreamerV3Loss:
+        observation = SPACES[args.obs][0]
+        vector = args.obs == "proprio"
+        model_loss = DreamerV3ModelLoss(
+            self._world_model(observation, vector),
+            kl_mode="separate",
+            unimix=UNIMIX,
+            lambda_continue=1.0,
+            continue_target_scale=DISCOUNT,
+            reco_symlog=False,  # the target is in symlog units already
+            detach_output=False,
+        )
+        model_loss.set_keys(pixels="symlog" if vector else observation, reco_pixels="reconstruction")
+        features = ["belief", "state"]
+        value = TensorDictSequential(
+            bind(self.critic, features, ["state_value_logits"]),
+            bind(SymExpTwoHot(BINS), ["state_value_logits"], ["state_value"]),
+        )
+        going_on = TensorDictSequential(
+            bind(self.continuation, features, ["continue_logits"]),
+            bind(torch.sigmoid, ["continue_logits"], ["continuation"]),
+        )
+        actor_loss = DreamerV3ActorLoss(
+            self.actor,
+            value,
+            self._imagination(size, state),
+            continuation_model=going_on,
+            imagination_horizon=HORIZON,
+            use_reinforce=True,
+        )
+        actor_loss.make_value_estimator(ValueEstimators.TDLambda, gamma=1.0, lmbda=LAMBDA)
+        value_loss = DreamerV3ValueLoss(
+            value, value_loss="two_hot", actor_loss=actor_loss, slow_critic_regularization=1.0
+        )
+        return DreamerV3Loss(model_loss, actor_loss, value_loss)
+
+
+def torchrl_sample(system: Any, batch: TensorDict, observation: str) -> TensorDict:
+    """wmkit's batch as TorchRL's losses read it; the numbers stay the same."""
+    window = batch[:, system.context :]
+    arrived = window.select(observation, "reward", "terminated", "done").clone()
+    root = window.select("state", "belief", "is_init").clone()
+    return TensorDict(
+        {**root, "action": window["previous_action"].clone(), "next": arrived}, batch_size=window.shape
+    )
+
+
+def torchrl_side(args: argparse.Namespace, size: Any, sample: TensorDict) -> Side:
+    """The peer's update and its pieces."""
+    peer = TorchRL(args, size)
+    loss, optimizer = peer.loss, peer.optimizer
+    stepper = DreamerV3OptimizationStepper(
+        loss, optimizer, peer.slow, compile_train_step=args.compile, cudagraph=False, warmup_steps=1
+    )
+    names = {
+        "reconstruction": ("loss_model_reco", 1.0),
+        "reward": ("loss_model_reward", 1.0),
+        "continuation": ("loss_model_continue", 1.0),
+        "KL, dynamics": ("loss_model_dynamic", 1.0),
+        "KL, representation": ("loss_model_representation", 0.1),
+        "actor": ("loss_actor", 1.0),
+        "critic": ("loss_value", 1.0),
+        "critic on replay": ("loss_replay_value", 0.3),
+    }
+
+    def update() -> dict[str, Tensor]:
+        metrics = stepper.step(None, sample)
+        return {name: metrics[key] / weight for name, (key, weight) in names.items()}
+
+    def backward(losses: TensorDict) -> None:
+        optimizer.zero_grad()
+        sum(value.sum() for key, value in losses.items() if key.startswith("loss_")).backward()
+
+    with torch.no_grad():
+        posterior = loss.model_loss(sample)[1]["next"].select("state", "belief").reshape(-1)
+
+    def world_model() -> None:
+        backward(loss.model_loss(sample)[0])
+
+    def behaviour() -> None:
+        actor, imagined = loss.actor_loss(posterior)
+        backward(actor.update(loss.value_loss(imagined.detach())[0]))
+
+    def optimiser() -> None:
+        optimizer.step()
+        peer.slow.step()
+
+    side = Side(
+        update,
+        {"world model": world_model, "behaviour": behaviour, "optimiser, slow critic": optimiser},
+        {
+            "encoder": count(peer.encoder),
+            "recurrent core": count(peer.prior.rnn),
+            "posterior": count(peer.posterior),
+            "prior": count(peer.prior.rnn_to_prior_projector),
+            "decoder": count(peer.decoder),
+            "reward": count(peer.reward),
+            "continuation": count(peer.continuation),
+            "actor": count(peer.actor),
+            "critic": count(peer.critic),
+        },
+    )
+    if args.compile:
+        begin = time.perf_counter()
+        stepper.warmup(sample)
+        side.compile_s, side.note = time.perf_counter() - begin, "forward and backward compiled"
+        side.parts = {}  # pieces alone would run eagerly
+    return side
+
+
+# -- measuring and telling ----------------------------------------------------------------------------
+
+
+class FlopCounter(TorchDispatchMode):
+    """Products and convolutions by PyTorch's formulas; its own counter trips over TensorDict modules."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def gigaflops(side: Side) -> float:
+    """Arithmetic of one update."""
+    with FlopCounter() as counter:
+        side.update()
+    return counter.total / 1e9
+
+
+def measure(sides: dict[str, Side], repeats: int, warm_up: int) -> None:
+    """Both sides in turn, who goes first changing every time; then the pieces."""
+    for _ in range(warm_up):
+        for side in sides.values():
+            side.update()
+    for turn in range(repeats):
+        order = list(sides.values())[:: 1 if turn % 2 == 0 else -1]
+        for side in order:
+            side.time("update", side.update)
+    for name in {name: None for side in sides.values() for name in side.parts}:
+        for turn in range(repeats + 1):
+            for side in sides.values():
+                if name not in side.parts:
+                    continue
+                if turn:
+                    side.time(name, side.parts[name])
+                else:
+                    side.parts[name]()  # once without the clock
+
+
+def report(sides: dict[str, Side]) -> dict[str, dict[str, float]]:
+    """Print medians; returns them by row."""
+    ours, peer = sides["wmkit"], sides["torchrl"]
+    print("| part | wmkit, ms | torchrl, ms | ratio | wmkit, CPU ms | torchrl, CPU ms | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = {}
+    for name in ours.wall:
+        row: dict[str, float] = {}
+        for kind in ("wall", "cpu"):
+            mine = statistics.median(getattr(ours, kind)[name])
+            row[f"wmkit_{kind}_ms"] = mine
+            if name in getattr(peer, kind):
+                theirs = statistics.median(getattr(peer, kind)[name])
+                row |= {f"torchrl_{kind}_ms": theirs, f"{kind}_ratio": mine / theirs}
+        rows[name] = row
+        cells = [
+            f"{row[key]:.{digits}f}" if key in row else "–"
+            for kind in ("wall", "cpu")
+            for key, digits in ((f"wmkit_{kind}_ms", 1), (f"torchrl_{kind}_ms", 1), (f"{kind}_ratio", 3))
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+def compare(title: str, sides: dict[str, dict[str, float]], form: str) -> None:
+    """Two columns of numbers side by side."""
+    print(f"\n| {title} | wmkit | torchrl |\n| --- | ---: | ---: |")
+    for name in sides["wmkit"]:
+        print(f"| {name} | {sides['wmkit'][name]:{form}} | {sides['torchrl'][name]:{form}} |")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--system", choices=["dreamer_v3"], default="dreamer_v3")
+    parser.add_argument("--against", choices=["torchrl"], default="torchrl")
+    parser.add_argument("--size", choices=SIZES, default="1m")
+    parser.add_argument("--obs", choices=list(SPACES), default="proprio")
+    parser.add_argument(
+        "--codec",
+        choices=list(CODEC_NOTES),
+        default="pooled",
+        help="image codec of both sides: today's, or one with strided convolutions as TorchRL has it",
+    )
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile what has a compiled mode")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    machine = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        **{package: version(package) for package in ("torch", "torchrl", "tensordict")},
+        "pandas": PANDAS,
+        "load": round(os.getloadavg()[0], 2),
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    system, batch = build_wmkit(args)
+    size = OmegaConf.load(str(files("wmkit.systems") / "conf" / "size" / f"{args.size}.yaml"))
+    sample = torchrl_sample(system, batch, SPACES[args.obs][0])
+    sides = {"wmkit": wmkit_side(system, batch), "torchrl": torchrl_side(args, size, sample)}
+    codec_name = f", {args.codec} codec" if args.obs == "vision" else ""
+    print(f"{args.system}, size {args.size}, {args.obs}{codec_name}, {args.batch} x {args.length}\n")
+
+    first = {name: {k: float(v) for k, v in side.update().items()} for name, side in sides.items()}
+    # FLOPs of an eager step only: counting would break up a compiled one
+    flops = {name: gigaflops(side) for name, side in sides.items() if side.compile_s is None}
+    measure(sides, args.repeats, args.warm_up)
+    rows = report(sides)
+    print(f"\nGFLOP of an update: {', '.join(f'{name} {value:.1f}' for name, value in flops.items())}")
+    compare("parameters", {name: side.parameters for name, side in sides.items()}, ",d")
+    compare("loss of the first update, unweighted", first, ".4f")
+    notes = [*DIFFERENCES, *([CODEC_NOTES[args.codec]] if args.obs == "vision" else [])]
+    notes += [f"{name}: {side.note}" for name, side in sides.items()]
+    notes += [f"{n}: compiled in {s.compile_s:.1f} s" for n, s in sides.items() if s.compile_s is not None]
+    if args.compile:
+        notes.append("wmkit has no compiled update: its side stays eager")
+    print("\n" + "\n".join(f"- {note}" for note in notes))
+    if args.json:
+        result = {
+            "settings": {k: v for k, v in vars(args).items() if k != "json"},
+            "machine": machine,
+            "medians": rows,
+            "update_wall_ms": {name: side.wall["update"] for name, side in sides.items()},
+            "update_cpu_ms": {name: side.cpu["update"] for name, side in sides.items()},
+            "compile_s": {name: side.compile_s for name, side in sides.items()},
+            "gflop": flops,
+            "parameters": {name: side.parameters for name, side in sides.items()},
+            "first_losses": first,
+            "notes": notes,
+        }
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
