@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmkit.codecs.images import check_image as check_image
 from wmkit.codecs.images import unit_image
-from wmkit.codecs.images_2023 import IMAGE_SIZE as IMAGE_SIZE
 from wmkit.codecs.images_2023 import ImageEncoder
 from wmkit.codecs.vectors import flat_vector, vector_width
 from wmkit.errors import SpecError

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from wmkit.dynamics import Latent
 from wmkit.dynamics.latent import Observed
 from wmkit.objectives import Learner, ReplayCriticLoss, Term, check_weights, reduce_terms
+from wmkit.objectives.actor_critic import ActorCriticOutput
+from wmkit.objectives.world_model import WorldModelOutput
 
 
 def adam(settings: Mapping[str, float], parameters: Any) -> Learner:
@@ -35,6 +37,18 @@ class Schedule(nn.Module):
         self.slow_critic = copy.deepcopy(system.critic).requires_grad_(False)
         self.slow_fraction = slow_fraction
         self.learners = dict(learners)
+
+    def behave(self, system: Any, learned: WorldModelOutput) -> ActorCriticOutput:
+        """Losses of actor and critic on roll-outs from what the world model has just observed."""
+        return system.behaviour(
+            system.world_model,
+            system.actor,
+            system.critic,
+            self.slow_critic,
+            learned.starts,
+            learned.start_mask,
+            learned.start_continuation,
+        )
 
     @torch.no_grad()
     def follow(self, critic: nn.Module) -> None:
@@ -90,15 +104,7 @@ class SequentialUpdate(Schedule):
         learned = system.world_model_loss(system.world_model, batch, latent)
         metrics = dict(learned.metrics)
         metrics["grad_norm_world_model"] = self.learners["world_model"].step(learned.loss)
-        behaved = system.behaviour(
-            system.world_model,
-            system.actor,
-            system.critic,
-            self.slow_critic,
-            learned.starts,
-            learned.start_mask,
-            learned.start_continuation,
-        )
+        behaved = self.behave(system, learned)
         metrics |= behaved.metrics
         metrics["grad_norm_actor"] = self.learners["actor"].step(behaved.actor_loss)
         metrics["grad_norm_critic"] = self.learners["critic"].step(behaved.critic_loss)
@@ -163,15 +169,7 @@ class JointUpdate(Schedule):
     ) -> tuple[Tensor, dict[str, Tensor], Observed]:
         """The whole loss, with gradients; metrics and the posterior over the window."""
         learned = system.world_model_loss(system.world_model, batch, latent)
-        behaved = system.behaviour(
-            system.world_model,
-            system.actor,
-            system.critic,
-            self.slow_critic,
-            learned.starts,
-            learned.start_mask,
-            learned.start_continuation,
-        )
+        behaved = self.behave(system, learned)
         metrics = learned.metrics | behaved.metrics
         terms = {"actor": Term(behaved.actor_loss), "critic": Term(behaved.critic_loss)}
         if self.replay_critic is not None:

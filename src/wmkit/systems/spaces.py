@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec
 
-from wmkit.codecs.encoder import IMAGE_SIZE, check_image
+from wmkit.codecs.images import check_image
+from wmkit.codecs.images_2023 import IMAGE_SIZE
 from wmkit.errors import SpecError
 
 # Keys an environment carries beside its observations.
