@@ -91,9 +91,9 @@ def jump_probability(affordance: Tensor, *, kurtosis: Literal["excess", "raw"] =
 class _Fusion(NamedTuple):
     """Constants of the fusion on a grid of cells inside which the same rectangles overlap."""
 
-    rows: Tensor  # [R, 3*9] membership of each row segment in the boxes of the painted frames
-    columns: Tensor  # [3*9, S] the same for column segments, frame-major
-    cover: Tensor  # [R, S] 0.1 + number of rectangles
+    rows: Tensor  # [R, 9*3] membership of each row segment in the boxes of the painted frames
+    columns: Tensor  # [9, 3*S] the same for column segments
+    scale: Tensor  # [R, S] slope of the sigmoid over (0.1 + number of rectangles)
     blur_rows: Tensor  # [H, R] segment to pixel, then blur; rows sum to 1
     blur_columns: Tensor  # [S, W]
 
@@ -121,16 +121,16 @@ def _fusion(image_size: tuple[int, int], device: torch.device) -> _Fusion:
     cover = COVER_GUARD + sum(
         r.sum(0)[:, None] * c.sum(0) for r, c in zip(rows.split(STEPS), columns.split(STEPS), strict=True)
     )
-    parts = (rows.T, columns, cover, blur_rows, blur_columns.T)
+    rows = rows.unflatten(0, (-1, STEPS)).transpose(0, 1).flatten(0, 1)  # box-major, as products have them
+    columns = columns.unflatten(0, (-1, STEPS)).transpose(0, 1).flatten(1)
+    parts = (rows.T, columns, LOGIT_SLOPE / cover, blur_rows, blur_columns.T)
     return _Fusion(*(part.to(device).contiguous() for part in parts))
 
 
 def _paint(scores: Tensor, fusion: _Fusion) -> Tensor:
     """Sum of the scores of covering rectangles on the cell grid: ``[N, 9, 9] -> [N, R, S]``."""
-    painted = len(PAINTED)
-    across = scores @ fusion.columns.reshape(painted, 1, STEPS, -1)  # [3, N, 9, S]
-    across = across.transpose(0, 1).flatten(1, 2)  # [N, 3*9, S]
-    return fusion.rows @ across
+    across = scores.reshape(-1, STEPS) @ fusion.columns  # [N*9, 3*S]
+    return fusion.rows @ across.view(len(scores), STEPS * len(PAINTED), -1)
 
 
 def fuse_scores(scores: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -165,12 +165,12 @@ def fuse_scores(scores: Tensor, image_size: tuple[int, int]) -> Tensor:
     batch = scores.shape[:-2]
     flat = scores.reshape(-1, STEPS, STEPS).float()
     positive = flat > 0
-    cover = fusion.cover if bool(positive.all()) else COVER_GUARD + _paint(positive.float(), fusion)
-    cells = LOGIT_SLOPE * (
-        _paint(flat, fusion) / cover - LOGIT_MIDPOINT
-    )  # [N, R, S]; blurring keeps affine maps
-    blurred = (fusion.blur_rows @ cells) @ fusion.blur_columns  # [N, H, W]
-    return blurred.sigmoid_().reshape(*batch, *image_size)
+    scale = fusion.scale
+    if not bool(positive.all()):
+        scale = LOGIT_SLOPE / (COVER_GUARD + _paint(positive.float(), fusion))
+    cells = _paint(flat, fusion) * scale  # [N, R, S]
+    blurred = (fusion.blur_rows @ cells) @ fusion.blur_columns  # [N, H, W]; blurring keeps constants
+    return blurred.sub_(LOGIT_SLOPE * LOGIT_MIDPOINT).sigmoid_().view(*batch, *image_size)
 
 
 # --- where to zoom ----------------------------------------------------------------------------
@@ -230,20 +230,18 @@ def zoom_window(affordance: Tensor) -> ZoomWindow:
     affordance = _as_map(affordance)
     size = _size(affordance)
     maps = affordance.detach().reshape(-1, *size).cpu().contiguous().numpy()
-    found = np.array([_zoom_window(single) for single in maps], dtype=np.float64)
-    entries = torch.from_numpy(found.reshape(*affordance.shape[:-2], 6)).to(affordance.device)  # [*B, 6]
-    top, left, height, width = entries[..., :4].long().unbind(-1)
-    return ZoomWindow(top, left, height, width, entries[..., 4].float(), entries[..., 5] > 0)
+    found = np.array([_zoom_window(single) for single in maps]).reshape(*affordance.shape[:-2], 6)
+    parts = found[..., :4].astype(np.int64), found[..., 4].astype(np.float32), found[..., 5] > 0
+    edges, value, central = (torch.from_numpy(np.asarray(x)).to(affordance.device) for x in parts)
+    return ZoomWindow(*edges.unbind(-1), value, central)
 
 
 def _zoom_window(values: NDArray) -> tuple[int, int, int, int, float, bool]:
     """The rule on one map ``[H, W]``."""
     height, width = values.shape
-    prefix = np.zeros(
-        (height, width + 1)
-    )  # running sums of each row, by torch because numpy's take twice as long
-    rows = torch.from_numpy(prefix)[:, 1:]
-    torch.cumsum(torch.from_numpy(values), 1, dtype=torch.float64, out=rows)
+    prefix = np.empty((height, width + 1))  # running sums of each row
+    prefix[:, 0] = 0  # by torch, because numpy's take twice as long:
+    torch.cumsum(torch.from_numpy(values), 1, dtype=torch.float64, out=torch.from_numpy(prefix)[:, 1:])
     centred = (values - np.float32(prefix[:, -1].sum() / values.size)).ravel()
     std = float(np.sqrt(np.dot(centred, centred) / centred.size))
     threshold = (float(values.max()) + float(values.min())) / 2 + std
@@ -257,7 +255,8 @@ def _zoom_window(values: NDArray) -> tuple[int, int, int, int, float, bool]:
     best = int(np.argmax(regions.total / regions.area))
     share = float(np.clip(regions.area[best] / (height * width) / at_centroid[best], 0.01, 1.0))
     h, w = int(np.sqrt(share) * height), int(np.sqrt(share) * width)
-    sums = np.zeros((height + 1, width - w + 1))  # integral image of the sums of w neighbours in a row
+    sums = np.empty((height + 1, width - w + 1))  # integral image of the sums of w neighbours in a row
+    sums[0] = 0
     torch.cumsum(torch.from_numpy(prefix[:, w:] - prefix[:, :-w]), 0, out=torch.from_numpy(sums)[1:])
     windows = sums[h:] - sums[:-h]
     top, left = divmod(int(windows.argmax()), width - w + 1)
