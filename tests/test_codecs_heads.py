@@ -46,11 +46,12 @@ def count(module: nn.Module) -> int:
 
 
 def two_hot_code(target: float, logits: Tensor) -> Tensor:
-    """The code a loss is taken against: minus its gradient with respect to the log-probabilities."""
+    """The code a loss is taken against: probabilities minus the gradient with respect to the logits."""
+    logits = logits.clone().requires_grad_()
     prediction = SymexpTwoHot(logits, BINS)
-    prediction.log_probs = prediction.log_probs.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(prediction.loss(torch.tensor([[target]])).sum(), prediction.log_probs)
-    return -grad[0]
+    (grad,) = torch.autograd.grad(prediction.loss(torch.tensor([[target]])).sum(), logits)
+    code = (torch.softmax(logits.detach(), -1) - grad)[0]
+    return torch.where(code.abs() < 1e-6, 0.0, code)
 
 
 def test_symexp_two_hot_at_the_anchors() -> None:

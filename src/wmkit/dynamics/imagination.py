@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wmkit.dynamics.latent import Latent
 from wmkit.dynamics.world_model import WorldModel
-from wmkit.nn import Feature
+from wmkit.nn import Feature, weights_unchanged
 
 
 class Trajectory(NamedTuple):
@@ -45,19 +45,15 @@ class Trajectory(NamedTuple):
         """``[N, H+1, ...]`` in parts."""
         return Feature(self.states, self.beliefs, self.classes)
 
+    @property
+    def time_major(self) -> Feature:
+        """``[H+1, N, ...]`` in parts, as they lie in memory: all but the first or last step are no copy."""
+        return self.features.map(lambda x: x.transpose(0, 1))
+
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
         """Join along the starts."""
-        return Trajectory(
-            torch.cat([part.states for part in parts]),
-            torch.cat([part.beliefs for part in parts]),
-            torch.cat([part.actions for part in parts]),
-            torch.cat([part.jumps for part in parts]),
-            torch.cat([part.continuations for part in parts]),
-            _cat([part.classes for part in parts]),
-            _cat([part.log_probs for part in parts]),
-            _cat([part.entropies for part in parts]),
-        )
+        return Trajectory(*(_cat(list(field)) for field in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
 
 class JumpGate:
@@ -87,6 +83,7 @@ class JumpGate:
 
 
 @torch.no_grad()
+@weights_unchanged()
 def imagine(
     world_model: WorldModel,
     actor: Any,
@@ -139,36 +136,33 @@ def imagine(
         latents.append(latent)
         actions.append(action)
         jumps.append(jump)
-    states = torch.stack([x.state for x in latents], 1)
-    beliefs = torch.stack([x.belief for x in latents], 1)
+    states = _stack([x.state for x in latents])
+    beliefs = _stack([x.belief for x in latents])
     known = [x.classes for x in latents if x.classes is not None]
-    classes = torch.stack(known, 1) if len(known) == len(latents) else None
+    classes = _stack(known) if len(known) == len(latents) else None
     if continuations:
-        continuation = torch.stack([*continuations, world_model.continuation(latent.parts)], 1)
+        continuation = _stack([*continuations, world_model.continuation(latent.parts)])
     else:
-        continuation = world_model.continuation(Feature(states, beliefs, classes))
-    return Trajectory(
-        states,
-        beliefs,
-        torch.stack(actions, 1),
-        torch.stack(jumps, 1).unsqueeze(-1),
-        continuation,
-        classes,
-        _stack(log_probs),
-        _stack(entropies),
+        feature = Feature(states, beliefs, classes).map(lambda x: x.transpose(0, 1))
+        continuation = world_model.continuation(feature).transpose(0, 1)
+    trajectory = Trajectory(
+        states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes
     )
+    if not learn:
+        return trajectory
+    with torch.enable_grad():
+        return trajectory._replace(log_probs=_stack(log_probs), entropies=_stack(entropies))
 
 
 def _cat(parts: list[Tensor | None]) -> Tensor | None:
-    """Join along the rows; nothing where a part is missing."""
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if len(there) == len(parts) else None
+    """``[N, H, ...]`` joined along the rows, time outermost in memory; nothing where a part is missing."""
+    there = [part.transpose(0, 1) for part in parts if part is not None]
+    return torch.cat(there, 1).transpose(0, 1) if len(there) == len(parts) else None
 
 
-@torch.enable_grad()
-def _stack(steps: list[Tensor]) -> Tensor | None:
-    """``H`` times ``[N]`` to ``[N, H]``; nothing of nothing."""
-    return torch.stack(steps, 1) if steps else None
+def _stack(steps: list[Tensor]) -> Tensor:
+    """``H`` times ``[N, ...]`` to ``[N, H, ...]``, time outermost in memory."""
+    return torch.stack(steps).transpose(0, 1)
 
 
 @torch.no_grad()
@@ -190,8 +184,8 @@ def branch(
     """
     dynamics = world_model.dynamics
     before = trajectory.features.map(lambda x: x[:, :-1])
-    continuation = trajectory.continuations[:, :-1]
-    expected = world_model.heads["jump"](before).mean * continuation  # [N, H, 1]
+    chance = world_model.heads["jump"](trajectory.time_major.map(lambda x: x[:-1])).mean  # [H, N, 1]
+    expected = chance.transpose(0, 1) * trajectory.continuations[:, :-1]  # [N, H, 1]
     best = expected.argmax(1, keepdim=True)  # [N, 1, 1]
 
     def at_best(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
 from wmkit.functional import sample_index, straight_through, unimix_probs
-from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output, loop_weights
+from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output, kept, loop_weights
 
 
 class RSSM(nn.Module):
@@ -142,7 +142,8 @@ class RSSM(nn.Module):
             action: ``[B, A]`` float.
             noise: ``[B, G, 1]`` uniforms; drawn here if none are given.
         """
-        transition = self.input.bind(self.backbone)
+        key = "transition", id(self), torch.is_grad_enabled()
+        transition = kept(key, self, lambda: self.input.bind(self.backbone))
         ahead = transition.ahead(self._clipped(action))
         reset = torch.zeros(action.shape[0], dtype=torch.bool, device=action.device)
         belief, carry = transition.step(latent.state, latent.classes, latent.carry, reset, ahead)

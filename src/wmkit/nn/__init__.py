@@ -6,6 +6,7 @@ from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
 from wmkit.nn.deferred import LoopWeight, loop_weights
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
+from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.norms import Activation, ChannelNorm, ChannelRMSNorm, channel_norm
 from wmkit.nn.predictions import (
@@ -52,8 +53,10 @@ __all__ = [
     "channel_norm",
     "init_hidden",
     "init_output",
+    "kept",
     "loop_weights",
     "patches",
     "rows_are_free",
     "side_by_side",
+    "weights_unchanged",
 ]

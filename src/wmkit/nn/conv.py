@@ -20,7 +20,9 @@ from torch.nn.grad import conv2d_weight
 
 from wmkit.nn.features import rows_are_free
 
-FEW = 16  # output channels up to which doubling by phases is faster
+# Output channels up to which doubling by phases is faster: as one 3 x 3 convolution, whose phases lie
+# on one grid, or as one 2 x 2 convolution without idle taps, whose phases are a pixel apart.
+FEW, SOME = 8, 16
 
 
 class HalvingConv(nn.Conv2d):
@@ -109,8 +111,10 @@ def _halve(x: Tensor, weight: Tensor) -> Tensor:
 
 def _double(x: Tensor, weight: Tensor, bias: Tensor | None, patch: int | None) -> Tensor:
     """``[N, C, H, W] -> [N, D/p², 2Hp, 2Wp]``, weight ``[C, D, 4, 4]``."""
-    if weight.shape[1] > FEW and patch is None:
+    if weight.shape[1] > SOME and patch is None:
         return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+    if weight.shape[1] > FEW and patch is None:
+        return _double_apart(x, weight, bias)
     # For phase 0 and 1 of one axis: which tap meets the input before, at and after; 4 is none.
     taps = torch.tensor([[3, 1, 4], [4, 2, 0]])
     kernel = F.pad(weight, (0, 1, 0, 1))[:, :, taps][..., taps]  # [C, D, 2, 3, 2, 3]
@@ -121,6 +125,21 @@ def _double(x: Tensor, weight: Tensor, bias: Tensor | None, patch: int | None) -
     kernel = blocks.permute(1, 4, 2, 6, 3, 0, 5, 7).flatten(0, 4)  # [D/p² (2 p) (2 p), C, 3, 3]
     bias = None if bias is None else block_bias(bias, patch)
     return F.pixel_shuffle(F.conv2d(x.contiguous(), kernel, bias, padding=1), 2 * patch)
+
+
+def _double_apart(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`_double` by a 2 x 2 convolution over a grid of ``H + 1`` by ``W + 1`` corners."""
+    rows, height, width = x.shape[0], x.shape[2], x.shape[3]
+    taps = torch.tensor([[3, 1], [2, 0]])  # before and behind a corner, for phase 0 and 1 of one axis
+    kernel = weight[:, :, taps][..., taps].permute(2, 4, 1, 0, 3, 5).flatten(0, 2)  # [2 2 D, C, 2, 2]
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    corners = F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=1)
+    phases = corners.permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))  # [N, H + 1, W + 1, 2, 2, D]
+    out = x.new_empty(rows, height, 2, width, 2, weight.shape[1])
+    for p in (0, 1):
+        for q in (0, 1):
+            out[:, :, p, :, q] = phases[:, p : p + height, q : q + width, p, q]
+    return out.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def interleave(phases: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wmkit.nn.kept import kept
+
 
 def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
     """``F.linear`` of one-hot groups given by their classes; no gradient.
@@ -34,7 +36,10 @@ def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
     groups = index.shape[-1]
     classes = weight.shape[1] // groups
     rows = index + torch.arange(groups, device=index.device) * classes
-    picked = F.embedding_bag(rows.view(-1, groups), weight.detach().t().contiguous(), mode="sum")
+    weight = weight.detach()
+    key = "rows", weight.data_ptr(), weight.shape, weight.stride()
+    table = kept(key, weight, lambda: weight.t().contiguous())  # [G*C, D]
+    picked = F.embedding_bag(rows.reshape(-1, groups), table, mode="sum")
     return picked.view(*index.shape[:-1], weight.shape[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from wmkit.nn.features import Feature, FeaturePair, linear
@@ -32,15 +33,15 @@ class DenseNormAct(nn.Module):
         self.norm = style.make_norm(out_dim)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Bias, norm and activation of a product ``[*B, out_dim]``."""
+        """Bias, norm and activation of a product ``[*B, out_dim]``, which may be overwritten."""
         if self.linear.bias is not None:
             x = x + self.linear.bias
-        return self.style.activate(self.norm(x))
+        return self.style.activate(self.norm(x), inplace=not torch.is_grad_enabled())
 
     def forward(self, x: Tensor | Feature | FeaturePair) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
         if isinstance(x, Tensor):
-            return self.style.activate(self.norm(self.linear(x)))
+            return self.style.activate(self.norm(self.linear(x)), inplace=not torch.is_grad_enabled())
         return self.finish(linear(x, self.linear.weight))
 
 

@@ -26,7 +26,26 @@ from wmkit.functional import (
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class SymlogTwoHot:
+class _TwoHot:
+    """A categorical over bins: its mean alone needs no logarithms."""
+
+    def __init__(self, logits: Tensor, bins: Tensor) -> None:
+        self.logits, self.bins = logits.float(), bins
+        learns = torch.is_grad_enabled() and logits.requires_grad
+        self._log_probs = torch.log_softmax(self.logits, -1) if learns else None
+
+    @property
+    def log_probs(self) -> Tensor:
+        """``[*B, K]`` float32; made once where losses will ask for it."""
+        return torch.log_softmax(self.logits, -1) if self._log_probs is None else self._log_probs
+
+    @property
+    def probs(self) -> Tensor:
+        """``[*B, K]`` float32."""
+        return torch.softmax(self.logits, -1) if self._log_probs is None else self._log_probs.exp()
+
+
+class SymlogTwoHot(_TwoHot):
     """Scalar read out from bins that are equidistant in symlog space (DreamerV3 of 2023).
 
     Args:
@@ -42,14 +61,10 @@ class SymlogTwoHot:
     tensor([5.5413, 5.5413])
     """
 
-    def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits, self.bins = logits, bins
-        self.log_probs = torch.log_softmax(logits, -1)  # [*B, K], read by mean and loss
-
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]``, in the quantity's own units: symexp of the mean in symlog space."""
-        return symexp(two_hot_mean(self.log_probs.exp(), self.bins)).unsqueeze(-1)
+        return symexp(two_hot_mean(self.probs, self.bins)).unsqueeze(-1)
 
     mode = mean
 
@@ -58,7 +73,7 @@ class SymlogTwoHot:
         return two_hot_cross_entropy(self.log_probs, symlog(target.squeeze(-1)), self.bins)
 
 
-class SymexpTwoHot:
+class SymexpTwoHot(_TwoHot):
     """Scalar read out from bins in its own units (DreamerV3, danijar/dreamerv3 e3f0224).
 
     Unlike :class:`SymlogTwoHot`, what lies between two bins and the mean over all of them are
@@ -77,14 +92,10 @@ class SymexpTwoHot:
     tensor([5.5413, 5.5413])
     """
 
-    def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits, self.bins = logits, bins
-        self.log_probs = torch.log_softmax(logits.float(), -1)  # [*B, K], read by mean and loss
-
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]`` float32, the expected bin; exactly zero where all logits are equal."""
-        return two_hot_mean_wide(self.log_probs.exp(), self.bins).unsqueeze(-1)
+        return two_hot_mean_wide(self.probs, self.bins).unsqueeze(-1)
 
     mode = mean
 

@@ -16,7 +16,7 @@ from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
 from wmkit.nn.rms_norm import RMSNorm
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class LayerStyle:
             return nn.Identity()
         return nn.LayerNorm(dim, eps=self.eps) if self.norm == "layer" else RMSNorm(dim, self.eps)
 
-    def activate(self, x: Tensor) -> Tensor:
-        """The activation."""
-        return _ACTIVATIONS[self.activation](x)
+    def activate(self, x: Tensor, *, inplace: bool = False) -> Tensor:
+        """The activation; ``inplace`` overwrites ``x``."""
+        return _ACTIVATIONS[self.activation](x, inplace=inplace)
 
 
 STYLE_2023 = LayerStyle()

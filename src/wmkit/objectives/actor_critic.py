@@ -135,22 +135,22 @@ class ActorCriticLoss(nn.Module):
             trajectory = Trajectory.cat([trajectory, second])
             start_mask = torch.cat([start_mask, start_mask & opened.unsqueeze(-1)])
             start_continuation = start_continuation.repeat(2, 1)
-        features = trajectory.features  # [S, H+1, F]
-        before = features.map(lambda x: x[:, :-1])
+        features = trajectory.time_major  # [H+1, S, F]
+        before = features.map(lambda x: x[:-1])
         transitions = self.transitions(world_model, trajectory)
 
         online = critic(before)
         with torch.no_grad():
-            last = critic(features.map(lambda x: x[:, -1:])).mean
-            value = torch.cat([online.mean, last], 1)  # [S, H+1, 1]
-            slow = slow_critic(before).mean
+            last = critic(features.map(lambda x: x[-1:])).mean
+            value = torch.cat([online.mean, last]).transpose(0, 1)  # [S, H+1, 1]
+            slow = slow_critic(before).mean  # [H, S, 1]
         transitions.set(("next", "state_value"), value[:, 1:])
         target = self.estimator.value_estimate(transitions).detach()  # [S, H, 1]
         weight = self._weights(transitions, start_continuation) * start_mask.unsqueeze(1)  # [S, H, 1]
         count = start_mask.sum() * self.horizon
 
-        critic_loss = online.loss(target) + online.loss(slow)  # [S, H]
-        critic_loss = (weight.squeeze(-1) * critic_loss).sum() / count
+        critic_loss = online.loss(target.transpose(0, 1)) + online.loss(slow)  # [H, S]
+        critic_loss = (weight.squeeze(-1) * critic_loss.t()).sum() / count
 
         assert trajectory.log_probs is not None and trajectory.entropies is not None
         advantage = target - value[:, :-1]
@@ -187,19 +187,20 @@ class ActorCriticLoss(nn.Module):
         Under ``next``: ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``,
         ``jump_return``, ``done``, ``terminated``.
         """
-        features = trajectory.features
-        before, after = features.map(lambda x: x[:, :-1]), features.map(lambda x: x[:, 1:])
+        features = trajectory.time_major
+        before, after = features.map(lambda x: x[:-1]), features.map(lambda x: x[1:])  # [H, S, F]
         reward = sum(
             (scale * world_model.heads[name](after).mean for name, scale in self.rewards.items()),
             torch.zeros_like(after.belief[..., :1]),
-        )
+        ).transpose(0, 1)
         steps, jump_return = torch.ones_like(reward), torch.zeros_like(reward)
         if self.gate is not None:
             pair = FeaturePair(before, after)
             heads = world_model.heads
-            span = _where(trajectory.jumps, pair, lambda x: heads["jump_steps"](x).mean)
+            jumps = trajectory.jumps.transpose(0, 1)
+            span = _where(jumps, pair, lambda x: heads["jump_steps"](x).mean).transpose(0, 1)
             span = span.clamp(1, self.max_span).floor()
-            mean_reward = _where(trajectory.jumps, pair, lambda x: heads["jump_return"](x).mean)
+            mean_reward = _where(jumps, pair, lambda x: heads["jump_return"](x).mean).transpose(0, 1)
             total = mean_reward * discount_sum(span, float(self.estimator.gamma))
             steps = torch.where(trajectory.jumps, span, steps)
             jump_return = torch.where(trajectory.jumps, total, jump_return)
@@ -241,7 +242,7 @@ class ActorCriticLoss(nn.Module):
 
 
 def _where(mask: Tensor, pair: FeaturePair, predict: Callable[[FeaturePair], Tensor]) -> Tensor:
-    """``predict(pair)`` ``[S, H, 1]`` at the rows that ``mask`` ``[S, H, 1]`` sets; zero elsewhere."""
+    """``predict(pair)`` ``[H, S, 1]`` at the rows that ``mask`` ``[H, S, 1]`` sets; zero elsewhere."""
     if not rows_are_free(mask):
         return torch.where(mask, predict(pair), 0.0)
     rows = mask.flatten().nonzero().squeeze(1)
