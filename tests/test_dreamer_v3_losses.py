@@ -474,7 +474,7 @@ def test_joint_update_learns(today: bool) -> None:
         torch.manual_seed(0)  # the same samples and roll-outs
         losses.append(system.update(batch)["loss"].item())
     assert losses[0] == losses[1]  # learning rate zero
-    assert losses[-1] < 0.8 * losses[0] and all(math.isfinite(x) for x in losses)
+    assert losses[-1] < 0.9 * losses[0] and all(math.isfinite(x) for x in losses)
 
 
 def test_slow_critic_follows() -> None:

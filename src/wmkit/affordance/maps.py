@@ -233,7 +233,8 @@ def zoom_window(affordance: Tensor) -> ZoomWindow:
     found = np.array([_zoom_window(single) for single in maps]).reshape(*affordance.shape[:-2], 6)
     parts = found[..., :4].astype(np.int64), found[..., 4].astype(np.float32), found[..., 5] > 0
     edges, value, central = (torch.from_numpy(np.asarray(x)).to(affordance.device) for x in parts)
-    return ZoomWindow(*edges.unbind(-1), value, central)
+    top, left, height, width = edges.unbind(-1)
+    return ZoomWindow(top, left, height, width, value, central)
 
 
 def _zoom_window(values: NDArray) -> tuple[int, int, int, int, float, bool]:

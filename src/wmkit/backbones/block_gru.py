@@ -16,6 +16,7 @@ the product with whatever part of the input is known ahead out of the loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,20 @@ class BlockGRU(RecurrentCell):
         dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
         step, ahead = dense.split([len(dense) - known, known])
         gates = LoopWeight(self.gates.weight, self.gates.bias)
-        return BlockGRULoop(self, torch.tanh(self.start), LoopWeight(own), LoopWeight(step.t()), gates, ahead)
+        start = torch.tanh(self.start)
+        return BlockGRULoop(self, start, LoopWeight(own), LoopWeight(step.t()), gates, self._apart(), ahead)
+
+    def _apart(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight ``[g, U/g, U/g]`` and bias ``[g, 1, U/g]`` of each gate; the update's is one lower.
+
+        Quicker than one product that is cut afterwards, where no gradient puts them together again.
+        """
+        if torch.is_grad_enabled():
+            return []
+        weights = self.gates.weight.chunk(3, -1)
+        biases = self.gates.bias.view(self.blocks, 1, -1).chunk(3, -1)
+        lower = (0.0, 0.0, 1.0)
+        return [(w.contiguous(), b - x) for w, b, x in zip(weights, biases, lower, strict=True)]
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
@@ -111,6 +125,7 @@ class BlockGRULoop:
         own: weight ``[g, U/g, U/g]`` of the hidden layer for a block's own belief.
         shared: weight ``[U, H + D - K]`` for what all blocks read at a step.
         gates: weight ``[g, U/g, 3U/g]`` and bias of the gates.
+        apart: the same gate by gate, for roll-outs without gradients.
         known: ``[K, U]`` rows for what all blocks read and is known ahead.
 
     >>> gru = BlockGRU(6, 16)
@@ -127,6 +142,7 @@ class BlockGRULoop:
     own: LoopWeight
     shared: LoopWeight
     gates: LoopWeight
+    apart: list[tuple[Tensor, Tensor]]
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
@@ -141,10 +157,48 @@ class BlockGRULoop:
     def cell(self, x: Tensor, belief: Tensor, ahead: Tensor) -> Tensor:
         """One step without reset."""
         gru = self.gru
-        shared = torch.cat([gru.belief_in(belief), x], -1)  # [B, H + D - K]
-        hidden = self.shared(shared) + ahead + side_by_side(self.own(belief))  # [B, U]
-        gates = self.gates(gru.style.activate(gru.norm(hidden)))  # [g, B, 3U/g]
-        reset, candidate, update = gates.chunk(3, -1)  # [g, B, U/g]
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        blocks = belief.view(-1, gru.blocks, reset.shape[-1]).transpose(0, 1)
-        return side_by_side(torch.lerp(blocks, candidate, torch.sigmoid(update - 1)))
+        shared = self.shared(torch.cat([gru.belief_in(belief), x], -1))  # [B, U]
+        if torch.is_grad_enabled():
+            hidden = gru.norm(shared + ahead + side_by_side(self.own(belief)))
+            gates = self.gates(gru.style.activate(hidden))  # [g, B, 3U/g]
+            return side_by_side(_Update.apply(gates, self._blocks(belief)))
+        self._blocks(shared.add_(ahead)).add_(self.own(belief))
+        hidden = self._blocks(gru.style.activate(gru.norm(shared), inplace=True))  # [g, B, U/g]
+        reset, candidate, update = (torch.bmm(hidden, weight).add_(bias) for weight, bias in self.apart)
+        candidate.mul_(reset.sigmoid_()).tanh_()
+        after = torch.empty_like(belief)
+        torch.lerp(self._blocks(belief), candidate, update.sigmoid_(), out=self._blocks(after))
+        return after
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """``[B, U] -> [g, B, U/g]``, a view."""
+        return x.view(len(x), self.gru.blocks, -1).transpose(0, 1)
+
+
+class _Update(torch.autograd.Function):
+    """``u + σ(z-1) (tanh(σ(r) c) - u)`` from gates ``[g, B, 3W]`` and beliefs ``[g, B, W]``.
+
+    Its gradient takes half the operations of autograd's, and leaves the three gates' in one tensor.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, belief: Tensor) -> Tensor:
+        reset, candidate, update = gates.chunk(3, -1)
+        reset = torch.sigmoid(reset)
+        new = torch.mul(reset, candidate).tanh_()
+        update = torch.sub(update, 1).sigmoid_()
+        ctx.save_for_backward(gates, reset, new, update, belief)
+        return torch.lerp(belief, new, update)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        gates, reset, new, update, belief = ctx.saved_tensors
+        through = grad * update
+        inside = torch.ops.aten.tanh_backward(through, new)
+        out = torch.empty_like(gates)
+        d_reset, d_candidate, d_update = out.chunk(3, -1)
+        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+        sigmoid_backward(inside * gates.chunk(3, -1)[1], reset, grad_input=d_reset)
+        torch.mul(inside, reset, out=d_candidate)
+        sigmoid_backward((new - belief).mul_(grad), update, grad_input=d_update)
+        return out, grad - through

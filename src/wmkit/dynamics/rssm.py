@@ -209,7 +209,7 @@ class RSSM(nn.Module):
             noise = torch.rand(*logits.shape[:-1], 1, device=logits.device)
         probs = unimix_probs(logits, self.unimix)
         index = sample_index(probs.detach(), noise)
-        state = torch.zeros_like(probs).scatter_(-1, index.unsqueeze(-1), 1.0)
+        state = probs.new_zeros(probs.shape).scatter_(-1, index.unsqueeze(-1), 1.0)
         if torch.is_grad_enabled():
             state = straight_through(state, probs)
         return state.flatten(-2), index

@@ -12,6 +12,7 @@ from wmkit.functional.symlog import symexp, symlog
 from wmkit.functional.two_hot import (
     symexp_bins,
     symmetric_bins,
+    two_hot,
     two_hot_cross_entropy,
     two_hot_mean,
     two_hot_mean_wide,
@@ -29,6 +30,7 @@ __all__ = [
     "symexp_bins",
     "symlog",
     "symmetric_bins",
+    "two_hot",
     "two_hot_cross_entropy",
     "two_hot_mean",
     "two_hot_mean_wide",

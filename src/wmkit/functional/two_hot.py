@@ -2,7 +2,7 @@
 
 A scalar between two bins becomes a distribution with mass on those two only, linear in
 the distance. Losses are taken against the code without ever building it: the two
-neighbouring log-probabilities are gathered.
+neighbouring logits are gathered.
 
 Bins come in symlog units (:func:`symmetric_bins`, the code of 2023) or in the quantity's own
 (:func:`symexp_bins`, since 2024); they stand at the same places, but what lies between two of
@@ -10,6 +10,8 @@ them, and so what a spread-out distribution means, differs.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,28 +54,65 @@ def symexp_bins(limit: float, count: int) -> Tensor:
     return symexp(symmetric_bins(limit, count))
 
 
-def two_hot_cross_entropy(log_probs: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+def two_hot(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """The two bins around each target, and how much mass each gets.
+
+    Args:
+        target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends.
+        bins: ``[K]`` float, increasing.
+
+    Returns:
+        Bins ``[*B, 2]`` int64 and their mass ``[*B, 2]``, which adds up to one.
+
+    >>> two_hot(torch.tensor(0.25), torch.linspace(-1.0, 1.0, 3))
+    (tensor([1, 2]), tensor([0.7500, 0.2500]))
+    """
+    target = target.clamp(bins[0], bins[-1])
+    above = torch.searchsorted(bins, target.contiguous(), right=True).clamp(1, bins.numel() - 1)  # [*B]
+    below = above - 1
+    mass = (target - bins[below]) / (bins[above] - bins[below])  # [*B] on `above`
+    return torch.stack([below, above], -1), torch.stack([1 - mass, mass], -1)
+
+
+def two_hot_cross_entropy(
+    logits: Tensor, target: Tensor, bins: Tensor, probs: Tensor | None = None
+) -> Tensor:
     """Cross-entropy between the two-hot code of ``target`` and a categorical over ``bins``.
 
     Args:
-        log_probs: ``[*B, K]`` float, normalised.
+        logits: ``[*B, K]`` float.
         target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends.
         bins: ``[K]`` float, increasing.
+        probs: softmax of ``logits``, if it is there already.
 
     Returns:
         ``[*B]`` float, nats, one loss per sample.
 
     >>> bins = torch.linspace(-1.0, 1.0, 3)
-    >>> log_probs = torch.log_softmax(torch.zeros(2, 3), -1)
-    >>> two_hot_cross_entropy(log_probs, torch.tensor([0.25, 9.0]), bins)
+    >>> two_hot_cross_entropy(torch.zeros(2, 3), torch.tensor([0.25, 9.0]), bins)
     tensor([1.0986, 1.0986])
     """
-    target = target.clamp(bins[0], bins[-1])
-    above = torch.searchsorted(bins, target.contiguous(), right=True).clamp(1, bins.numel() - 1)  # [*B]
-    below = above - 1
-    weight = (target - bins[below]) / (bins[above] - bins[below])  # [*B] mass on `above`
-    pair = log_probs.gather(-1, torch.stack([below, above], -1))  # [*B, 2]
-    return -torch.lerp(pair[..., 0], pair[..., 1], weight)
+    index, mass = two_hot(target, bins)
+    if probs is None:
+        probs = torch.softmax(logits.detach(), -1)
+    return _CrossEntropy.apply(logits, probs, index, mass)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """``logsumexp`` and a few logits; the gradient in one pass, with no code and no zeros written out."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, probs: Tensor, index: Tensor, mass: Tensor) -> Tensor:
+        ctx.save_for_backward(probs, index, mass)
+        # The largest probability is at least 1 / K: its logarithm is exact.
+        total = logits.amax(-1) - probs.amax(-1).log()  # [*B]
+        return total - (mass * logits.gather(-1, index)).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        probs, index, mass = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        return (probs * grad).scatter_add_(-1, index, -mass * grad), None, None, None
 
 
 def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:

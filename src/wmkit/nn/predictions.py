@@ -27,22 +27,27 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class _TwoHot:
-    """A categorical over bins: its mean alone needs no logarithms."""
+    """A categorical over bins, whose probabilities mean and losses share."""
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
         self.logits, self.bins = logits.float(), bins
-        learns = torch.is_grad_enabled() and logits.requires_grad
-        self._log_probs = torch.log_softmax(self.logits, -1) if learns else None
-
-    @property
-    def log_probs(self) -> Tensor:
-        """``[*B, K]`` float32; made once where losses will ask for it."""
-        return torch.log_softmax(self.logits, -1) if self._log_probs is None else self._log_probs
+        self._constant: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
         """``[*B, K]`` float32."""
-        return torch.softmax(self.logits, -1) if self._log_probs is None else self._log_probs.exp()
+        learns = torch.is_grad_enabled() and self.logits.requires_grad
+        return torch.softmax(self.logits, -1) if learns else self._probs()
+
+    def _probs(self) -> Tensor:
+        """The same as constants."""
+        if self._constant is None:
+            self._constant = torch.softmax(self.logits.detach(), -1)
+        return self._constant
+
+    def _loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy to a target ``[*B]`` in the units of the bins; ``[*B]``."""
+        return two_hot_cross_entropy(self.logits, target, self.bins, self._probs())
 
 
 class SymlogTwoHot(_TwoHot):
@@ -70,7 +75,7 @@ class SymlogTwoHot(_TwoHot):
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]``."""
-        return two_hot_cross_entropy(self.log_probs, symlog(target.squeeze(-1)), self.bins)
+        return self._loss(symlog(target.squeeze(-1)))
 
 
 class SymexpTwoHot(_TwoHot):
@@ -101,7 +106,7 @@ class SymexpTwoHot(_TwoHot):
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]`` float32."""
-        return two_hot_cross_entropy(self.log_probs, target.squeeze(-1).float(), self.bins)
+        return self._loss(target.squeeze(-1).float())
 
 
 class Bernoulli:

@@ -43,7 +43,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        scale = torch.linalg.vecdot(x, x).unsqueeze(-1).div_(x.shape[-1]).add_(eps).rsqrt_()  # [*B, 1]
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [*B, 1]
+        scale = length.mul_(length).div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return torch.mul(x, scale).mul_(weight)
 
@@ -56,5 +57,5 @@ class _RMSNorm(torch.autograd.Function):
             grad, x, weight.shape, zero, scale, weight, None, [True, True, False]
         )
         # What LayerNorm takes off for its mean: scale * mean(grad * weight).
-        mean = torch.mv(grad.view(-1, len(weight)), weight).view(scale.shape).mul_(scale).div_(len(weight))
-        return inputs.add_(mean), weights, None
+        total = torch.mv(grad.view(-1, len(weight)), weight).view(scale.shape)
+        return inputs.addcmul_(total, scale, value=1 / len(weight)), weights, None
