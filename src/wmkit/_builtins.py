@@ -6,14 +6,18 @@ from wmkit.registry import register
 
 _PARTS: dict[str, dict[str, str]] = {
     "system": {
+        "dreamer_v1": "wmkit.systems.build:build",
+        "dreamer_v2": "wmkit.systems.build:build",
         "dreamer_v3": "wmkit.systems.build:build",
         "dreamer_v3_2023": "wmkit.systems.build:build",
+        "dreamer_v3_2024": "wmkit.systems.build:build",
         "ls_imagine": "wmkit.systems.build:build",
     },
     "backbone": {
         "block_gru": "wmkit.backbones.block_gru:BlockGRU",
         "gru": "wmkit.backbones.gru:GRU",
         "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
+        "ln_gru_bias": "wmkit.backbones.ln_gru:BiasedLayerNormGRU",
     },
     "codec": {
         "decoder": "wmkit.codecs:Decoder",
@@ -27,10 +31,14 @@ _PARTS: dict[str, dict[str, str]] = {
         "jump_flag": "wmkit.heads:JumpFlagHead",
         "jump_return": "wmkit.heads:JumpReturnHead",
         "jump_span": "wmkit.heads:JumpSpanHead",
+        "normal": "wmkit.heads:NormalHead",
         "reward": "wmkit.heads:RewardHead",
+        "tanh_normal_actor": "wmkit.heads:TanhNormalActor",
+        "truncated_normal_actor": "wmkit.heads:TruncatedNormalActor",
     },
     "objective": {
         "actor_critic": "wmkit.objectives:ActorCriticLoss",
+        "actor_critic_2020": "wmkit.objectives:ActorCriticLoss2020",
         "lambda_return_jumpy": "wmkit.objectives:LambdaReturnJumpy",
         "replay_critic": "wmkit.objectives:ReplayCriticLoss",
         "world_model": "wmkit.objectives:WorldModelLoss",

@@ -21,6 +21,7 @@ class LayerNormGRU(RecurrentCell):
         out_dim: state width U.
         learned_initial: see :class:`~wmkit.backbones.base.RecurrentCell`.
         norm_eps: epsilon of the LayerNorm (PyTorch's default in the 2023 PyTorch code).
+        bias: a learned constant under the norm.
 
     >>> gru = LayerNormGRU(3, 8)
     >>> u, carry = gru.step(torch.zeros(2, 3), gru.initial(2), torch.tensor([True, False]))
@@ -29,11 +30,17 @@ class LayerNormGRU(RecurrentCell):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, learned_initial: bool = False, norm_eps: float = 1e-3
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        learned_initial: bool = False,
+        norm_eps: float = 1e-3,
+        bias: bool = False,
     ) -> None:
         super().__init__(in_dim, out_dim, learned_initial=learned_initial)
         # Rows: reset, candidate, update; columns: input, then state.
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=False))
+        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=bias))
         self.norm = nn.LayerNorm(3 * out_dim, eps=norm_eps)
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
@@ -42,3 +49,19 @@ class LayerNormGRU(RecurrentCell):
         reset, candidate, update = gates.chunk(3, -1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(belief, candidate, torch.sigmoid(update - 1))
+
+
+class BiasedLayerNormGRU(LayerNormGRU):
+    """The recurrent cell of DreamerV2 (arXiv:2010.02193): a bias under the norm, and zeros for a start.
+
+    Args:
+        in_dim: input width D.
+        out_dim: state width U.
+        norm_eps: epsilon of the LayerNorm.
+
+    >>> BiasedLayerNormGRU(3, 8).initial(1).abs().max().item()
+    0.0
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, norm_eps: float = 1e-3) -> None:
+        super().__init__(in_dim, out_dim, norm_eps=norm_eps, bias=True)

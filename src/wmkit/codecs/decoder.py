@@ -1,7 +1,7 @@
 """Features back to observations: an image half that the page chooses, an MLP for vectors (DreamerV3).
 
-Images are scored by squared error summed over pixels; float vectors likewise, in symlog units;
-classes by cross-entropy.
+In DreamerV3 images are scored by squared error summed over pixels, float vectors likewise, in symlog
+units; before it both were means of normals of unit variance. Classes are scored by cross-entropy.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Decoder(nn.Module):
         layers: depth of the vector MLP.
         image: the image half, called as ``image(in_dim, shapes, depth=..., patch=..., style=...)``.
         discrete: vector keys that hold classes, with the number of them, as in the encoder.
+        image_prediction: what is made of an image, called as ``image_prediction(mean, event_dims)``.
+        vector_prediction: likewise of a float vector.
         style: norm, activation, bias and initialisation.
 
     Raises:
@@ -67,11 +69,14 @@ class Decoder(nn.Module):
         layers: int,
         image: Callable[..., nn.Module] = ImageDecoder,
         discrete: Mapping[str, int] | None = None,
+        image_prediction: Callable[[Tensor, int], SquaredError] = SquaredError,
+        vector_prediction: Callable[[Tensor, int], SquaredError] = SymlogSquaredError,
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
         self.images, self.vectors = tuple(images), tuple(vectors)
         self.discrete = dict(discrete or {})
+        self.image_prediction, self.vector_prediction = image_prediction, vector_prediction
         self.targets = (*self.images, *self.vectors)
         shapes = {key: spaces[key] for key in self.images}
         self._channels = [shape[0] for shape in shapes.values()]
@@ -90,7 +95,7 @@ class Decoder(nn.Module):
             dense = features if isinstance(features, Tensor) else features.dense
             image = self.image(dense.flatten(0, -2)).unflatten(0, dense.shape[:-1])
             for key, part in zip(self.images, image.split(self._channels, -3), strict=True):
-                predictions[key] = SquaredError(part, 3)
+                predictions[key] = self.image_prediction(part, 3)
         if self.vector is not None:
             hidden = self.vector(features)
             for key, event in self._events.items():
@@ -99,5 +104,5 @@ class Decoder(nn.Module):
                     logits = out.unflatten(-1, (*event, self.discrete[key]))
                     predictions[key] = Categorical(logits, len(event))
                 else:
-                    predictions[key] = SymlogSquaredError(out.unflatten(-1, event), len(event))
+                    predictions[key] = self.vector_prediction(out.unflatten(-1, event), len(event))
         return predictions

@@ -12,6 +12,7 @@ from wmkit.codecs.images import unit_image
 from wmkit.codecs.images_2023 import ImageEncoder
 from wmkit.codecs.vectors import flat_vector, vector_width
 from wmkit.errors import SpecError
+from wmkit.functional import symlog
 from wmkit.nn import MLP, STYLE_2023, LayerStyle
 
 
@@ -29,7 +30,8 @@ class Encoder(nn.Module):
         image: the image half, called as ``image(shapes, depth=..., patch=..., style=...)`` with the
             shape of every image key.
         discrete: vector keys that hold classes, with the number of them: read as one-hot. All
-            others are floats, squashed by symlog.
+            others are floats.
+        squash: what floats go through first: symlog in DreamerV3, none before.
         vectors_first: put the vectors' part of the embedding before that of the images (since 2024).
         style: norm, activation, bias and initialisation.
 
@@ -55,12 +57,14 @@ class Encoder(nn.Module):
         layers: int,
         image: Callable[..., nn.Module] = ImageEncoder,
         discrete: Mapping[str, int] | None = None,
+        squash: Callable[[Tensor], Tensor] | None = symlog,
         vectors_first: bool = False,
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
         self.images, self.vectors = tuple(images), tuple(vectors)
         self.vectors_first, self.discrete = vectors_first, dict(discrete or {})
+        self.squash = squash
         self.out_dim = 0
         self.image = None
         self.vector: MLP | None = None
@@ -97,7 +101,7 @@ class Encoder(nn.Module):
             parts.append(self.image(image.flatten(0, -4)).unflatten(0, lead))
         if self.vector is not None:
             vectors = [
-                flat_vector(observations[key], self._events[key], self.discrete.get(key))
+                flat_vector(observations[key], self._events[key], self.discrete.get(key), self.squash)
                 for key in self.vectors
             ]
             parts.append(self.vector(torch.cat(vectors, -1)))

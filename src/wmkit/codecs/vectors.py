@@ -1,4 +1,4 @@
-"""Vector observations of a codec: floats squashed by symlog, classes as one-hot.
+"""Vector observations of a codec: floats, squashed or not, and classes as one-hot.
 
 DreamerV3 (arXiv:2301.04104; danijar/dreamerv3 e3f0224).
 """
@@ -6,7 +6,7 @@ DreamerV3 (arXiv:2301.04104; danijar/dreamerv3 e3f0224).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,13 +37,19 @@ def vector_width(key: str, shape: Sequence[int], discrete: Mapping[str, int]) ->
     return math.prod(shape) * discrete.get(key, 1)
 
 
-def flat_vector(x: Tensor, shape: Sequence[int], classes: int | None = None) -> Tensor:
+def flat_vector(
+    x: Tensor,
+    shape: Sequence[int],
+    classes: int | None = None,
+    squash: Callable[[Tensor], Tensor] | None = symlog,
+) -> Tensor:
     """A vector observation as a network reads it.
 
     Args:
         x: ``[*B, *shape]``, float or, of ``classes``, integer.
         shape: of one observation.
         classes: how many; a value outside, as -1 where there is none, becomes zeros.
+        squash: what is done to floats; none takes them as they are.
 
     Returns:
         ``[*B, D]`` float.
@@ -55,5 +61,6 @@ def flat_vector(x: Tensor, shape: Sequence[int], classes: int | None = None) -> 
     """
     lead = x.ndim - len(shape)
     if classes is None:
-        return symlog(x.float()).flatten(lead)
+        x = x.float()
+        return (x if squash is None else squash(x)).flatten(lead)
     return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).float().flatten(lead)

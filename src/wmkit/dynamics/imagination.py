@@ -107,7 +107,7 @@ def imagine(
     """
     dynamics = world_model.dynamics
     rows, device = start.state.shape[0], start.state.device
-    state_noise = torch.rand(horizon, rows, dynamics.groups, 1, device=device)
+    state_noise = dynamics.noise(horizon, rows, device=device)
     draw = getattr(actor, "noise", None)
     action_noise = [None] * horizon if draw is None else draw(horizon, rows, device=device)
     gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None

@@ -17,7 +17,7 @@ class Latent(NamedTuple):
     """State of the model at one step of ``B`` rollouts.
 
     Attributes:
-        state: ``[*B, G*C]`` float, stochastic part z, one-hot per categorical.
+        state: ``[*B, G*C]`` float, stochastic part z: one-hot per categorical, or numbers.
         belief: ``[*B, U]`` float, deterministic part u.
         carry: whatever the backbone needs to go on (its carry).
         classes: ``[*B, G]`` int64, class of each categorical of ``state`` where known.
@@ -93,8 +93,9 @@ class Observed(NamedTuple):
 
     Attributes:
         latent: state at every step, leaves ``[B, T, ...]``.
-        posterior_logits: ``[B, T, G, C]``.
-        prior_logits: ``[B, T, G, C]``, what the model expected before seeing each step.
+        posterior_logits: ``[B, T, G, C]``, or whatever statistics describe the latent
+            (:mod:`wmkit.nn.latents`).
+        prior_logits: likewise, what the model expected before seeing each step.
     """
 
     latent: Latent

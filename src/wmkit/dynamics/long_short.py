@@ -53,9 +53,12 @@ class LongShortRSSM(nn.Module):
         super().__init__()
         self.short = dynamics(action_dim=action_dim + 1, embed_dim=embed_dim)
         self.action_dim = action_dim
-        self.groups, self.classes, self.unimix = self.short.groups, self.short.classes, self.short.unimix
         self.state_dim, self.belief_dim = self.short.state_dim, self.short.belief_dim
         self.feature_dim = self.short.feature_dim
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """See :meth:`RSSM.noise <wmkit.dynamics.rssm.RSSM.noise>`."""
+        return self.short.noise(*lead, device=device)
 
     def initial(self, batch: int) -> Latent:
         """See :meth:`RSSM.initial <wmkit.dynamics.rssm.RSSM.initial>`."""

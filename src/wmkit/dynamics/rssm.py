@@ -17,6 +17,8 @@ option              2023            since 2024 (danijar/dreamerv3 e3f0224)
 ``initial_state``   ``"mode"``      ``"zeros"``
 ==================  ==============  ========================================
 
+DreamerV1 and V2 are as 2023 with zeros for a start, a cell of their own and, V1, a Gaussian ``latent``.
+
 Both clip actions; it changes nothing for one-hot ones and is therefore an option.
 """
 
@@ -27,19 +29,27 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from wmkit.backbones import SequenceModel
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
-from wmkit.functional import sample_index, straight_through, unimix_probs
-from wmkit.nn import MLP, STYLE_2023, DenseNormAct, LayerStyle, init_output, kept, loop_weights
+from wmkit.nn import (
+    MLP,
+    STYLE_2023,
+    CategoricalLatent,
+    DenseNormAct,
+    GaussianLatent,
+    LayerStyle,
+    init_output,
+    kept,
+    loop_weights,
+)
 
 
 class RSSM(nn.Module):
-    """World-model dynamics with categorical latents and a filtering posterior.
+    """World-model dynamics with a filtering posterior; latents are categorical unless others are given.
 
     Args:
         action_dim: width A of an action.
@@ -52,6 +62,7 @@ class RSSM(nn.Module):
         prior_layers: hidden layers of the prior.
         posterior_layers: hidden layers of the posterior.
         unimix: share of the uniform in every categorical.
+        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn.latents`).
         style: of every layer here; the backbone has its own.
         joint_input: one layer over state and action together; otherwise one over each, side by side
             (the backbone's input is then ``2 * hidden`` wide).
@@ -85,6 +96,7 @@ class RSSM(nn.Module):
         prior_layers: int = 1,
         posterior_layers: int = 1,
         unimix: float = 0.01,
+        latent: CategoricalLatent | GaussianLatent | None = None,
         style: LayerStyle = STYLE_2023,
         joint_input: bool = True,
         clip_action: bool = False,
@@ -95,13 +107,13 @@ class RSSM(nn.Module):
             raise ConfigError(
                 f"initial_state is {initial_state!r}: wanted mode or zeros; correct initial_state"
             )
-        self.action_dim, self.groups, self.classes, self.unimix = action_dim, groups, classes, unimix
-        self.state_dim, self.belief_dim = groups * classes, deter
+        self.latent = CategoricalLatent(groups, classes, unimix) if latent is None else latent
+        self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
         self.feature_dim = self.state_dim + deter
         self.clip_action, self.initial_state = clip_action, initial_state
 
         def logits() -> nn.Linear:
-            return init_output(nn.Linear(hidden, self.state_dim), init=style.init)
+            return init_output(nn.Linear(hidden, self.latent.stats_dim), init=style.init)
 
         make_input = JointInput if joint_input else SplitInput
         self.input = make_input(self.state_dim, action_dim, hidden, style)
@@ -119,8 +131,7 @@ class RSSM(nn.Module):
         if self.initial_state == "zeros":
             state, index = belief.new_zeros(1, self.state_dim), None
         else:
-            index = self.prior_logits(belief).argmax(-1)  # [1, G]
-            state = F.one_hot(index, self.classes).to(belief.dtype).flatten(-2)
+            state, index = self.latent.mode(self.prior_logits(belief))
         latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
@@ -132,6 +143,10 @@ class RSSM(nn.Module):
         carry = belief if self.backbone.carry_is_output else self.backbone.initial(belief.shape[0])
         return Latent(state, belief, carry)
 
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """The chance that ``lead`` samples of a state take, for :meth:`step` and :meth:`sample`."""
+        return self.latent.noise(*lead, device=device)
+
     # -- one step ------------------------------------------------------------------------
 
     def step(self, latent: Latent, action: Tensor, noise: Tensor | None = None) -> Latent:
@@ -140,7 +155,7 @@ class RSSM(nn.Module):
         Args:
             latent: where the step starts.
             action: ``[B, A]`` float.
-            noise: ``[B, G, 1]`` uniforms; drawn here if none are given.
+            noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
         """
         key = "transition", id(self), torch.is_grad_enabled()
         transition = kept(key, self, lambda: self.input.bind(self.backbone))
@@ -164,7 +179,7 @@ class RSSM(nn.Module):
         Returns:
             The posterior latent and its logits ``[B, G, C]``.
         """
-        noise = torch.rand(*embed.shape[:-1], self.groups, 1, device=embed.device)
+        noise = self.noise(*embed.shape[:-1], device=embed.device)
         loop = self._bind()
         action_in = loop.transition.ahead(self._action(previous_action, is_init))
         return self._filter(loop, latent, action_in, loop.posterior.ahead(embed), is_init, noise)
@@ -184,7 +199,7 @@ class RSSM(nn.Module):
         loop = self._bind()
         action_in = loop.transition.ahead(self._action(previous_action, is_init))  # [B, T, ...]
         embed_in = loop.posterior.ahead(embed)  # [B, T, H]
-        noise = torch.rand(*embed.shape[:2], self.groups, 1, device=embed.device)
+        noise = self.noise(*embed.shape[:2], device=embed.device)
         latents, logits = [], []
         per_step = zip(
             action_in.unbind(1), embed_in.unbind(1), is_init.unbind(1), noise.unbind(1), strict=True
@@ -200,19 +215,14 @@ class RSSM(nn.Module):
     # -- pieces --------------------------------------------------------------------------
 
     def prior_logits(self, belief: Tensor) -> Tensor:
-        """``[*B, U] -> [*B, G, C]``."""
-        return self.prior(belief).unflatten(-1, (self.groups, self.classes))
+        """``[*B, U] -> [*B, G, C]``: the latent's statistics, logits unless it is Gaussian."""
+        return self.latent.statistics(self.prior(belief))
 
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Straight-through sample ``[*B, G*C]`` of logits ``[*B, G, C]``, and its classes ``[*B, G]``."""
+    def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sample ``[*B, G*C]`` of statistics ``[*B, G, C]``, and its classes ``[*B, G]`` if it has any."""
         if noise is None:
-            noise = torch.rand(*logits.shape[:-1], 1, device=logits.device)
-        probs = unimix_probs(logits, self.unimix)
-        index = sample_index(probs.detach(), noise)
-        state = probs.new_zeros(probs.shape).scatter_(-1, index.unsqueeze(-1), 1.0)
-        if torch.is_grad_enabled():
-            state = straight_through(state, probs)
-        return state.flatten(-2), index
+            noise = self.noise(*logits.shape[:-2], device=logits.device)
+        return self.latent.sample(logits, noise)
 
     def _bind(self) -> _Loop:
         transition = self.input.bind(self.backbone)
@@ -230,7 +240,7 @@ class RSSM(nn.Module):
         state = torch.where(is_init.unsqueeze(-1), loop.start, latent.state)
         belief, carry = loop.transition.step(state, None, latent.carry, is_init, action_in)
         hidden = loop.posterior.finish(belief, embed_in)
-        logits = self.posterior_out(hidden).unflatten(-1, (self.groups, self.classes))
+        logits = self.latent.statistics(self.posterior_out(hidden))
         state, index = self.sample(logits, noise)
         return Latent(state, belief, carry, index), logits
 
@@ -257,5 +267,6 @@ def _stack(latents: list[Latent]) -> Latent:
     carry = belief
     if first.carry is not first.belief:
         carry = tree_map(lambda *parts: torch.stack(parts, 1), *(x.carry for x in latents))
-    index = torch.stack([x.classes for x in latents if x.classes is not None], 1)
+    known = [x.classes for x in latents if x.classes is not None]
+    index = torch.stack(known, 1) if known else None
     return Latent(torch.stack([x.state for x in latents], 1), belief, carry, index)

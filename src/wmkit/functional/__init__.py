@@ -2,6 +2,8 @@
 
 from wmkit.functional.latents import (
     categorical_kl,
+    categorical_kl_logits,
+    gaussian_kl,
     sample_index,
     sample_one_hot,
     straight_through,
@@ -20,7 +22,9 @@ from wmkit.functional.two_hot import (
 
 __all__ = [
     "categorical_kl",
+    "categorical_kl_logits",
     "discount_sum",
+    "gaussian_kl",
     "lambda_return_jumpy",
     "replay_lambda_return",
     "sample_index",

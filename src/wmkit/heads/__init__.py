@@ -1,7 +1,9 @@
 """Heads: features to predictions with ``.loss(target)``, ``.mean`` and ``.mode``."""
 
 from wmkit.heads.actors import ActorChoice, ContinuousActor, DiscreteActor
+from wmkit.heads.actors_2020 import TanhNormalActor, TruncatedNormalActor
 from wmkit.heads.flags import ContinueHead, FlagHead, JumpFlagHead
+from wmkit.heads.normal import NormalHead
 from wmkit.heads.scalar import Critic, JumpReturnHead, JumpSpanHead, RewardHead, TwoHotHead
 
 __all__ = [
@@ -14,6 +16,9 @@ __all__ = [
     "JumpFlagHead",
     "JumpReturnHead",
     "JumpSpanHead",
+    "NormalHead",
     "RewardHead",
+    "TanhNormalActor",
+    "TruncatedNormalActor",
     "TwoHotHead",
 ]

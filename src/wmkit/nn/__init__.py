@@ -7,8 +7,10 @@ from wmkit.nn.deferred import LoopWeight, loop_weights
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
+from wmkit.nn.latents import CategoricalLatent, GaussianLatent
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.norms import Activation, ChannelNorm, ChannelRMSNorm, channel_norm
+from wmkit.nn.policies import TanhNormal, TruncatedNormal
 from wmkit.nn.predictions import (
     Bernoulli,
     BoundedNormal,
@@ -21,6 +23,7 @@ from wmkit.nn.predictions import (
 )
 from wmkit.nn.rms_norm import RMSNorm
 from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle
+from wmkit.nn.unit_normal import UnitNormal
 
 __all__ = [
     "MLP",
@@ -31,6 +34,7 @@ __all__ = [
     "BlockLinear",
     "BoundedNormal",
     "Categorical",
+    "CategoricalLatent",
     "ChannelNorm",
     "ChannelRMSNorm",
     "ConvStage",
@@ -38,6 +42,7 @@ __all__ = [
     "DoublingConv",
     "Feature",
     "FeaturePair",
+    "GaussianLatent",
     "HalvingConv",
     "LayerStyle",
     "LoopWeight",
@@ -47,6 +52,9 @@ __all__ = [
     "SymexpTwoHot",
     "SymlogSquaredError",
     "SymlogTwoHot",
+    "TanhNormal",
+    "TruncatedNormal",
+    "UnitNormal",
     "UpsamplingConv",
     "UpsamplingStage",
     "block_product",

@@ -2,8 +2,9 @@
 
 2023: hidden layers draw from a truncated normal whose variance is one over the mean of fan-in
 and fan-out; output layers from a uniform of the same kind. Since 2024: both draw from a
-truncated normal whose variance is one over fan-in. An ``outscale`` of zero starts a head at
-exactly zero.
+truncated normal whose variance is one over fan-in. ``"glorot"``, Keras's default and so that of
+DreamerV1 and V2, is the uniform for both (Glorot and Bengio 2010). An ``outscale`` of zero starts a
+head at exactly zero.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-Init = Literal["mean_fan", "fan_in"]
+Init = Literal["mean_fan", "fan_in", "glorot"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
@@ -34,6 +35,8 @@ def init_hidden(layer: Layer, init: Init = "mean_fan") -> Layer:
     >>> round(init_hidden(nn.Linear(400, 400)).weight.std().item(), 3)
     0.05
     """
+    if init == "glorot":
+        return init_output(layer, init=init)
     truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -45,9 +48,9 @@ def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") ->
 
     Args:
         layer: linear or convolutional.
-        outscale: factor on the variance (``"mean_fan"``) or on the weights (``"fan_in"``), as the
+        outscale: factor on the variance (``"mean_fan"``, ``"glorot"``) or on the weights (``"fan_in"``), as the
             two codes have it; zero gives zero weights.
-        init: which of the two.
+        init: which of them.
 
     >>> init_output(nn.Linear(8, 2), outscale=0.0).weight.abs().max().item()
     0.0

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from wmkit.functional import (
     sample_one_hot,
+    straight_through,
     symexp,
     symlog,
     two_hot_cross_entropy,
@@ -257,6 +258,10 @@ class OneHotCategorical:
             uniform = torch.rand_like(self.probs[..., :1])
         return sample_one_hot(self.probs, uniform)
 
+    def rsample(self, uniform: Tensor | None = None) -> Tensor:
+        """:meth:`sample` with the gradient of the probabilities (straight-through)."""
+        return straight_through(self.sample(uniform), self.probs)
+
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability of a one-hot ``action`` ``[*B, A]``; ``[*B]``."""
         return (self.log_probs * action).sum(-1)
@@ -304,6 +309,8 @@ class BoundedNormal:
         if normal is None:
             normal = torch.randn_like(self.mean)
         return self.mean + self.std * normal
+
+    rsample = sample
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""

@@ -48,7 +48,7 @@ class LayerStyle:
         for what, found, wanted in (
             ("norm", self.norm, ("layer", "rms", "none")),
             ("activation", self.activation, tuple(_ACTIVATIONS)),
-            ("init", self.init, ("mean_fan", "fan_in")),
+            ("init", self.init, ("mean_fan", "fan_in", "glorot")),
         ):
             if found not in wanted:
                 raise ConfigError(

@@ -17,6 +17,7 @@ from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, branch, ima
 from wmkit.errors import ConfigError
 from wmkit.functional import discount_sum
 from wmkit.nn import FeaturePair, rows_are_free
+from wmkit.objectives.transitions import as_transitions
 
 
 class ActorCriticOutput(NamedTuple):
@@ -181,12 +182,7 @@ class ActorCriticLoss(nn.Module):
 
     @torch.no_grad()
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
-        """A roll-out as TorchRL transitions ``[S, H]``.
-
-        Root: ``state``, ``belief``, ``action``, ``jump``, ``continuation``, ``steps_to_next_obs``.
-        Under ``next``: ``state``, ``belief``, ``reward``, ``continuation``, ``steps_to_next_obs``,
-        ``jump_return``, ``done``, ``terminated``.
-        """
+        """A roll-out as TorchRL transitions ``[S, H]`` (:func:`as_transitions`)."""
         features = trajectory.time_major
         before, after = features.map(lambda x: x[:-1]), features.map(lambda x: x[1:])  # [H, S, F]
         reward = sum(
@@ -204,28 +200,7 @@ class ActorCriticLoss(nn.Module):
             total = mean_reward * discount_sum(span, float(self.estimator.gamma))
             steps = torch.where(trajectory.jumps, span, steps)
             jump_return = torch.where(trajectory.jumps, total, jump_return)
-        never = torch.zeros_like(trajectory.jumps)
-        return TensorDict(
-            {
-                "state": trajectory.states[:, :-1],
-                "belief": trajectory.beliefs[:, :-1],
-                "action": trajectory.actions,
-                "jump": trajectory.jumps,
-                "continuation": trajectory.continuations[:, :-1],
-                "steps_to_next_obs": steps,  # TorchRL's own estimators look for it here
-                "next": {
-                    "state": trajectory.states[:, 1:],
-                    "belief": trajectory.beliefs[:, 1:],
-                    "reward": reward,
-                    "continuation": trajectory.continuations[:, 1:],
-                    "steps_to_next_obs": steps,
-                    "jump_return": jump_return,
-                    "done": never,
-                    "terminated": never,
-                },
-            },
-            batch_size=list(reward.shape[:2]),
-        )
+        return as_transitions(trajectory, reward, steps=steps, jump_return=jump_return)
 
     def _weights(self, transitions: TensorDict, start_continuation: Tensor) -> Tensor:
         """Probability, discounted, that each transition happens at all: ``[S, H, 1]``."""

@@ -7,7 +7,7 @@ DreamerV3 of 2023 (arXiv:2301.04104v1, eq. 4-5) for the short branch; LS-Imagine
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,12 +73,12 @@ class WorldModelLoss(nn.Module):
     Args:
         weights: one per term: the decoder's keys, the heads' names, the two KLs, and the
             long branch's terms if there is one.
-        kl: the KL terms.
+        kl: the KL terms: :class:`KLBalance`, or another's with the same call.
         long_branch: the jumpy branch of LS-Imagine; none for ordinary systems.
     """
 
     def __init__(
-        self, *, weights: Mapping[str, float], kl: KLBalance, long_branch: LongBranch | None = None
+        self, *, weights: Mapping[str, float], kl: Any, long_branch: LongBranch | None = None
     ) -> None:
         super().__init__()
         self.weights = dict(weights)

@@ -27,7 +27,7 @@ from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
 
 CONF = Path(__file__).parent / "conf"
-GROUPS = ("size", "env", "preset", "affordance", "training", "compat", "backbone")
+GROUPS = ("size", "env", "preset", "affordance", "training", "compat", "backbone", "domain")
 
 
 def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -105,6 +105,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         actions=getattr(getattr(actor, "func", actor), "actions", ("discrete",)),
     )
     _expand_auto(config, spaces)
+    _drop_absent(config)
     heads = config.world_model.heads
     for name, head in heads.items():
         if name in ("intrinsic_reward", "jump"):
@@ -113,13 +114,13 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         spaces.zoomed = True
         spaces.optional |= {"is_zoomed": torch.bool, "jump_resolved": torch.bool}
         spaces.optional |= {"jump_steps": torch.float32, "jump_return": torch.float32}
-    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule")
+    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule", "exploration")
     return System(
         config.system,
         spaces,
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
-        **{part: instantiate(config[part], _convert_="all") for part in parts},
+        **{part: instantiate(config[part], _convert_="all") for part in parts if part in config},
     )
 
 
@@ -138,6 +139,13 @@ def _expand_auto(config: DictConfig, spaces: Spaces) -> None:
         weight = weights.pop("observations")
         for key in (*config.world_model.decoder.images, *config.world_model.decoder.vectors):
             weights[key] = weight
+
+
+def _drop_absent(config: DictConfig) -> None:
+    """Leave out heads, and loss weights, that a group has set to null."""
+    for block in (config.world_model.heads, config.world_model_loss.weights):
+        for name in [name for name, value in block.items() if value is None]:
+            del block[name]
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Policy(TensorDictModuleBase):
         action_dim: width A of an action.
         observations: keys that the encoder reads.
         continuous: whether actions are numbers rather than a choice.
+        exploration: turns sampled actions ``[B, A]`` into those that are taken; none takes them as they are.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class Policy(TensorDictModuleBase):
         observations: Sequence[str],
         *,
         continuous: bool = False,
+        exploration: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         # Read, not owned: the system registers both.
         self.__dict__["world_model"], self.__dict__["actor"] = world_model, actor
         self.action_dim, self.continuous = action_dim, continuous
-        self.observations = tuple(observations)
+        self.observations, self.exploration = tuple(observations), exploration
         read = [key for key in self.observations if key != "reward"]
         self.in_keys = [*read, "is_init", "state", "belief", "previous_action"]
         self.out_keys = ["action", "state", "belief", ("next", "previous_action")]
@@ -86,7 +88,10 @@ class Policy(TensorDictModuleBase):
         previous = tensordict.get("previous_action").reshape(is_init.shape[0], -1)
         latent, _ = dynamics.filter(latent, previous, self.world_model.encoder(observations), is_init)
         choice = self.actor(latent.feature)
-        action = choice.sample() if exploration_type() == ExplorationType.RANDOM else choice.mode
+        sampled = exploration_type() == ExplorationType.RANDOM
+        action = choice.sample() if sampled else choice.mode
+        if sampled and self.exploration is not None:
+            action = self.exploration(action)
         action = action.unflatten(0, lead) if len(lead) else action.squeeze(0)
         tensordict.set("action", action)
         tensordict.set("state", latent.state.reshape(*lead, -1))

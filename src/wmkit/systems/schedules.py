@@ -18,8 +18,13 @@ from wmkit.objectives.world_model import WorldModelOutput
 
 
 def adam(settings: Mapping[str, float], parameters: Any) -> Learner:
-    """An Adam learner from ``lr``, ``eps`` and ``clip``."""
+    """An Adam learner from ``lr``, ``eps``, ``clip`` and ``decay``, the share that weights lose per update."""
     optimizer = partial(torch.optim.Adam, lr=settings["lr"], eps=settings["eps"], fused=True)
+    if settings.get("decay"):
+        decay = settings["decay"] / settings["lr"]  # AdamW's is multiplied with the learning rate
+        optimizer = partial(
+            torch.optim.AdamW, lr=settings["lr"], eps=settings["eps"], weight_decay=decay, fused=True
+        )
     return Learner(parameters, optimizer, settings["clip"])
 
 
@@ -28,15 +33,28 @@ class Schedule(nn.Module):
 
     Args:
         system: its critic is copied.
-        slow_fraction: how far the slow critic moves towards the critic per update.
+        slow_fraction: how far the slow critic moves towards the critic; none does without a copy, and
+            the critic itself stands in.
         learners: optimisers by name; their state is part of ``state_dict``.
+        slow_every: updates between two such moves; the first follows the first update.
     """
 
-    def __init__(self, system: Any, slow_fraction: float, learners: Mapping[str, Learner]) -> None:
+    slow_critic: Any
+
+    def __init__(
+        self,
+        system: Any,
+        slow_fraction: float | None,
+        learners: Mapping[str, Learner],
+        slow_every: int = 1,
+    ) -> None:
         super().__init__()
-        self.slow_critic = copy.deepcopy(system.critic).requires_grad_(False)
-        self.slow_fraction = slow_fraction
+        self.slow_critic = None
+        if slow_fraction is not None:
+            self.slow_critic = copy.deepcopy(system.critic).requires_grad_(False)
+        self.slow_fraction, self.slow_every = slow_fraction, slow_every
         self.learners = dict(learners)
+        self.updates = 0
 
     def behave(self, system: Any, learned: WorldModelOutput) -> ActorCriticOutput:
         """Losses of actor and critic on roll-outs from what the world model has just observed."""
@@ -44,7 +62,7 @@ class Schedule(nn.Module):
             system.world_model,
             system.actor,
             system.critic,
-            self.slow_critic,
+            system.critic if self.slow_critic is None else self.slow_critic,
             learned.starts,
             learned.start_mask,
             learned.start_continuation,
@@ -52,33 +70,35 @@ class Schedule(nn.Module):
 
     @torch.no_grad()
     def follow(self, critic: nn.Module) -> None:
-        """Move the slow critic towards ``critic``."""
-        torch._foreach_lerp_(
-            list(self.slow_critic.parameters()), list(critic.parameters()), self.slow_fraction
-        )
+        """Move the slow critic towards ``critic``, if there is one and it is time."""
+        if self.slow_fraction is not None and self.updates % self.slow_every == 0:
+            torch._foreach_lerp_(
+                list(self.slow_critic.parameters()), list(critic.parameters()), self.slow_fraction
+            )
+        self.updates += 1
 
     def get_extra_state(self) -> dict:
         """Optimiser states, so that ``state_dict`` holds everything a resume needs."""
-        return {name: learner.state_dict() for name, learner in self.learners.items()}
+        learners = {name: learner.state_dict() for name, learner in self.learners.items()}
+        return {**learners, "updates": self.updates}
 
     def set_extra_state(self, state: dict) -> None:
         """Take the optimiser states back."""
         for name, learner in self.learners.items():
             learner.load_state_dict(state[name])
+        self.updates = state.get("updates", 0)
 
 
-class SequentialUpdate(Schedule):
-    """World model first, then actor and critic on roll-outs of the updated model.
-
-    DreamerV3 of 2023 and LS-Imagine: three Adams with a clip each; the slow critic follows
-    the critic after every update and serves as its regulariser only.
+class ThreeAdams(Schedule):
+    """A learner of its own for world model, actor and critic; in which order they learn, subclasses say.
 
     Args:
         system: the parts: ``world_model``, ``actor``, ``critic``, ``world_model_loss``, ``behaviour``.
-        world_model: ``lr``, ``eps`` and ``clip`` of its Adam.
+        world_model: ``lr``, ``eps``, ``clip`` and, if any, ``decay`` of its Adam.
         actor: likewise.
         critic: likewise.
-        slow_fraction: how far the slow critic moves towards the critic per update.
+        slow_fraction: how far the slow critic moves towards the critic; none does without.
+        slow_every: updates between two such moves.
     """
 
     def __init__(
@@ -88,14 +108,23 @@ class SequentialUpdate(Schedule):
         world_model: Mapping[str, float],
         actor: Mapping[str, float],
         critic: Mapping[str, float],
-        slow_fraction: float,
+        slow_fraction: float | None,
+        slow_every: int = 1,
     ) -> None:
         learners = {
             "world_model": adam(world_model, system.world_model.parameters()),
             "actor": adam(actor, system.actor.parameters()),
             "critic": adam(critic, system.critic.parameters()),
         }
-        super().__init__(system, slow_fraction, learners)
+        super().__init__(system, slow_fraction, learners, slow_every)
+
+
+class SequentialUpdate(ThreeAdams):
+    """World model first, then actor and critic on roll-outs of the updated model.
+
+    DreamerV3 of 2023 and LS-Imagine, where the slow critic follows after every update and serves as the
+    critic's regulariser only; DreamerV2, where it is a copy made every 100 updates and gives the targets.
+    """
 
     def update(
         self, system: Any, batch: Mapping[str, Tensor], latent: Latent | None
@@ -108,6 +137,24 @@ class SequentialUpdate(Schedule):
         metrics |= behaved.metrics
         metrics["grad_norm_actor"] = self.learners["actor"].step(behaved.actor_loss)
         metrics["grad_norm_critic"] = self.learners["critic"].step(behaved.critic_loss)
+        self.follow(system.critic)
+        return metrics, learned.observed
+
+
+class SimultaneousUpdate(ThreeAdams):
+    """World model, actor and critic all learn from the model as it is before the update (DreamerV1)."""
+
+    def update(
+        self, system: Any, batch: Mapping[str, Tensor], latent: Latent | None
+    ) -> tuple[dict[str, Tensor], Observed]:
+        """One update of everything; metrics and the posterior over the window."""
+        learned = system.world_model_loss(system.world_model, batch, latent)
+        behaved = self.behave(system, learned)
+        metrics = learned.metrics | behaved.metrics
+        # The actor's gradient goes through model and critic: it is taken before either changes.
+        metrics["grad_norm_actor"] = self.learners["actor"].step(behaved.actor_loss)
+        metrics["grad_norm_critic"] = self.learners["critic"].step(behaved.critic_loss)
+        metrics["grad_norm_world_model"] = self.learners["world_model"].step(learned.loss)
         self.follow(system.critic)
         return metrics, learned.observed
 

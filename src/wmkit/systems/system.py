@@ -31,6 +31,8 @@ class System(nn.Module):
         behaviour: see :class:`~wmkit.objectives.ActorCriticLoss`.
         schedule: called as ``schedule(system)``, gives the order of learning.
         batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
+        exploration: by kind of action, what the policy adds to its samples
+            (:mod:`wmkit.systems.exploration`).
 
     Attributes:
         policy: for a TorchRL collector; of continuous actions in an environment with
@@ -54,6 +56,7 @@ class System(nn.Module):
         behaviour: nn.Module,
         schedule: Callable[..., Any],
         batch: Mapping[str, int],
+        exploration: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.name, self.spaces = name, spaces
@@ -71,6 +74,7 @@ class System(nn.Module):
             spaces.action_dim,
             spaces.observations,
             continuous=spaces.actions == "continuous",
+            exploration=(exploration or {}).get(spaces.actions),
         )
 
     def update(self, batch: TensorDictBase) -> TensorDict:

@@ -1,0 +1,110 @@
+"""What a stochastic state is made of: its statistics, its chance, its samples.
+
+Dynamics hold one of these and never ask which. ``statistics`` are what prior and posterior
+predict and a KL compares; chance is drawn by ``noise``, for all steps of a loop at once.
+
+=====================  ======================  ==========================  =====================
+latent                 statistics              state                       system
+=====================  ======================  ==========================  =====================
+``CategoricalLatent``  logits ``[*B, G, C]``   ``G`` one-hots, flat        DreamerV2, DreamerV3
+``GaussianLatent``     mean, std ``[*B, 2, D]``  ``D`` numbers             DreamerV1
+=====================  ======================  ==========================  =====================
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wmkit.functional import sample_index, straight_through, unimix_probs
+
+
+class CategoricalLatent:
+    """``G`` independent categoricals of ``C`` classes (DreamerV2, arXiv:2010.02193, section 2.1).
+
+    Args:
+        groups: categoricals G.
+        classes: classes C of each.
+        unimix: share of the uniform that samples are drawn with: 0.01 in DreamerV3, none in DreamerV2.
+
+    Attributes:
+        state_dim: width of a state, G * C.
+        stats_dim: numbers that predict its statistics, G * C.
+
+    >>> latent = CategoricalLatent(groups=2, classes=3, unimix=0.0)
+    >>> logits = latent.statistics(torch.tensor([[0.0, 0.0, 99.0, 99.0, 0.0, 0.0]]))
+    >>> latent.sample(logits, latent.noise(1))[0]
+    tensor([[0., 0., 1., 1., 0., 0.]])
+    """
+
+    def __init__(self, groups: int = 32, classes: int = 32, unimix: float = 0.01) -> None:
+        self.groups, self.classes, self.unimix = groups, classes, unimix
+        self.state_dim = self.stats_dim = groups * classes
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """Uniforms ``[*lead, G, 1]``."""
+        return torch.rand(*lead, self.groups, 1, device=device)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """``[*B, G*C] -> [*B, G, C]`` logits."""
+        return x.unflatten(-1, (self.groups, self.classes))
+
+    def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Straight-through sample ``[*B, G*C]``, and its classes ``[*B, G]``."""
+        probs = unimix_probs(statistics, self.unimix)
+        index = sample_index(probs.detach(), noise)
+        state = probs.new_zeros(probs.shape).scatter_(-1, index.unsqueeze(-1), 1.0)
+        if torch.is_grad_enabled():
+            state = straight_through(state, probs)
+        return state.flatten(-2), index
+
+    def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The likeliest state ``[*B, G*C]``, and its classes ``[*B, G]``; no gradient."""
+        index = statistics.argmax(-1)
+        return F.one_hot(index, self.classes).to(statistics.dtype).flatten(-2), index
+
+
+class GaussianLatent:
+    """``D`` independent normals (DreamerV1, arXiv:1912.01603, section 4).
+
+    ``std = softplus(raw) + low``; samples are reparameterised, so that gradients reach both.
+
+    Args:
+        size: numbers D in a state.
+        low: smallest standard deviation.
+
+    Attributes:
+        state_dim: width of a state, D.
+        stats_dim: numbers that predict its statistics, 2 D: means first.
+
+    >>> latent = GaussianLatent(2)
+    >>> statistics = latent.statistics(torch.tensor([[5.0, 7.0, 0.0, -99.0]]))
+    >>> statistics
+    tensor([[[5.0000, 7.0000],
+             [0.7931, 0.1000]]])
+    >>> latent.sample(statistics, torch.tensor([[1.0, -1.0]]))[0]
+    tensor([[5.7931, 6.9000]])
+    """
+
+    def __init__(self, size: int = 30, low: float = 0.1) -> None:
+        self.low = low
+        self.state_dim, self.stats_dim = size, 2 * size
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """Standard normals ``[*lead, D]``."""
+        return torch.randn(*lead, self.state_dim, device=device)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """``[*B, 2D] -> [*B, 2, D]``, mean and standard deviation."""
+        mean, raw = x.chunk(2, -1)
+        return torch.stack([mean, F.softplus(raw) + self.low], -2)
+
+    def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sample ``[*B, D]`` with gradient; there are no classes."""
+        mean, std = statistics.unbind(-2)
+        return mean + std * noise, None
+
+    def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mean ``[*B, D]``; there are no classes."""
+        return statistics.select(-2, 0), None

@@ -1,0 +1,142 @@
+"""Continuous actions between -1 and 1, as the first two Dreamers drew them.
+
+Both are reparameterised, so that a return's gradient reaches the actor through the action.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_LIMIT = 0.99999997  # what an inverse tanh still takes
+
+
+class TanhNormal:
+    """The tanh of a normal (DreamerV1, arXiv:1912.01603, eq. 8).
+
+    ``a = tanh(μ + σ ε)``, ``μ = 5 tanh(mean / 5)``, ``σ = softplus(std + softplus⁻¹(initial)) + low``. It has
+    neither mode nor entropy in closed form; both come from ``draws`` samples, as in the original.
+
+    Args:
+        mean: ``[*B, A]`` float as the network gives it.
+        std: ``[*B, A]`` float, likewise; zero gives ``initial``.
+        scale: bound of the mean before the tanh.
+        initial: standard deviation before the tanh of a network that says zero.
+        low: added to the standard deviation.
+        draws: samples behind :attr:`mode` and :attr:`entropy`.
+
+    >>> policy = TanhNormal(torch.zeros(1, 2), torch.zeros(1, 2))
+    >>> policy.std
+    tensor([[5.0001, 5.0001]])
+    >>> policy.sample(torch.tensor([[0.0, 0.1]]))
+    tensor([[0.0000, 0.4621]])
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        scale: float = 5.0,
+        initial: float = 5.0,
+        low: float = 1e-4,
+        draws: int = 100,
+    ) -> None:
+        self.location = scale * torch.tanh(mean.float() / scale)  # [*B, A], before the tanh
+        self.std = F.softplus(std.float() + math.log(math.expm1(initial))) + low  # [*B, A]
+        self.draws = draws
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest of :attr:`draws` samples, ``[*B, A]``."""
+        samples = self._samples()  # [D, *B, A]
+        best = self.log_prob(samples).argmax(0)[None, ..., None]  # [1, *B, 1]
+        return samples.gather(0, best.expand(1, *samples.shape[1:])).squeeze(0)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats, summed over the action, estimated from :attr:`draws` samples, ``[*B]``."""
+        return -self.log_prob(self._samples()).mean(0)
+
+    def sample(self, normal: Tensor | None = None) -> Tensor:
+        """Sample ``[*B, A]`` in (-1, 1) from standard normals ``[*B, A]`` (drawn here if none are given)."""
+        if normal is None:
+            normal = torch.randn_like(self.location)
+        return torch.tanh(self.location + self.std * normal)
+
+    rsample = sample
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        before = torch.atanh(action.clamp(-_LIMIT, _LIMIT))
+        normal = -0.5 * ((before - self.location) / self.std).square() - torch.log(self.std) - _LOG_SQRT_2PI
+        slope = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log of tanh's derivative
+        return (normal - slope).sum(-1)
+
+    def _samples(self) -> Tensor:
+        return self.sample(torch.randn(self.draws, *self.location.shape, device=self.location.device))
+
+
+class TruncatedNormal:
+    """A normal cut at -1 and 1 (DreamerV2 for continuous actions, arXiv:2010.02193).
+
+    ``μ = tanh(mean)``, ``σ = 2 sigmoid(std / 2) + low``. Samples invert the cumulative distribution, so that
+    gradients reach both.
+
+    Args:
+        mean: ``[*B, A]`` float as the network gives it.
+        std: ``[*B, A]`` float, likewise; zero gives ``1 + low``.
+        low: added to the standard deviation.
+
+    >>> policy = TruncatedNormal(torch.zeros(1, 2), torch.zeros(1, 2))
+    >>> policy.mode, policy.std
+    (tensor([[0., 0.]]), tensor([[1.1000, 1.1000]]))
+    >>> policy.sample(torch.tensor([[0.5, 0.0]]))
+    tensor([[ 0., -1.]])
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, *, low: float = 0.1) -> None:
+        self.mean = torch.tanh(mean.float())  # [*B, A]
+        self.std = 2 * torch.sigmoid(std.float() / 2) + low  # [*B, A]
+        self.low, self.high = (-1 - self.mean) / self.std, (1 - self.mean) / self.std  # in deviations
+        self.below, above = _cumulative(self.low), _cumulative(self.high)
+        self.mass = above - self.below  # [*B, A], at least 0.48
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest action, ``[*B, A]``."""
+        return self.mean
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats, summed over the action, ``[*B]``."""
+        edges = (self.low * _density(self.low) - self.high * _density(self.high)) / (2 * self.mass)
+        return (torch.log(self.std * self.mass) + (0.5 + _LOG_SQRT_2PI) + edges).sum(-1)
+
+    def sample(self, uniform: Tensor | None = None) -> Tensor:
+        """Sample ``[*B, A]`` in [-1, 1] from uniforms ``[*B, A]`` (drawn here if none are given)."""
+        if uniform is None:
+            uniform = torch.rand_like(self.mean)
+        share = 2 * (self.below + uniform * self.mass) - 1
+        inside = share + (share.clamp(-1 + 1e-6, 1 - 1e-6) - share).detach()  # float32 ends there
+        action = self.mean + self.std * (math.sqrt(2) * torch.erfinv(inside))
+        return action + (action.clamp(-1, 1) - action).detach()
+
+    rsample = sample
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of an ``action`` ``[*B, A]`` in [-1, 1], summed over it; ``[*B]``."""
+        distance = (action - self.mean) / self.std
+        return -(0.5 * distance.square() + torch.log(self.std * self.mass) + _LOG_SQRT_2PI).sum(-1)
+
+
+def _density(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x.square() - _LOG_SQRT_2PI)
+
+
+def _cumulative(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
