@@ -48,8 +48,8 @@ def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") ->
 
     Args:
         layer: linear or convolutional.
-        outscale: factor on the variance (``"mean_fan"``, ``"glorot"``) or on the weights (``"fan_in"``), as the
-            two codes have it; zero gives zero weights.
+        outscale: factor on the weights (``"fan_in"``) or on their variance (the others), as the codes
+            have it; zero gives zero weights.
         init: which of them.
 
     >>> init_output(nn.Linear(8, 2), outscale=0.0).weight.abs().max().item()

@@ -71,8 +71,8 @@ class ActorCriticLoss2020(nn.Module):
         super().__init__()
         if start not in STARTS or horizon < 2:
             raise ConfigError(
-                f"behaviour has start {start!r} and horizon {horizon}: wanted start {' or '.join(STARTS)} and "
-                "a horizon of 2 or more; correct behaviour.start or behaviour.horizon"
+                f"behaviour has start {start!r} and horizon {horizon}: wanted start {' or '.join(STARTS)} "
+                "and a horizon of 2 or more; correct behaviour.start or behaviour.horizon"
             )
         through = any(gradient.through for gradient in gradients.values())
         if through and not getattr(estimator, "differentiable", False):

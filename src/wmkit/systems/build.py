@@ -14,7 +14,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -95,7 +95,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
     OmegaConf.resolve(config)
-    actor = instantiate(config.actor, _convert_="all")
+    actor = _make(config.actor)
     spaces = read_spaces(
         observation_spec,
         action_spec,
@@ -120,8 +120,18 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         spaces,
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
-        **{part: instantiate(config[part], _convert_="all") for part in parts if part in config},
+        **{part: _make(config[part]) for part in parts if part in config},
     )
+
+
+def _make(node: DictConfig) -> Any:
+    """The part that a node of the page describes; what the part objects to comes out as it said it."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise
 
 
 def _expand_auto(config: DictConfig, spaces: Spaces) -> None:

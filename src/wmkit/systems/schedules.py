@@ -18,7 +18,7 @@ from wmkit.objectives.world_model import WorldModelOutput
 
 
 def adam(settings: Mapping[str, float], parameters: Any) -> Learner:
-    """An Adam learner from ``lr``, ``eps``, ``clip`` and ``decay``, the share that weights lose per update."""
+    """An Adam learner from ``lr``, ``eps``, ``clip`` and ``decay``, what share weights lose per update."""
     optimizer = partial(torch.optim.Adam, lr=settings["lr"], eps=settings["eps"], fused=True)
     if settings.get("decay"):
         decay = settings["decay"] / settings["lr"]  # AdamW's is multiplied with the learning rate
