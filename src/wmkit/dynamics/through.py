@@ -20,7 +20,7 @@ from torch import nn
 from wmkit.dynamics.imagination import Trajectory
 from wmkit.dynamics.latent import Latent
 from wmkit.dynamics.world_model import WorldModel
-from wmkit.nn import Feature
+from wmkit.nn import Feature, weights_unchanged
 
 
 @contextmanager
@@ -45,6 +45,7 @@ def constants(*modules: nn.Module) -> Iterator[None]:
 
 
 @torch.enable_grad()
+@weights_unchanged()
 def imagine_through(
     world_model: WorldModel, actor: Any, start: Latent, horizon: int, *, learn: bool = False
 ) -> Trajectory:
@@ -79,17 +80,13 @@ def imagine_through(
         latent = dynamics.step(latent, action, noise=state_noise[t])
         latents.append(latent)
         actions.append(action)
-    states = torch.stack([x.state for x in latents], 1)
-    beliefs = torch.stack([x.belief for x in latents], 1)
+    states = torch.stack([x.state for x in latents])  # [H+1, N, G*C]
+    beliefs = torch.stack([x.belief for x in latents])  # [H+1, N, U]
     known = [x.classes for x in latents if x.classes is not None]
-    classes = torch.stack(known, 1) if len(known) == len(latents) else None
-    return Trajectory(
-        states,
-        beliefs,
-        torch.stack(actions, 1),
-        torch.zeros(rows, horizon, 1, dtype=torch.bool, device=device),
-        world_model.continuation(Feature(states, beliefs, classes)),
-        classes,
-        torch.stack(log_probs, 1) if learn else None,
-        torch.stack(entropies, 1) if learn else None,
-    )
+    classes = torch.stack(known) if len(known) == len(latents) else None
+    continuation = world_model.continuation(Feature(states, beliefs, classes))
+    no_jump = torch.zeros(horizon, rows, 1, dtype=torch.bool, device=device)
+    parts = [states, beliefs, torch.stack(actions), no_jump, continuation, classes]
+    if learn:
+        parts += [torch.stack(log_probs), torch.stack(entropies)]
+    return Trajectory(*(part if part is None else part.transpose(0, 1) for part in parts))  # type: ignore[arg-type]

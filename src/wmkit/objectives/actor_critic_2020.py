@@ -110,10 +110,10 @@ class ActorCriticLoss2020(nn.Module):
             trajectory = roll_out(
                 world_model, actor, starts, self.horizon, learn=gradient.scored or self.entropy != 0
             )
-            features = trajectory.features
+            features = trajectory.time_major  # [H+1, S, ...]
             reward = self._reward(world_model, features)  # [S, H+1, 1]
             discount = self._discount(world_model, trajectory, start_continuation)  # [S, H+1, 1]
-            value = slow_critic(features).mean  # [S, H+1, 1]
+            value = slow_critic(features).mean.transpose(0, 1)  # [S, H+1, 1]
         first = 0 if self.start == "scored" else 1
         target = self._target(reward[:, first:], discount[:, first:], value[:, first:])  # [S, H-first, 1]
         mask = start_mask.unsqueeze(1)  # [S, 1, 1]
@@ -121,8 +121,8 @@ class ActorCriticLoss2020(nn.Module):
             whole = torch.ones_like(discount[:, :1])
             weight = torch.cat([whole, discount[:, first:-1]], 1).cumprod(1) * mask  # [S, H+1-first, 1]
 
-        scored = features.map(lambda x: x[:, first:-1].detach())
-        critic_loss = critic(scored).loss(target.detach()).unsqueeze(-1)  # [S, H-first, 1]
+        scored = critic(features.map(lambda x: x[first:-1].detach()))
+        critic_loss = scored.loss(target.detach().transpose(0, 1)).t().unsqueeze(-1)  # [S, H-first, 1]
         critic_loss = _mean(weight[:, :-1] * critic_loss, start_mask)
 
         acting = self.horizon - 1
@@ -150,7 +150,7 @@ class ActorCriticLoss2020(nn.Module):
     @torch.no_grad()
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
         """A roll-out as TorchRL transitions ``[S, H]`` (:func:`as_transitions`)."""
-        after = trajectory.features.map(lambda x: x[:, 1:])
+        after = trajectory.time_major.map(lambda x: x[1:])
         return as_transitions(trajectory, self._reward(world_model, after))
 
     def _gradient(self, actor: Any) -> Any:
@@ -163,9 +163,9 @@ class ActorCriticLoss2020(nn.Module):
         return self.gradients[kind]
 
     def _reward(self, world_model: WorldModel, features: Feature) -> Tensor:
-        """Predicted reward of every state, ``[S, T, 1]``."""
+        """Predicted reward of states ``[T, S, ...]``: ``[S, T, 1]``."""
         parts = (scale * world_model.heads[name](features).mean for name, scale in self.rewards.items())
-        return sum(parts, torch.zeros_like(features.belief[..., :1]))
+        return sum(parts, torch.zeros_like(features.belief[..., :1])).transpose(0, 1)
 
     def _discount(self, world_model: WorldModel, trajectory: Trajectory, going_on: Tensor) -> Tensor:
         """Discount of every state, ``[S, H+1, 1]``: at the start by what replay knows, then as predicted."""
