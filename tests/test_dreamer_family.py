@@ -553,6 +553,14 @@ def test_kl_of_v2_is_balanced(free: float) -> None:
 # ---- policies -----------------------------------------------------------------------------------------
 
 
+def test_a_choice_as_good_as_made_keeps_finite_gradients() -> None:
+    logits = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)
+    policy = OneHotCategorical(logits)
+    value = policy.entropy + policy.log_prob(torch.eye(3)[[0]]) + policy.log_prob(torch.eye(3)[[2]])
+    assert value.item() == -1000
+    assert torch.autograd.grad(value.sum(), logits)[0].isfinite().all()
+
+
 def test_tanh_normal_has_the_density_of_a_transformed_normal() -> None:
     policy = TanhNormal(torch.randn(4, 2), torch.randn(4, 2) - 4)
     oracle = torchd.TransformedDistribution(

@@ -104,7 +104,7 @@ class TruncatedNormal:
         self.std = 2 * torch.sigmoid(std.float() / 2) + low  # [*B, A]
         self.low, self.high = (-1 - self.mean) / self.std, (1 - self.mean) / self.std  # in deviations
         self.below, above = _cumulative(self.low), _cumulative(self.high)
-        self.mass = above - self.below  # [*B, A], at least 0.48
+        self.mass = above - self.below  # [*B, A], at least 0.33
 
     @property
     def mode(self) -> Tensor:

@@ -236,11 +236,12 @@ class OneHotCategorical:
 
     def __init__(self, logits: Tensor, unimix: float = 0.0) -> None:
         self.probs = unimix_probs(logits, unimix)  # [*B, A]
+        self._logits = None if unimix else logits
 
     @property
     def log_probs(self) -> Tensor:
-        """``[*B, A]``."""
-        return torch.log(self.probs)
+        """``[*B, A]``, finite also where a probability is too small for a float."""
+        return torch.log(self.probs) if self._logits is None else torch.log_softmax(self._logits, -1)
 
     @property
     def entropy(self) -> Tensor:

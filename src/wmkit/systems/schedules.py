@@ -79,8 +79,8 @@ class Schedule(nn.Module):
 
     def get_extra_state(self) -> dict:
         """Optimiser states, so that ``state_dict`` holds everything a resume needs."""
-        learners = {name: learner.state_dict() for name, learner in self.learners.items()}
-        return {**learners, "updates": self.updates}
+        state: dict[str, Any] = {name: learner.state_dict() for name, learner in self.learners.items()}
+        return state if self.slow_every == 1 else {**state, "updates": self.updates}
 
     def set_extra_state(self, state: dict) -> None:
         """Take the optimiser states back."""
