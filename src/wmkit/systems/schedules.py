@@ -19,12 +19,9 @@ from wmkit.objectives.world_model import WorldModelOutput
 
 def adam(settings: Mapping[str, float], parameters: Any) -> Learner:
     """An Adam learner from ``lr``, ``eps``, ``clip`` and ``decay``, what share weights lose per update."""
-    optimizer = partial(torch.optim.Adam, lr=settings["lr"], eps=settings["eps"], fused=True)
-    if settings.get("decay"):
-        decay = settings["decay"] / settings["lr"]  # AdamW's is multiplied with the learning rate
-        optimizer = partial(
-            torch.optim.AdamW, lr=settings["lr"], eps=settings["eps"], weight_decay=decay, fused=True
-        )
+    decay = settings.get("decay", 0.0) / settings["lr"]  # AdamW's is multiplied with the learning rate
+    kind = partial(torch.optim.AdamW, weight_decay=decay) if decay else torch.optim.Adam
+    optimizer = partial(kind, lr=settings["lr"], eps=settings["eps"], fused=True)
     return Learner(parameters, optimizer, settings["clip"])
 
 
