@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.registry import available, register
-    from wmkit.systems import build
+    from wmkit.systems import build, load_dreamerv3_jax
 
 ROOMS = (
     "cli",
@@ -47,9 +47,10 @@ _ATTRIBUTES = {
     "available": "wmkit.registry",
     "register": "wmkit.registry",
     "build": "wmkit.systems",
+    "load_dreamerv3_jax": "wmkit.systems",
 }
 
-__all__ = ["ROOMS", "__version__", "available", "build", "register"]
+__all__ = ["ROOMS", "__version__", "available", "build", "load_dreamerv3_jax", "register"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,16 @@
 """Systems: one page each, composed of parts, ready to act and to learn."""
 
 from wmkit.systems.build import build, build_from, compose
+from wmkit.systems.jax_weights import dreamerv3_jax_parameters, load_dreamerv3_jax
 from wmkit.systems.released import load_ls_imagine
 from wmkit.systems.system import System
 
-__all__ = ["System", "build", "build_from", "compose", "load_ls_imagine"]
+__all__ = [
+    "System",
+    "build",
+    "build_from",
+    "compose",
+    "dreamerv3_jax_parameters",
+    "load_dreamerv3_jax",
+    "load_ls_imagine",
+]
