@@ -15,16 +15,16 @@ def unimix_probs(logits: Tensor, mix: float) -> Tensor:
     """Softmax mixed with a uniform: ``(1 - mix) * softmax(logits) + mix / C``.
 
     Args:
-        logits: ``[*B, C]`` float.
+        logits: ``[*B, C]`` float; below float32 they are computed with in float32.
         mix: share of the uniform, 0.01 in DreamerV3.
 
     Returns:
-        ``[*B, C]`` probabilities, none below ``mix / C``.
+        ``[*B, C]`` probabilities, none below ``mix / C``, float32 or wider.
 
     >>> unimix_probs(torch.tensor([100.0, 0.0, 0.0, 0.0]), 0.01)
     tensor([0.9925, 0.0025, 0.0025, 0.0025])
     """
-    probs = _softmax(logits)
+    probs = _softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
     return probs * (1.0 - mix) + mix / logits.shape[-1] if mix else probs
 
 

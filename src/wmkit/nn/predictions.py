@@ -114,14 +114,14 @@ class Bernoulli:
     """A flag.
 
     Args:
-        logits: ``[*B, 1]`` float.
+        logits: ``[*B, 1]`` float; computed with in float32.
 
     >>> Bernoulli(torch.zeros(1, 1)).mean
     tensor([[0.5000]])
     """
 
     def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+        self.logits = logits.float()
 
     @property
     def mean(self) -> Tensor:
@@ -224,7 +224,7 @@ class OneHotCategorical:
     """A discrete choice with a share of uniform exploration.
 
     Args:
-        logits: ``[*B, A]`` float.
+        logits: ``[*B, A]`` float; computed with in float32.
         unimix: share of the uniform.
 
     >>> policy = OneHotCategorical(torch.zeros(1, 4), unimix=0.01)
