@@ -104,9 +104,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, index: Tensor, mass: Tensor) -> Tensor:
         ctx.save_for_backward(probs, index, mass)
-        # The largest probability is at least 1 / K: its logarithm is exact.
-        total = logits.amax(-1) - probs.amax(-1).log()  # [*B]
-        return total - (mass * logits.gather(-1, index)).sum(-1)
+        # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
+        # the largest before anything else, or their common level would round the loss.
+        below = logits.amax(-1, keepdim=True) - logits.gather(-1, index)  # [*B, 2]
+        return (mass * below).sum(-1) - probs.amax(-1).log()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
