@@ -18,6 +18,11 @@ PACKAGES = (
     "hydra-core",
     "timm",
     "vizdoom",
+    "gymnasium",
+    "ale-py",
+    "crafter",
+    "dm_control",
+    "minigrid",
     "transformers",
     "triton",
 )

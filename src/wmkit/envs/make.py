@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,9 @@ from torchrl.envs import EnvBase, SerialEnv
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
-from wmkit.registry import resolve
+from wmkit.registry import available, resolve
+
+GYMNASIUM_ID = re.compile(r"[\w-]+-v\d+")
 
 
 def make_env(
@@ -21,8 +24,11 @@ def make_env(
     """An environment, or ``num_envs`` of them side by side.
 
     Args:
-        name: ``vizdoom/<task>``, ``counting``, ``gym/<Id>``, or any name that a plug-in registered
-            under the kind ``env`` (a callable that takes ``seed`` and options and returns an EnvBase).
+        name: ``vizdoom/<task>``, ``counting``, ``crafter``, ``gym/<Id>``, ``minigrid/<Id>``,
+            ``dmc_proprio/<task>``, ``dmc_vision/<task>``, ``atari/<game>``, ``atari100k/<game>``, or any
+            name that a plug-in registered under the kind ``env`` (a callable that takes ``seed`` and
+            options and returns an EnvBase; what follows a slash is its first argument). An id of
+            gymnasium may stand alone: ``CartPole-v1``.
         num_envs: None for one unbatched environment, else the batch size.
         parallel: a process for each environment instead of one after another.
         seed: environment i of a batch plays the stream ``seed + i``.
@@ -51,10 +57,14 @@ def make_env(
 
 
 def _constructor(name: str) -> Callable[..., EnvBase]:
-    if name.startswith("gym/"):
-        return partial(_gym, name.removeprefix("gym/"))
+    if GYMNASIUM_ID.fullmatch(name):
+        name = f"{'minigrid' if name.startswith(('MiniGrid-', 'BabyAI-')) else 'gym'}/{name}"
     if name.startswith(PREFIX):
         find_task(name)  # its message is the better one
+    names = available("env")
+    family, slash, one = name.partition("/")
+    if slash and name not in names and family in names:
+        return partial(resolve("env", family), one)
     return resolve("env", name)
 
 
@@ -70,18 +80,3 @@ def _check_options(name: str, create: partial) -> None:
         raise ConfigError(
             f"env {name!r} cannot take these options: {error}; see its documentation"
         ) from error
-
-
-def _gym(gym_id: str, *, seed: int = 0, **options: Any) -> EnvBase:
-    """A gymnasium environment through TorchRL's wrapper, keys as TorchRL names them."""
-    from torchrl.envs import GymEnv
-
-    try:
-        env = GymEnv(gym_id, **options)
-    except Exception as error:
-        raise ConfigError(
-            f"env 'gym/{gym_id}' could not be made: {error}; install the package that registers it, "
-            "or check the id and its options"
-        ) from error
-    env.set_seed(seed)
-    return env

@@ -1,0 +1,90 @@
+"""Crafter (Hafner 2021, arXiv:2109.06780): survival on a map of 64 x 64, seen from above.
+
+    step        one action, no repeat
+    reward      1 for each of 22 achievements, once an episode; 0.1 per point of health won or lost
+    image       64 x 64 colour as drawn: 9 x 7 squares of the map, the inventory below
+    end         no health left: terminated; 10,000 steps: truncated
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Composite, OneHot, Unbounded
+from torchrl.envs import EnvBase
+
+from wmkit.envs.extras import channels_first, needs
+from wmkit.errors import ConfigError
+
+ENDS = ("done", "terminated", "truncated")
+
+
+class CrafterEnv(EnvBase):
+    """Crafter through its own package.
+
+    Keys: ``pixels`` uint8 ``[3, 64, 64]``, ``reward`` float32 ``[1]``, ``done``, ``terminated``,
+    ``truncated`` bool ``[1]``; ``action`` one-hot int64 ``[17]``. The same seed gives the same worlds.
+
+    Args:
+        seed: of the stream of worlds.
+        reward: pay rewards; False is the benchmark without them.
+        max_steps: after which an episode is truncated.
+        image_size: side of the image.
+
+    Attributes:
+        achievements: how often each of the 22 was reached in this episode, by name.
+
+    Raises:
+        ConfigError: crafter is missing, or an option is out of range.
+
+    >>> env = CrafterEnv()  # doctest: +SKIP
+    >>> env.rollout(3)["pixels"].shape  # doctest: +SKIP
+    torch.Size([3, 3, 64, 64])
+    """
+
+    def __init__(
+        self, *, seed: int = 0, reward: bool = True, max_steps: int = 10_000, image_size: int = 64
+    ) -> None:
+        if max_steps < 1 or image_size < 9:
+            raise ConfigError(
+                f"crafter got max_steps={max_steps} and image_size={image_size}: wanted at least 1 step, and "
+                "9 pixels for as many squares; correct them"
+            )
+        with needs("crafter", "Crafter"):
+            import crafter
+
+        super().__init__(device="cpu", batch_size=torch.Size([]))
+        self._create = lambda seed: crafter.Env(
+            size=(image_size, image_size), reward=reward, length=max_steps, seed=seed
+        )
+        self._set_seed(seed)
+        self.achievements: dict[str, int] = {}
+        self.observation_spec = Composite(
+            pixels=Bounded(0, 255, (3, image_size, image_size), dtype=torch.uint8)
+        )
+        self.action_spec = OneHot(len(self._game.action_names), dtype=torch.int64)
+        self.reward_spec = Unbounded((1,))
+        self.done_spec = Composite({key: Binary(1, dtype=torch.bool) for key in ENDS})
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        out = {"pixels": torch.from_numpy(channels_first(self._game.reset()))}
+        out |= {key: torch.zeros(1, dtype=torch.bool) for key in ENDS}
+        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        image, reward, done, info = self._game.step(int(tensordict.get("action").argmax()))
+        self.achievements = info["achievements"]
+        died = info["discount"] == 0
+        out = {
+            "pixels": torch.from_numpy(channels_first(image)),
+            "reward": torch.tensor([reward], dtype=torch.float32),
+            "terminated": torch.tensor([died]),
+            "truncated": torch.tensor([bool(done) and not died]),
+            "done": torch.tensor([bool(done)]),
+        }
+        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._game = self._create(0 if seed is None else int(seed))  # it takes a seed only here

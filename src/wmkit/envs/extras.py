@@ -1,0 +1,82 @@
+"""What the adapters of other packages share: missing extras, unknown names, images of one size."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image
+
+from wmkit.errors import ConfigError
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Turn a failed import inside the ``with`` block into a sentence with the command that helps.
+
+    Args:
+        extra: of wmkit, which brings the package.
+        what: the environments, for the message.
+
+    Raises:
+        ConfigError: an import failed.
+
+    >>> with needs("atari", "Atari games"):
+    ...     import a_package_that_is_not_there
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: Atari games cannot be played: found no module
+    'a_package_that_is_not_there', wanted the extra 'atari'; pip install "wmkit[atari]"
+    """
+    try:
+        yield
+    except ImportError as error:
+        found = f"no module {error.name!r}" if isinstance(error, ModuleNotFoundError) else str(error)
+        raise ConfigError(
+            f'{what} cannot be played: found {found}, wanted the extra {extra!r}; pip install "wmkit[{extra}]"'
+        ) from error
+
+
+def unknown(kind: str, found: str, known: Iterable[str], where: str) -> ConfigError:
+    """The error for a name that is not there, with the nearest ones that are.
+
+    Args:
+        kind: of thing, for the message.
+        found: what the user wrote.
+        known: what there is.
+        where: to look for all of them, when nothing is near.
+
+    >>> unknown("Atari game", "pongg", ["pong", "breakout"], "see the list").args[0]
+    "Atari game 'pongg' is unknown: wanted one of 2 names; did you mean 'pong'?"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(found, names, 3)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else where
+    return ConfigError(f"{kind} {found!r} is unknown: wanted one of {len(names)} names; {hint}")
+
+
+def fit_image(image: np.ndarray, side: int) -> np.ndarray:
+    """A square image by Pillow's bilinear filter, which averages over all pixels it leaves out.
+
+    Args:
+        image: uint8 ``[H, W, C]``, C of 1 or 3.
+        side: of the result, in pixels.
+
+    Returns:
+        uint8 ``[side, side, C]``.
+
+    >>> fit_image(np.full((210, 160, 3), 7, np.uint8), 64).shape
+    (64, 64, 3)
+    """
+    if image.shape[:2] == (side, side):
+        return image
+    flat = image[..., 0] if image.shape[2] == 1 else image
+    return np.asarray(Image.fromarray(flat).resize((side, side), Image.Resampling.BILINEAR)).reshape(
+        side, side, image.shape[2]
+    )
+
+
+def channels_first(image: np.ndarray) -> np.ndarray:
+    """``[H, W, C]`` to a contiguous ``[C, H, W]``."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -1,0 +1,63 @@
+"""Any gymnasium environment by its id, through TorchRL's wrapper; from its observations or from pictures.
+
+Ends are the environment's own: what it calls terminated and truncated stays that, and its time limit is
+the one it was registered with. Rewards are as given.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import DoubleToFloat, EnvBase, GymEnv, GymWrapper, TransformedEnv
+
+from wmkit.envs.extras import channels_first, fit_image
+from wmkit.errors import ConfigError
+
+
+def gymnasium_env(
+    env_id: str, *, seed: int = 0, pixels: bool = False, image_size: int = 64, **options: Any
+) -> EnvBase:
+    """A registered environment; keys as TorchRL names them.
+
+    Args:
+        env_id: such as ``CartPole-v1``.
+        seed: of its stream of episodes.
+        pixels: replace the observation by ``pixels`` uint8 ``[3, side, side]``: what the environment
+            draws, by a bilinear filter.
+        image_size: side of the picture; without ``pixels``, nothing.
+        **options: of the environment.
+
+    Raises:
+        ConfigError: no such id, its package is missing, or it does not take the options.
+
+    >>> gymnasium_env("CartPole-v1", pixels=True).rollout(3)["pixels"].shape
+    torch.Size([3, 3, 64, 64])
+    """
+    try:
+        env = GymWrapper(_drawn(env_id, image_size, options)) if pixels else GymEnv(env_id, **options)
+    except Exception as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(
+            f"env 'gym/{env_id}' could not be made: {text}; install the package that registers it, "
+            "or check the id and its options"
+        ) from error
+    env.set_seed(seed)
+    if any(spec.dtype == torch.float64 for spec in env.specs.values(True, True)):
+        return TransformedEnv(env, DoubleToFloat())
+    return env
+
+
+def _drawn(env_id: str, side: int, options: dict[str, Any]) -> Any:
+    """The environment with ``pixels`` ``[3, side, side]`` for an observation."""
+    import gymnasium
+    from gymnasium.spaces import Box, Dict
+    from gymnasium.wrappers import AddRenderObservation, TransformObservation
+
+    env = gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **options)
+    return TransformObservation(
+        AddRenderObservation(env, render_only=True),
+        lambda image: {"pixels": channels_first(fit_image(image, side))},
+        Dict(pixels=Box(0, 255, (3, side, side), np.uint8)),
+    )
