@@ -1,4 +1,4 @@
-"""Environments: the embedded ViZDoom worlds, gymnasium by name, and a toy that counts.
+"""Environments: embedded ViZDoom worlds, the benchmarks (Atari, DMC, Crafter, ...), and a toy that counts.
 
 >>> env = make_env("vizdoom/harvest_log_in_plains", world="small", max_steps=2)
 >>> sorted(env.reset().keys())

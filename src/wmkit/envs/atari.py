@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, OneHot, Unbounded
+from torchrl.data import Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
-from wmkit.envs.extras import channels_first, fit_image, needs, unknown
+from wmkit.envs.adapters import channels_first, ends, ends_spec, fit_image, needs, unknown
 from wmkit.errors import ConfigError
 
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
-ENDS = ("done", "terminated", "truncated")
 
 
 class AtariEnv(EnvBase):
@@ -98,7 +97,7 @@ class AtariEnv(EnvBase):
         self.observation_spec = Composite(pixels=Bounded(0, 255, shape, dtype=torch.uint8))
         self.action_spec = OneHot(len(self.actions), dtype=torch.int64)
         self.reward_spec = Unbounded((1,))
-        self.done_spec = Composite({key: Binary(1, dtype=torch.bool) for key in ENDS})
+        self.done_spec = ends_spec()
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         self.emulator.reset_game()
@@ -109,8 +108,7 @@ class AtariEnv(EnvBase):
         self._played = 0
         self._look()
         self._frames[1 - self._newest] = self._frames[self._newest]  # nothing of the last episode
-        out = {"pixels": self._image()} | {key: torch.zeros(1, dtype=torch.bool) for key in ENDS}
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        return TensorDict._new_unsafe({"pixels": self._image()} | ends(), batch_size=torch.Size([]))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = self.actions[int(tensordict.get("action").argmax())]
@@ -123,14 +121,8 @@ class AtariEnv(EnvBase):
                 self._look()
             if over or late:
                 break
-        out = {
-            "pixels": self._image(),
-            "reward": torch.tensor([reward], dtype=torch.float32),
-            "terminated": torch.tensor([over]),
-            "truncated": torch.tensor([late and not over]),
-            "done": torch.tensor([over or late]),
-        }
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        out = {"pixels": self._image(), "reward": torch.tensor([reward], dtype=torch.float32)}
+        return TensorDict._new_unsafe(out | ends(over, late), batch_size=torch.Size([]))
 
     def _over(self) -> bool:
         return bool(self.emulator.game_over(with_truncation=False))

@@ -1,9 +1,9 @@
 """Crafter (Hafner 2021, arXiv:2109.06780): survival on a map of 64 x 64, seen from above.
 
-    step        one action, no repeat
-    reward      1 for each of 22 achievements, once an episode; 0.1 per point of health won or lost
-    image       64 x 64 colour as drawn: 9 x 7 squares of the map, the inventory below
-    end         no health left: terminated; 10,000 steps: truncated
+step        one action, no repeat
+reward      1 for each of 22 achievements, once an episode; 0.1 per point of health won or lost
+image       64 x 64 colour as drawn: 9 x 7 squares of the map, the inventory below
+end         no health left: terminated; 10,000 steps: truncated
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Binary, Bounded, Composite, OneHot, Unbounded
+from torchrl.data import Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
-from wmkit.envs.extras import channels_first, needs
+from wmkit.envs.adapters import channels_first, ends, ends_spec, needs
 from wmkit.errors import ConfigError
-
-ENDS = ("done", "terminated", "truncated")
 
 
 class CrafterEnv(EnvBase):
@@ -66,25 +64,22 @@ class CrafterEnv(EnvBase):
         )
         self.action_spec = OneHot(len(self._game.action_names), dtype=torch.int64)
         self.reward_spec = Unbounded((1,))
-        self.done_spec = Composite({key: Binary(1, dtype=torch.bool) for key in ENDS})
+        self.done_spec = ends_spec()
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         out = {"pixels": torch.from_numpy(channels_first(self._game.reset()))}
-        out |= {key: torch.zeros(1, dtype=torch.bool) for key in ENDS}
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        return TensorDict._new_unsafe(out | ends(), batch_size=torch.Size([]))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         image, reward, done, info = self._game.step(int(tensordict.get("action").argmax()))
         self.achievements = info["achievements"]
-        died = info["discount"] == 0
         out = {
             "pixels": torch.from_numpy(channels_first(image)),
             "reward": torch.tensor([reward], dtype=torch.float32),
-            "terminated": torch.tensor([died]),
-            "truncated": torch.tensor([bool(done) and not died]),
-            "done": torch.tensor([bool(done)]),
         }
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        return TensorDict._new_unsafe(
+            out | ends(info["discount"] == 0, bool(done)), batch_size=torch.Size([])
+        )
 
     def _set_seed(self, seed: int | None) -> None:
         self._game = self._create(0 if seed is None else int(seed))  # it takes a seed only here

@@ -12,6 +12,7 @@ TorchRL's wrapper does the talking; here are the names, one dtype and a way to d
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any
@@ -21,12 +22,13 @@ import torch
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import DMControlWrapper
 
-from wmkit.envs.extras import channels_first, needs, unknown
+from wmkit.envs.adapters import channels_first, needs, unknown
 from wmkit.errors import ConfigError
 
 CAMERAS = {"quadruped": 2}  # 0 elsewhere: the one that shows what the task is about
 ALIASES = {"cup_catch": "ball_in_cup_catch"}
 RENDERERS = ("egl", "osmesa", "off")
+HINT = " with Python 3.12 or older (labmaze, which dm_control asks for, has no newer wheel)"
 
 
 class ProprioEnv(DMControlWrapper):
@@ -158,7 +160,7 @@ def _check(task: str, **numbers: int) -> None:
 
 def _load(task: str, seed: int) -> Any:
     """``suite.load`` by one name."""
-    with needs("dmc", "tasks of the DeepMind Control Suite"):
+    with needs("dmc", "tasks of the DeepMind Control Suite", HINT):
         _choose_renderer()
         from dm_control import suite
     tasks = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
@@ -174,24 +176,19 @@ def _choose_renderer() -> None:
     dm_control decides when it is imported, also for tasks that are never drawn, and left alone takes
     GLFW, which fails without a screen.
     """
-    if "MUJOCO_GL" in os.environ or "dm_control._render" in sys.modules:
+    if "MUJOCO_GL" in os.environ or "dm_control._render" in sys.modules or sys.platform != "linux":
         return
-    import dm_control
-
+    importlib.import_module("dm_control")
     for name in RENDERERS:
         os.environ["MUJOCO_GL"] = name
         try:
-            from dm_control import _render
-
-            assert _render
+            importlib.import_module("dm_control._render")
             return
         except (ImportError, AttributeError, RuntimeError, OSError):  # half imported: forget all of it
-            for module in [key for key in sys.modules if key.split(".")[0] == "OpenGL"]:
-                del sys.modules[module]
-            for module in [key for key in sys.modules if key.startswith("dm_control._render")]:
-                del sys.modules[module]
+            for module in list(sys.modules):
+                if module.split(".")[0] == "OpenGL" or module.startswith("dm_control._render"):
+                    del sys.modules[module]
             os.environ.pop("PYOPENGL_PLATFORM", None)
-    assert dm_control
 
 
 def _make_float32(env: DMControlWrapper) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchrl.envs import DoubleToFloat, EnvBase, GymEnv, GymWrapper, TransformedEnv
 
-from wmkit.envs.extras import channels_first, fit_image
+from wmkit.envs.adapters import channels_first, fit_image
 from wmkit.errors import ConfigError
 
 

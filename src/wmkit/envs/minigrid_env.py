@@ -19,9 +19,8 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
-from wmkit.envs.extras import channels_first, fit_image, needs, unknown
+from wmkit.envs.adapters import channels_first, ends, ends_spec, fit_image, needs, unknown
 
-ENDS = ("done", "terminated", "truncated")
 TILE = 16  # pixels per square, before the image is made smaller
 
 
@@ -78,24 +77,21 @@ class MinigridEnv(EnvBase):
         self.observation_spec = Composite(spec)
         self.action_spec = OneHot(int(self._game.action_space.n), dtype=torch.int64)
         self.reward_spec = Unbounded((1,))
-        self.done_spec = Composite({key: Binary(1, dtype=torch.bool) for key in ENDS})
+        self.done_spec = ends_spec()
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         seed, self._seed = self._seed, None
         seen, _ = self._game.reset(seed=seed)
-        out = self._observation(seen, False) | {key: torch.zeros(1, dtype=torch.bool) for key in ENDS}
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        return TensorDict._new_unsafe(self._observation(seen, False) | ends(), batch_size=torch.Size([]))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = int(tensordict.get("action").argmax())
         seen, reward, terminated, truncated, _ = self._game.step(action)
-        out = self._observation(seen, reward > 0) | {
-            "reward": torch.tensor([reward], dtype=torch.float32),
-            "terminated": torch.tensor([bool(terminated)]),
-            "truncated": torch.tensor([bool(truncated and not terminated)]),
-            "done": torch.tensor([bool(terminated or truncated)]),
-        }
-        return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
+        out = self._observation(seen, reward > 0)
+        out["reward"] = torch.tensor([reward], dtype=torch.float32)
+        return TensorDict._new_unsafe(
+            out | ends(bool(terminated), bool(truncated)), batch_size=torch.Size([])
+        )
 
     def _observation(self, seen: dict[str, Any], success: bool) -> dict[str, torch.Tensor]:
         out = {"success": torch.tensor([bool(success)])}

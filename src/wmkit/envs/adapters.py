@@ -1,4 +1,4 @@
-"""What the adapters of other packages share: missing extras, unknown names, images of one size."""
+"""What the adapters of other packages share: missing extras, unknown names, ends, images of one size."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from PIL import Image
+from torchrl.data import Binary, Composite
 
 from wmkit.errors import ConfigError
 
 
 @contextmanager
-def needs(extra: str, what: str) -> Iterator[None]:
+def needs(extra: str, what: str, hint: str = "") -> Iterator[None]:
     """Turn a failed import inside the ``with`` block into a sentence with the command that helps.
 
     Args:
         extra: of wmkit, which brings the package.
         what: the environments, for the message.
+        hint: more to say about the command.
 
     Raises:
         ConfigError: an import failed.
@@ -34,7 +37,8 @@ def needs(extra: str, what: str) -> Iterator[None]:
     except ImportError as error:
         found = f"no module {error.name!r}" if isinstance(error, ModuleNotFoundError) else str(error)
         raise ConfigError(
-            f'{what} cannot be played: found {found}, wanted the extra {extra!r}; pip install "wmkit[{extra}]"'
+            f"{what} cannot be played: found {found}, wanted the extra {extra!r}; "
+            f'pip install "wmkit[{extra}]"{hint}'
         ) from error
 
 
@@ -54,6 +58,24 @@ def unknown(kind: str, found: str, known: Iterable[str], where: str) -> ConfigEr
     near = difflib.get_close_matches(found, names, 3)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else where
     return ConfigError(f"{kind} {found!r} is unknown: wanted one of {len(names)} names; {hint}")
+
+
+def ends_spec() -> Composite:
+    """``done``, ``terminated`` and ``truncated``, bool ``[1]``."""
+    return Composite({key: Binary(1, dtype=torch.bool) for key in ("done", "terminated", "truncated")})
+
+
+def ends(terminated: bool = False, late: bool = False) -> dict[str, torch.Tensor]:
+    """The three flags of a step; what terminates at the limit is terminated.
+
+    >>> ends(terminated=True, late=True)
+    {'done': tensor([True]), 'terminated': tensor([True]), 'truncated': tensor([False])}
+    """
+    return {
+        "done": torch.tensor([terminated or late]),
+        "terminated": torch.tensor([terminated]),
+        "truncated": torch.tensor([late and not terminated]),
+    }
 
 
 def fit_image(image: np.ndarray, side: int) -> np.ndarray:

@@ -1,0 +1,383 @@
+"""The benchmarks' environments: TorchRL's contract, and each protocol held against its own package."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchrl.envs import TransformedEnv, check_env_specs
+from torchrl.envs.transforms import InitTracker
+from typer.testing import CliRunner
+
+from wmkit.cli import app
+from wmkit.envs import make_env
+from wmkit.envs.atari import AtariEnv, atari100k
+from wmkit.errors import ConfigError
+from wmkit.registry import resolve
+from wmkit.systems import compose
+
+# name, its package, options that end an episode after three steps
+ENVIRONMENTS = [
+    ("CartPole-v1", "gymnasium", {"max_episode_steps": 3}),
+    ("gym/CartPole-v1", "gymnasium", {"max_episode_steps": 3, "pixels": True}),
+    ("atari/breakout", "ale_py", {"max_frames": 12}),
+    ("atari100k/pong", "ale_py", {"max_frames": 12}),
+    ("crafter", "crafter", {"max_steps": 3}),
+    ("minigrid/MiniGrid-DoorKey-5x5-v0", "minigrid", {"max_steps": 3}),
+    ("MiniGrid-GoToDoor-5x5-v0", "minigrid", {"max_steps": 3, "pixels": True}),
+    ("dmc_proprio/cartpole_swingup", "dm_control", {"action_repeat": 400}),
+    ("dmc_vision/reacher_easy", "dm_control", {"action_repeat": 400, "shadows": False, "image_size": 16}),
+]
+
+
+def act(env, current, action: int):
+    size = env.action_spec.shape[-1]
+    return env.step(current.set("action", torch.nn.functional.one_hot(torch.tensor(action), size)))["next"]
+
+
+def create(name: str, package: str, **options):
+    """The environment, or a skip where its package or a renderer is not there."""
+    pytest.importorskip(package)
+    try:
+        return make_env(name, **options)
+    except ConfigError as error:
+        if "MUJOCO_GL" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "package", "short"), ENVIRONMENTS)
+def test_specs_ends_and_seeds(name, package, short):
+    """Two in a batch: specs hold, limits truncate, ``is_init`` follows ``done``, a seed is a stream."""
+    env = TransformedEnv(create(name, package, num_envs=2, **short), InitTracker())
+    check_env_specs(env, seed=0)
+    torch.manual_seed(0)
+    env.set_seed(7)
+    batch = env.rollout(8, break_when_any_done=False)
+    done, is_init = batch["next", "done"][..., 0], batch["is_init"][..., 0]
+    assert is_init[:, 0].all() and torch.equal(is_init[:, 1:], done[:, :-1])
+    if "GoToDoor" not in name:  # there one of the actions ends the mission
+        assert torch.equal(done[0].nonzero()[:, 0], torch.tensor([2, 5]))
+        assert torch.equal(batch["next", "truncated"], batch["next", "done"])
+        assert not batch["next", "terminated"].any()
+    assert batch["next", "reward"].dtype == torch.float32
+
+    seen = ("pixels", "observation", "objects", "mission")
+    keys = [key for key in seen if key in batch.keys()]
+    env.reset()  # in the middle of an episode
+    for again in (env, TransformedEnv(make_env(name, num_envs=2, **short), InitTracker())):
+        torch.manual_seed(0)
+        again.set_seed(7)
+        other = again.rollout(8, break_when_any_done=False)
+        assert all(torch.equal(batch[key], other[key]) for key in keys)
+        assert torch.equal(batch["next", "reward"], other["next", "reward"])
+    assert any(not torch.equal(batch[key][0], batch[key][1]) for key in keys)
+    env.close()
+    again.close()
+
+
+@pytest.mark.parametrize("page", ["atari", "atari100k", "crafter", "dmc_proprio", "dmc_vision"])
+def test_the_numbers_of_a_page_are_the_defaults_in_python(page):
+    """``env=atari100k`` and ``make_env("atari100k/pong")`` play the same protocol."""
+    block = compose("dreamer_v3", [f"env={page}", f"preset={page}"]).env
+    assert block.name.partition("/")[0] == page
+    target = resolve("env", page)
+    given = target.keywords if isinstance(target, partial) else {}
+    signature = inspect.signature(
+        getattr(target, "func", target).__init__ if "Env" in repr(target) else target
+    )
+    defaults = {key: given.get(key, value.default) for key, value in signature.parameters.items()}
+    missing = {"self", "game", "task", "seed"}
+    assert dict(block.options) == {key: defaults[key] for key in defaults if key not in missing}
+
+
+def test_presets_choose_their_environment_and_give_way():
+    assert compose("dreamer_v3", ["preset=cartpole"]).env.name == "CartPole-v1"
+    config = compose("dreamer_v3", ["preset=atari100k", "env.game=breakout", "size=12m", "env.num_envs=2"])
+    assert (config.env.name, config.size.deter, config.env.num_envs) == ("atari100k/breakout", 2048, 2)
+
+
+# --- Atari ---------------------------------------------------------------------------------------
+
+
+def emulator(game: str, seed: int = 0, sticky: float = 0.0):
+    """The games' own package, frame by frame."""
+    ale_py = pytest.importorskip("ale_py")
+    ale = ale_py.ALEInterface()
+    ale.setInt("random_seed", seed)
+    ale.setFloat("repeat_action_probability", sticky)
+    ale.loadROM(ale_py.roms.get_rom_path(game))
+    ale.reset_game()
+    return ale
+
+
+def small(screen: np.ndarray, side: int) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` to ``[side, side, 3]`` by Pillow."""
+    return np.asarray(Image.fromarray(screen).resize((side, side), Image.BILINEAR))
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_step_is_four_frames_and_shows_the_maximum_of_the_last_two(grey):
+    pytest.importorskip("ale_py")
+    protocol = AtariEnv if grey else atari100k
+    env = protocol("ms_pacman", noops=0, sticky=0.0, seed=3)
+    env.rollout(5)  # what an episode leaves behind must not be seen in the next
+    env.set_seed(3)
+    ale, side = emulator("ms_pacman", 3), 96 if grey else 64
+
+    def look(screen):
+        image = small(screen, side)
+        if not grey:
+            return image.transpose(2, 0, 1)
+        rows = [[int(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in row.tolist()] for row in image]
+        return np.array(rows)[None]
+
+    def assert_equal(found, wanted):  # one apart where a grey value lies on a whole number
+        assert np.abs(found.numpy().astype(int) - wanted).max() <= int(grey)
+
+    current = env.reset()
+    assert_equal(current["pixels"], look(ale.getScreenRGB()))
+    random, total = np.random.default_rng(0), 0.0
+    for index in random.integers(len(env.actions), size=40):
+        current["action"] = torch.nn.functional.one_hot(torch.tensor(int(index)), len(env.actions))
+        stepped = env.step(current)["next"]
+        reward, screens = 0.0, []
+        for _ in range(4):
+            reward += ale.act(env.actions[int(index)])
+            screens.append(ale.getScreenRGB())
+        assert stepped["reward"].item() == reward
+        assert_equal(stepped["pixels"], look(np.maximum(*screens[-2:])))
+        total += reward
+    assert total >= 10 and env.emulator.getEpisodeFrameNumber() == ale.getEpisodeFrameNumber()
+
+
+def test_resets_take_0_to_30_single_frames_of_doing_nothing():
+    pytest.importorskip("ale_py")
+    env = atari100k("pong")
+    start = emulator("pong").getEpisodeFrameNumber()
+    counts = []
+    for _ in range(300):
+        env.reset()
+        counts.append(env.emulator.getEpisodeFrameNumber() - start)
+    assert set(counts) == set(range(31))
+    assert abs(np.mean(counts) - 15) < 2
+
+
+def test_a_quarter_of_the_frames_sticks_in_atari_and_none_in_atari100k():
+    """From one state: three frames of nothing, one of RIGHT, two of nothing. RIGHT is lost if it stuck."""
+    pytest.importorskip("ale_py")
+    lost = {}
+    for name, protocol in (("atari", AtariEnv), ("atari100k", atari100k)):
+        env = protocol("breakout", noops=0)
+        env.reset()
+        ale = env.emulator
+        state = ale.cloneState()
+
+        def play(actions, ale=ale, state=state):
+            ale.restoreState(state)
+            for action in actions:
+                ale.act(action)
+            return ale.getRAM().tobytes()
+
+        nothing = play([0, 0, 0, 0, 0, 0])
+        lost[name] = np.mean([play([0, 0, 0, 3, 0, 0]) == nothing for _ in range(400)])
+    assert lost["atari100k"] == 0
+    assert abs(lost["atari"] - 0.25) < 0.07  # three standard deviations
+
+
+def test_lives_are_ignored_and_game_over_terminates():
+    pytest.importorskip("ale_py")
+    env = atari100k("breakout", noops=0)
+    current, lives = env.reset(), [5]
+    for _ in range(1000):
+        stepped = act(env, current, 1)  # FIRE, which serves the ball and never moves the bat
+        lives.append(env.emulator.lives())
+        if stepped["done"]:
+            break
+    assert lives == sorted(lives, reverse=True) and set(lives) == {5, 4, 3, 2, 1, 0}
+    assert stepped["terminated"] and not stepped["truncated"]
+    assert env.reset()["terminated"].logical_not() and env.emulator.lives() == 5
+
+
+def test_actions_of_the_two_protocols_and_spellings_of_a_game():
+    pytest.importorskip("ale_py")
+    assert AtariEnv("Pong").action_spec.shape == (18,)
+    assert atari100k("pong").action_spec.shape == (6,)
+    assert atari100k("MsPacman").game == atari100k("mspacman").game == "ms_pacman"
+    assert atari100k("james_bond").game == "jamesbond"
+
+
+# --- DeepMind Control ----------------------------------------------------------------------------
+
+
+def test_proprio_joins_the_tasks_numbers_by_name_and_sums_repeated_rewards():
+    suite = pytest.importorskip("dm_control.suite")
+    env = make_env("dmc_proprio/walker_walk", action_repeat=2)
+    env.set_seed(5)
+    oracle = suite.load("walker", "walk", task_kwargs={"random": np.random.RandomState(5)})
+    oracle.reset()  # seeding resets
+
+    def joined(timestep):
+        return torch.cat(
+            [torch.tensor(v).reshape(-1) for _, v in sorted(timestep.observation.items())]
+        ).float()
+
+    current, truth = env.reset(), oracle.reset()
+    assert current["observation"].shape == (24,) and torch.equal(current["observation"], joined(truth))
+    for action in np.random.default_rng(0).uniform(-1, 1, (5, 6)).astype(np.float32):
+        stepped = env.step(current.set("action", torch.from_numpy(action)))["next"]
+        steps = [oracle.step(action), oracle.step(action)]
+        assert torch.equal(stepped["observation"], joined(steps[-1]))
+        assert stepped["reward"].item() == pytest.approx(sum(step.reward for step in steps))
+    assert env.action_spec.dtype == torch.float32 and env.action_spec.space.low.eq(-1).all()
+
+
+def test_an_episode_is_a_thousand_control_steps_and_never_terminates():
+    pytest.importorskip("dm_control")
+    batch = make_env("dmc_proprio/cartpole_swingup", action_repeat=10).rollout(200)
+    assert len(batch) == 100 and batch["next", "truncated"][-1] and not batch["next", "terminated"].any()
+
+
+def test_proprio_never_draws(monkeypatch):
+    pytest.importorskip("dm_control")
+    from dm_control.mujoco.engine import Camera, Physics
+
+    def draw(*args, **kwargs):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(Physics, "render", draw)
+    monkeypatch.setattr(Camera, "render", draw)
+    env = make_env("dmc_proprio/reacher_easy", num_envs=2)
+    check_env_specs(env)
+    assert env.rollout(3)["observation"].shape == (2, 3, 6)
+    with pytest.raises(ConfigError, match="drawn"):
+        make_env("dmc_vision/reacher_easy")
+
+
+def test_vision_shows_only_the_last_control_step_by_the_benchmarks_camera():
+    suite = pytest.importorskip("dm_control.suite")
+    options = {"image_size": 16, "shadows": False, "action_repeat": 2}
+    env = create("dmc_vision/quadruped_walk", "dm_control", **options)
+    env.set_seed(5)
+    oracle = suite.load("quadruped", "walk", task_kwargs={"random": np.random.RandomState(5)})
+    quality = oracle.physics.model.vis.quality
+    quality.shadowsize = quality.offsamples = 0
+    oracle.reset()
+    oracle.reset()
+    current = env.reset()
+    assert set(env.observation_spec.keys()) == {"pixels"}
+    action = np.full(12, 0.5, np.float32)
+    for _ in range(3):
+        stepped = env.step(current.set("action", torch.from_numpy(action)))["next"]
+        reward = oracle.step(action).reward + oracle.step(action).reward
+        wanted = oracle.physics.render(16, 16, camera_id=2).transpose(2, 0, 1)
+        assert np.array_equal(stepped["pixels"].numpy(), wanted)
+        assert stepped["reward"].item() == pytest.approx(reward)
+
+
+# --- Crafter, MiniGrid, gymnasium ----------------------------------------------------------------
+
+
+def test_crafter_death_terminates_even_at_the_limit_and_health_pays():
+    pytest.importorskip("crafter")
+    env = make_env("crafter", max_steps=3)
+    env.set_seed(1)
+    current, noop = env.reset(), torch.nn.functional.one_hot(torch.tensor(0), 17)
+    env._game._player.health = 5  # of 9
+    stepped = env.step(current.set("action", noop))["next"]
+    assert stepped["reward"].item() == pytest.approx(-0.4) and not stepped["done"]
+    env.step(current)
+    env._game._player.health = 0
+    stepped = env.step(current)["next"]
+    assert stepped["done"] and stepped["terminated"] and not stepped["truncated"]
+    assert len(env.achievements) == 22
+
+
+def test_minigrid_shows_the_squares_ahead_as_classes_and_success_terminates():
+    pytest.importorskip("minigrid")
+    env = make_env("MiniGrid-Empty-5x5-v0")
+    current = env.reset()
+    for action in (2, 2, 1, 2):  # forward, forward, right, forward
+        stepped = act(env, current, action)
+        image = env._game.unwrapped.gen_obs()["image"]
+        shown = torch.stack([stepped[key] for key in ("objects", "colors", "states")], -1)
+        assert np.array_equal(shown.numpy(), image) and not stepped["success"]
+    assert stepped["direction"].item() == 1
+    stepped = act(env, current, 2)
+    assert stepped["success"] and stepped["terminated"] and not stepped["truncated"]
+    assert stepped["reward"].item() == pytest.approx(1 - 0.9 * 5 / 100)
+    assert "mission" not in stepped.keys()
+
+
+def test_minigrid_missions_are_classes():
+    pytest.importorskip("minigrid")
+    env = make_env("MiniGrid-GoToDoor-5x5-v0")
+    numbers = {}
+    for _ in range(40):
+        number = env.reset()["mission"].item()
+        assert numbers.setdefault(env._game.unwrapped.mission, number) == number
+    assert len(set(numbers.values())) == len(numbers) == env.observation_spec["mission"].n == 6
+
+
+def test_gymnasium_pictures_are_what_the_environment_draws():
+    import gymnasium
+
+    env = make_env("CartPole-v1", pixels=True, image_size=48)
+    oracle = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    env.set_seed(4)
+    oracle.reset(seed=4)
+    current = env.reset()  # TorchRL's seeding resets, too
+    oracle.reset()
+    assert np.array_equal(current["pixels"].numpy(), small(oracle.render(), 48).transpose(2, 0, 1))
+    stepped = act(env, current, 1)
+    oracle.step(1)
+    assert np.array_equal(stepped["pixels"].numpy(), small(oracle.render(), 48).transpose(2, 0, 1))
+    assert set(env.observation_spec.keys()) == {"pixels"}
+
+
+# --- what does not fit ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "words"),
+    [
+        ("atari100k/pongg", "ale_py", "did you mean 'pong'"),
+        ("dmc_proprio/walker_wal", "dm_control", "'walker_walk'"),
+        ("MiniGrid-DoorKey-5x5-v9", "minigrid", "'MiniGrid-DoorKey-5x5-v0'"),
+        ("CartPole-v7", "gymnasium", "CartPole-v7"),
+        ("atari/pong", "ale_py", "sticky=2"),
+    ],
+)
+def test_unknown_names_suggest_near_ones(name, package, words):
+    pytest.importorskip(package)
+    with pytest.raises(ConfigError, match=words) as error:
+        make_env(name, **({"sticky": 2} if name == "atari/pong" else {}))
+    assert "\n" not in str(error.value)
+
+
+EXTRAS = [
+    ("atari", "ale_py", "atari100k"),
+    ("crafter", "crafter", "crafter"),
+    ("dmc", "dm_control", "dmc_proprio"),
+    ("minigrid", "minigrid", "minigrid"),
+]
+
+
+@pytest.mark.parametrize(("extra", "package", "page"), EXTRAS)
+def test_a_missing_extra_is_one_sentence_and_exit_code_2(extra, package, page, monkeypatch, tmp_path):
+    for module in [key for key in sys.modules if key.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    run = f"run_dir={tmp_path / 'run'}"
+    result = CliRunner().invoke(app, ["train", "dreamer_v3", f"env={page}", "preset=smoke", run])
+    (line,) = result.stderr.strip().splitlines()
+    assert result.exit_code == 2 and f'pip install "wmkit[{extra}]"' in line
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"\n{extra} = [" in text
