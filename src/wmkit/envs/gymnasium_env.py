@@ -6,6 +6,7 @@ the one it was registered with. Rewards are as given.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ def _drawn(env_id: str, side: int, options: dict[str, Any]) -> Any:
     from gymnasium.spaces import Box, Dict
     from gymnasium.wrappers import AddRenderObservation, TransformObservation
 
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a screen even to draw an array
     env = gymnasium.make(env_id, render_mode="rgb_array", disable_env_checker=True, **options)
     return TransformObservation(
         AddRenderObservation(env, render_only=True),
