@@ -59,7 +59,7 @@ class MinigridEnv(EnvBase):
             ids = [name for name in gymnasium.registry if name.startswith(("MiniGrid", "BabyAI"))]
             raise unknown("mission", env_id, ids, f"see {minigrid.__name__}'s documentation")
         super().__init__(device="cpu", batch_size=torch.Size([]))
-        self._game: Any = gymnasium.make(env_id, disable_env_checker=True, **options)
+        self._game = _make(env_id, options)
         self._missions = _missions(self._game.observation_space["mission"])
         self._seed: int | None = seed
         self.pixels, self.image_size = pixels, image_size
@@ -109,6 +109,12 @@ class MinigridEnv(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         self._seed = 0 if seed is None else int(seed)  # used by the next reset
+
+
+def _make(env_id: str, options: dict[str, Any]) -> Any:
+    import gymnasium
+
+    return gymnasium.make(env_id, disable_env_checker=True, **options)
 
 
 def _missions(space: Any) -> dict[str, int]:

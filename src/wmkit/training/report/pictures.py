@@ -53,11 +53,16 @@ def image(pixels: np.ndarray, *, photo: bool = False, **attributes: Any) -> str:
     """An ``<img>`` with the picture inside.
 
     Args:
-        pixels: uint8 ``[H, W, 3]``.
+        pixels: uint8 ``[H, W, 3]``, or ``[H, W, 1]`` in grey.
         photo: JPEG instead of PNG, for large frames.
         attributes: further HTML attributes.
+
+    >>> image(np.zeros((2, 2, 1), np.uint8))[:26]
+    '<img src="data:image/png;b'
     """
     buffer = io.BytesIO()
+    if pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     kind = "jpeg" if photo else "png"
     picture.save(buffer, format=kind, **({"quality": 88} if photo else {"optimize": True}))
