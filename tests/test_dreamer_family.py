@@ -811,15 +811,18 @@ def test_v1_imagines_in_the_model_before_the_update_and_v2_after() -> None:
         )
 
 
-@pytest.mark.parametrize("name", [*SYSTEMS, "v2 pixels", "v3 2024"])
+@pytest.mark.parametrize("name", ["v1", "v1 choice", "v2", "v2 choice", "v2 pixels", "v3 2024"])
 def test_twenty_updates_lower_the_loss(name: str) -> None:
     page, actions, own = {
         **SYSTEMS,
         "v2 pixels": ("dreamer_v2", CHOICE, []),
         "v3 2024": ("dreamer_v3_2024", SIX, ["learning_rate.joint=3e-3", "schedule.optimizer.warmup=0"]),
     }[name]
-    spec = PIXELS if name in ("v2 pixels", "v3 2024") else VECTOR
-    system = build(page, spec, actions, *own)
+    pixels = (
+        ["behaviour.horizon=3", "batch.size=2", "batch.length=3"] if name in ("v2 pixels", "v3 2024") else []
+    )
+    spec = PIXELS if pixels else VECTOR
+    system = build(page, spec, actions, *own, *pixels)
     for learner in system.schedule.learners.values():
         if name != "v3 2024":
             learner.optimizer.param_groups[0]["lr"] = 3e-3
