@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDict
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
+from torchrl.data import Bounded, Composite, OneHot, Unbounded, UnboundedDiscrete
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
 from wmkit.affordance import SmallUNet, SwinUNet, VirtualExploration, fuse_scores, zoom_window
@@ -124,6 +125,26 @@ def update_rows() -> dict[str, float]:
     }
 
 
+def acting_rows() -> dict[str, float]:
+    """One acting step of dreamer_v3 at size 1m, a walker's 24 numbers and six actions, one environment."""
+    sizes = {"height": 1, "orientations": 14, "velocity": 9}
+    system = wmkit.build(
+        "dreamer_v3",
+        observation_spec=Composite({key: Unbounded((size,)) for key, size in sizes.items()}),
+        action_spec=Bounded(-1, 1, (6,)),
+        overrides=["size=1m"],
+    )
+    policy, dynamics = system.policy, system.world_model.dynamics
+    first = TensorDict({key: torch.randn(1, size) for key, size in sizes.items()}, [1])
+    first.update({"is_init": torch.zeros(1, 1, dtype=torch.bool), "previous_action": torch.randn(1, 6)})
+    first.update({"state": torch.zeros(1, dynamics.state_dim), "belief": torch.zeros(1, dynamics.belief_dim)})
+    with set_exploration_type(ExplorationType.RANDOM):
+        rows = {"one acting step, dreamer_v3 1m, fused": median_ms(lambda: policy(first), 200, 30)}
+        policy.__dict__["_fused"] = lambda: None
+        rows["one acting step, dreamer_v3 1m, part by part"] = median_ms(lambda: policy(first), 200, 30)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -138,7 +159,7 @@ def main() -> None:
         end="",
     )
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}\n")
-    rows = affordance_rows() | replay_rows() | update_rows()
+    rows = affordance_rows() | replay_rows() | update_rows() | acting_rows()
     print("| part | ms | released, ms | ratio |\n| --- | ---: | ---: | ---: |")
     for name, ms in rows.items():
         released = RELEASED_MS.get(name)

@@ -112,6 +112,23 @@ def test_doctor_says_what_is_there():
         assert name in result.stdout
 
 
+def test_doctor_counts_what_replay_stores():
+    """Five stored latents beside a number, three actions, a reward and three flags."""
+    sizes = ("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8")
+    options = ["env=gym", "env.name=counting", *sizes, "training.replay.capacity=1000"]
+    result = call("doctor", "dreamer_v3", *options, "training.replay.latents=bfloat16")
+    assert result.exit_code == 0, result.output
+    found = {line[:24].strip(): line[24:].strip() for line in result.stdout.splitlines()}
+    assert found["replay state"] == "4.00 bytes per step (float32 [16] as uint8 [4])"
+    assert found["replay belief"] == "32.00 bytes per step (float32 [16] as bfloat16 [16])"
+    assert found["replay previous_action"] == "12.00 bytes per step"
+    each = {name: float(text.split()[0]) for name, text in found.items() if "bytes per step" in text}
+    total = each.pop("replay")
+    assert total == pytest.approx(sum(each.values()), abs=0.05)
+    assert total == pytest.approx(4 + 32 + 12 + 4 + 4 + 3, abs=0.5)  # and what says which records are valid
+    assert "steps in" in found["replay fits memory"] and found["replay"].endswith("for 1,000 steps")
+
+
 @pytest.mark.slow
 def test_train_resume_eval_and_imagine_end_to_end(tmp_path):
     run = tmp_path / "run"

@@ -22,6 +22,7 @@ from torchrl.data import (
     UnboundedDiscrete,
 )
 from torchrl.envs import EnvBase, SerialEnv, TransformedEnv, check_env_specs
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
 from wmkit.envs import unit_actions
@@ -174,6 +175,52 @@ def test_an_update_learns_from_actions_of_any_size() -> None:
         system.update(batch.set("previous_action", action.long()))
 
 
+CLASSES = Composite(inventory=MultiCategorical([5, 5]), held=Categorical(7), velocity=Unbounded((3,)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "actions"),
+    [(PROPRIO, SIX), (CLASSES, OneHot(3)), (image(3, 64), OneHot(17))],
+    ids=["walker", "classes", "crafter"],
+)
+def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
+    spec: Composite, actions: TensorSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fused or not, before and after updates and after a load, with resets in between."""
+    system = build(spec, actions, "batch.length=3", "behaviour.horizon=2", "learning_rate.joint=0.1")
+    batch, policy, rows = system.example_batch(), system.policy, 3
+    before = {key: value.clone() for key, value in system.state_dict().items() if torch.is_tensor(value)}
+
+    def play(seed: int, kind: ExplorationType) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        views = batch.select(*spec.keys(), "is_init")
+        carried = {name: torch.zeros(rows, 16) for name in ("state", "belief")}
+        carried["previous_action"], out = torch.randn(rows, system.spaces.action_dim), []
+        with set_exploration_type(kind):
+            for t in range(4):
+                step = policy(TensorDict({**views[:, t].to_dict(), **carried}, [rows]))
+                carried = {name: step[name] for name in ("state", "belief")}
+                carried["previous_action"] = step["next", "previous_action"]
+                out += [step["action"], *carried.values()]
+        return out
+
+    def same(seed: int) -> torch.Tensor:
+        for kind in (ExplorationType.RANDOM, ExplorationType.MODE):
+            quick = play(seed, kind)
+            assert policy._fused() is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(type(policy), "_fused", lambda _: None)
+                torch.testing.assert_close(quick, play(seed, kind), rtol=1e-4, atol=1e-5)
+        return quick[-2]  # the last belief
+
+    first = same(0)
+    for _ in range(3):  # the first has a learning rate of zero
+        system.update(batch)
+    assert not torch.equal(first, same(0))
+    system.load_state_dict(before, strict=False)
+    torch.testing.assert_close(first, same(0))
+
+
 # ---- the environment's side ---------------------------------------------------------------------------
 
 
@@ -250,7 +297,8 @@ def steering(folder: Path, *overrides: str) -> Trainer:
 
 def test_a_run_keeps_what_was_drawn_and_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = steering(folder)
+    first = steering(folder, "training.prefill_actions=random", "training.prefill_windows=0")
+    assert first.config.training.replay.sampler == "online"
     summary = first.train()
     assert summary.steps == 96 and summary.updates == (96 - 24) * 2 // 15
     assert summary.episodes == 2 and summary.episode_return is not None
@@ -267,6 +315,9 @@ def test_a_run_keeps_what_was_drawn_and_goes_on(tmp_path: Path) -> None:
         assert action[:prefilled].abs().max() <= 1 < action[prefilled:].abs().max()
         assert records["phase"].shape == acted.shape and records["phase"].dtype == torch.int64
         assert records["phase"].unique().tolist() == [0, 1, 2]
+        assert records["belief"].dtype == records["state"].dtype == torch.float32
+        assert records["belief"][acted][:-1].any(-1).all()  # latents of every step but the last
+        assert set(records["state"].view(-1, 4).sum(-1).tolist()) <= {0.0, 1.0}
 
 
 def test_evaluation_samples_where_the_page_says_so() -> None:

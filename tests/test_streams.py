@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,61 @@ def test_patches_skip_evicted_records():
     assert streams.get(streams.ids(1))["reward"].view(-1).tolist() == list(range(15, 25))
     with pytest.raises(SpecError, match="'zoomed'"):
         streams.patch(streams.ids(1)[:1], records(0, 1).select("zoomed"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15), st.integers(0, 3)), min_size=1, max_size=10))
+def test_latents_written_back_late_and_overlapping(rounds):
+    """Windows drawn before others were written and evicted: each record holds what was written last."""
+    streams = ReplayStreams(num_streams=2, capacity=40, one_hot={"state": 4}, half={"belief": "bfloat16"})
+    known, late, serial, end = {}, [], 0, [0, 0]
+    for stream, n, keep in rounds:
+        new = records(end[stream], n)
+        new["belief"] = torch.full((n, 5), -1.0)
+        known |= dict.fromkeys(streams.extend(new, stream).tolist(), -1)
+        end[stream] += n
+        if streams.num_windows(5):
+            late.append(streams.sample(4, 5)["index"][:, 1:])  # the context record is not written back
+        while len(late) > keep:
+            index = late.pop(0)
+            fresh = torch.arange(index.numel()).view(index.shape) % 8 + 8 * (serial % 16)  # exact in bfloat16
+            serial += 1
+            belief = fresh.unsqueeze(-1).expand(4, 4, 5).float()
+            state = torch.nn.functional.one_hot(fresh % 4, 4).repeat(1, 1, 2).float()
+            streams.patch(index, TensorDict({"state": state, "belief": belief}, [4, 4]))
+            known |= dict(zip(index.flatten().tolist(), fresh.flatten().tolist(), strict=True))
+    for stream in range(2):
+        held = streams.get(streams.ids(stream))
+        want = torch.tensor([known[i] for i in held["index"].tolist()], dtype=torch.int64)
+        assert torch.equal(held["belief"], want[:, None].expand(-1, 5).float())
+        written = want >= 0
+        state = torch.nn.functional.one_hot(want[written] % 4, 4).repeat(1, 2).float()
+        assert torch.equal(held["state"][written], state)
+
+
+@pytest.mark.parametrize("half", [{}, {"belief": "float16"}, {"belief": "bfloat16"}])
+def test_bytes_are_those_of_the_files(tmp_path, half):
+    options = {"num_streams": 2, "capacity": 1001, "one_hot": {"state": 4}, "half": half}
+    streams = ReplayStreams(tmp_path, **options)
+    assert streams.bytes_by_key() == {}
+    data = records(0, 9)
+    data["belief"] = data["belief"].bfloat16().float()
+    index = streams.extend(data, 0)
+    sizes = streams.bytes_by_key()
+    files = {
+        str(p.relative_to(tmp_path).with_suffix("")): p.stat().st_size for p in tmp_path.rglob("*.memmap")
+    }
+    for key, size in sizes.items():
+        if key != "(bookkeeping)":
+            assert files.pop(key) == size, key
+    assert sizes["(bookkeeping)"] == sum(files.values())
+    assert sizes["state"] == 1000 * 2 and sizes["belief"] == 1000 * 5 * (2 if half else 4)
+    back = ReplayStreams(tmp_path, **options).get(index)["belief"]
+    if half != {"belief": "float16"}:
+        assert torch.equal(back, data["belief"])  # nothing is lost where it was carried so
+    assert ((back - data["belief"]).abs() <= data["belief"].abs() * 2**-11).all()
+    with pytest.raises(SpecError, match="'belief' in 'int8': wanted float16 or bfloat16"):
+        ReplayStreams(num_streams=1, capacity=9, half={"belief": "int8"})
 
 
 def test_sparse_ring_overflows_from_the_oldest():
@@ -344,6 +400,45 @@ def test_online_queue_hands_out_every_fresh_window_once():
     late = OnlineQueue()
     late.draw(windows([0], [100], 10), 1, generator)
     assert late.draw(windows([50], [100], 10), 1, generator).item() == 50  # 10 to 40 were evicted
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_online_queue_against_lists(data):
+    """Random growth, eviction, batches, reloads: fresh ones in order, each once, the rest by chance."""
+    streams, length = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 5))
+    stride = data.draw(st.sampled_from([None, max(1, length - 1)]))
+    capacity = data.draw(st.integers(length, 40))
+    queue, generator = OnlineQueue(stride), torch.Generator().manual_seed(0)
+    end, cut, waiting, given_out = [0] * streams, [0] * streams, [], []
+    for _ in range(data.draw(st.integers(1, 12))):
+        end = [e + data.draw(st.integers(0, 25)) for e in end]
+        begin = [max(0, e - capacity) for e in end]
+        finished = []
+        for s in range(streams):
+            cut[s] = max(cut[s], begin[s])
+            while cut[s] + length <= end[s]:
+                finished.append((end[s] - cut[s] - length, -s, (s, cut[s])))  # records since, stream, window
+                cut[s] += stride or length
+        waiting += [window for _, _, window in sorted(finished, reverse=True)]
+        starts = [(s, p) for s in range(streams) for p in range(begin[s], end[s] - length + 1)]
+        if not starts:
+            continue
+        batch = data.draw(st.integers(1, 9))
+        if data.draw(st.booleans()):
+            state, queue = queue.state_dict(), OnlineQueue(stride)
+            queue.load_state_dict(state)
+        ids = queue.draw(windows(begin, end, length, capacity), batch, generator).tolist()
+        drawn = [(i % streams, i // streams) for i in ids]
+        alive = [window for window in waiting if window[1] >= begin[window[0]]]
+        fresh, waiting = alive[:batch], alive[batch:]
+        assert drawn[: len(fresh)] == fresh and set(drawn) <= set(starts) and len(drawn) == batch
+        given_out += fresh
+        assert len(queue.state_dict()["queue"]) <= streams * (capacity // (stride or length) + 1)
+    assert len(set(given_out)) == len(given_out)
+    for s in range(streams):
+        own = [p for stream, p in given_out if stream == s]
+        assert own == sorted(own) and all(b - a >= (stride or length) for a, b in pairwise(own))
 
 
 def test_visit_balanced_fills_up_the_least_visited():

@@ -11,6 +11,7 @@ import textwrap
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
-from wmkit.training.collect import with_carry
+from wmkit.training.collect import Collection, with_carry
 from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import Parts, make_memory
 from wmkit.training.run import RunDirectory
@@ -62,16 +63,19 @@ class ToySystem(torch.nn.Module):
 
     batch_shape, context = (2, 5), 1
 
-    def __init__(self, width=1, nan_at=None, pause=0.0):
+    def __init__(self, width=1, nan_at=None, pause=0.0, drawn=None):
         super().__init__()
         self.line = torch.nn.Linear(1, width)
         self.policy = ToyPolicy(3)
-        self.nan_at, self.pause, self.count = nan_at, pause, 0
+        self.nan_at, self.pause, self.count, self.drawn = nan_at, pause, 0, drawn
         self.optimiser = torch.optim.Adam(self.line.parameters(), lr=0.01)
 
     def update(self, batch):
         self.count += 1
         time.sleep(self.pause)
+        if self.drawn is not None:  # where each window starts, a line per update and process
+            with self.drawn.open("a") as file:
+                file.write(json.dumps([os.getpid(), batch["index"][:, 0].tolist()]) + "\n")
         assert torch.equal(batch["observation"], batch["reward"]), "records are shifted"
         loss = (self.line(batch["observation"]) - batch["reward"]).square().mean()
         if self.nan_at is not None and self.count >= self.nan_at:
@@ -147,6 +151,50 @@ def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):
     assert int((~records["is_init"]).sum()) == 80
     assert torch.equal(records["observation"], records["reward"])
     assert trainer.system.optimiser.state_dict()["state"][0]["step"] == second.updates
+
+
+@pytest.mark.parametrize(("windows", "waited"), [(0, 0), (9, 16), ("batch", 16), (13, 24)])
+def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeypatch, windows, waited):
+    """After 8, 16, 24 steps two streams hold 2, 12, 20 windows of 5 records; a batch has 8 steps."""
+    config = toy_config(
+        tmp_path / "run", prefill=0, steps=40, prefill_windows=windows, prefill_actions="policy"
+    )
+    config.training.replay.sampler = {"name": "online", "stride": 4}
+    random, collect = [], Collection.collect
+    monkeypatch.setattr(
+        Collection, "collect", lambda *a, **k: [random.append(k["random"]), collect(*a, **k)][1]
+    )
+    assert train(config, parts=toy_parts()).updates == (40 - waited) // 2
+    assert random == [False] * 5
+    config.run_dir, config.training.prefill_actions = str(tmp_path / "other"), "none"
+    with pytest.raises(ConfigError, match="prefill_actions is 'none': wanted random or policy"):
+        train(config, parts=toy_parts())
+
+
+def test_steps_taken_ahead_are_acted_with_the_weights_of_the_round_before(tmp_path):
+    class Weighted(ToyPolicy):
+        def __init__(self):
+            super().__init__(3)
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, tensordict):
+            return super().forward(tensordict).set("belief", self.weight.expand(2, 1).clone())
+
+    policy = Weighted()
+    collection = Collection(with_carry(toy_env(None, None, seed=0), policy), policy, 3, ahead=True)
+    seen, counted = [], []
+    for update in range(4):
+        batch = collection.collect()
+        seen += batch["belief"].unique().tolist()
+        counted.append(batch["observation"][0].flatten())
+        policy.weight.data.fill_(update + 1.0)
+    collection.settle()
+    collection.close()
+    assert seen == [0.0, 0.0, 1.0, 2.0]
+    assert torch.equal(torch.cat(counted), torch.arange(12.0) % LENGTH)  # nothing lost in between
+
+    summary = train(toy_config(tmp_path / "run", collect_ahead=True), parts=toy_parts())
+    assert (summary.steps, summary.updates, summary.episodes) == (160, (160 - 24) * 4 // 8, 3)
 
 
 class Promise(Transform):
@@ -266,13 +314,21 @@ def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_p
 
 SCRIPT = """
     import sys
+    from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_training import toy_config, toy_parts, train
-    config = toy_config({folder!r}, steps=int(sys.argv[1]), checkpoint_every=16)
+    from test_training import queued_config, toy_parts, train
+    folder = Path({folder!r})
+    config = queued_config(folder, steps=int(sys.argv[1]))
     config.resume = sys.argv[2] if len(sys.argv) > 2 else None
-    summary = train(config, parts=toy_parts(pause=0.003))
+    summary = train(config, parts=toy_parts(pause=0.003, drawn=folder / "drawn.jsonl"))
     sys.exit(130 if summary.interrupted else 0)
 """
+
+
+def queued_config(folder, steps):
+    """An update of two windows for 16 steps, which bring more than three new ones: all drawn are fresh."""
+    replay = {"capacity": 20_000, "sampler": "online"}
+    return toy_config(folder, steps=steps, checkpoint_every=16, log_every=16, train_ratio=0.5, replay=replay)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -300,26 +356,44 @@ def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> Non
 
 def test_killed_and_interrupted_runs_go_on(tmp_path):
     folder = tmp_path / "run"
+    store = CheckpointStore(folder / "checkpoints")
     process = start(folder, "1000000")
     wait_for_training(process, folder, 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    killed = store.load(store.latest())["counters"]
+    memory = make_memory(queued_config(folder, 0), RunDirectory.open(folder), ToySystem(), 2)
+    assert memory.env_steps >= killed["replay_steps"]
 
     process = start(folder, "1000000", str(folder))
     wait_for_training(process, folder, 400)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 130, process.stderr.read()
-    store = CheckpointStore(folder / "checkpoints")
+    assert process.wait(timeout=120) == 130, process.stderr.read()
     before = store.load(store.latest())["counters"]
+    # What was owed at the kill is not made up for, what was taken since is paid: no burst.
+    taken = before["replay_steps"] - memory.env_steps
+    assert abs(before["updates"] - killed["updates"] - taken / 16) <= 1
 
-    process = start(folder, str(before["step"] + 40), str(folder))
-    assert process.wait(timeout=60) == 0, process.stderr.read()
+    process = start(folder, str(before["step"] + 160), str(folder))
+    assert process.wait(timeout=240) == 0, process.stderr.read()
     after = store.load(store.latest())["counters"]
-    assert after["step"] - before["step"] in range(40, 48)
-    assert after["updates"] - before["updates"] in range(19, 25)  # one per two steps: no burst
+    assert after["step"] - before["step"] in range(160, 168)
+    assert after["updates"] - before["updates"] in range(9, 12)  # one per 16 steps
     assert after["replay_steps"] == after["step"]
-    config = toy_config(folder, steps=0)
-    memory = make_memory(config, RunDirectory.open(folder), ToySystem(), 2)
+
+    # Updates that survived drew every new window of each stream once, in order, over all three processes.
+    lines = [json.loads(line) for line in (folder / "drawn.jsonl").read_text().splitlines()]
+    pids = list(dict.fromkeys(pid for pid, _ in lines))
+    counts = [c["updates"] for c in (killed, before, after)]
+    kept = []
+    for pid, number in zip(pids, (b - a for a, b in pairwise([0, *counts])), strict=True):
+        kept += [starts for own, starts in lines if own == pid][:number]
+    assert len(kept) == after["updates"]
+    for stream in range(2):
+        own = [i // 2 for starts in kept for i in starts if i % 2 == stream]
+        assert own == list(range(0, 5 * len(own), 5)) and len(own) > 10
+
+    memory = make_memory(queued_config(folder, 0), RunDirectory.open(folder), ToySystem(), 2)
     for stream in range(2):
         records = memory.streams.get(memory.streams.ids(stream))
         assert torch.equal(records["observation"], records["reward"]), "a record was torn"

@@ -6,8 +6,11 @@ import importlib
 import importlib.util
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -89,20 +92,45 @@ def _simulator() -> str:
 
 def _system(config: Any) -> Iterator[tuple[str, str]]:
     import torch
-    from omegaconf import OmegaConf
 
     from wmkit.training.affordance_stage import oracle
     from wmkit.training.collect import closing
-    from wmkit.training.parts import default_parts, record_bytes
+    from wmkit.training.parts import default_parts
 
     parts = default_parts()
     tools = oracle() if config.get("affordance") is not None else None
-    with closing(parts.make_env(config, tools, seed=0)) as env:
-        system = parts.build(config, env, torch.device("cpu"))
-    for name in ("world_model", "actor", "critic"):
-        count = sum(p.numel() for p in getattr(system, name).parameters())
-        yield f"{name.replace('_', ' ')}", f"{count:,} parameters"
-    batch = system.example_batch(0)
-    size = record_bytes(batch)
-    capacity = int(OmegaConf.select(config, "training.replay.capacity", default=100_000))
-    yield "replay", f"{size:,} bytes per step, {size * capacity / 1e9:.2f} GB for {capacity:,} steps"
+    with closing(parts.make_env(config, tools, seed=0)) as base:
+        system = parts.build(config, base, torch.device("cpu"))
+        for name in ("world_model", "actor", "critic"):
+            count = sum(p.numel() for p in getattr(system, name).parameters())
+            yield f"{name.replace('_', ' ')}", f"{count:,} parameters"
+        yield from _replay(config, parts, base, system)
+
+
+def _replay(config: Any, parts: Any, base: Any, system: Any) -> Iterator[tuple[str, str]]:
+    """What replay stores: a run's own replay, in files without contents, shown two steps."""
+    from wmkit.training.collect import Collection
+    from wmkit.training.run import RunDirectory
+
+    env = parts.carry(base, system)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        memory = parts.make_memory(config, RunDirectory(Path(folder), config), system, env.batch_size[0])
+        memory.write(Collection(env, system.policy, 2).collect(random=True))
+        streams = memory.streams
+    held = streams.num_streams * streams.capacity
+    sizes, encodings = streams.bytes_by_key(), streams.encodings()
+    for key, size in sizes.items():
+        yield f"replay {key}", f"{size / held:,.2f} bytes per step{encodings.get(key, '')}"
+    each = sum(sizes.values()) / held
+    yield "replay", f"{each:,.2f} bytes per step, {each * held / 1e9:.2f} GB for {held:,} steps"
+    for name, room in (("memory", _memory()), ("disk", shutil.disk_usage(Path.cwd()).free)):
+        if room:
+            yield f"replay fits {name}", f"{int(room / each):,} steps in {room / 1e9:.1f} GB"
+
+
+def _memory() -> int:
+    """Bytes of memory of this machine; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 0

@@ -73,7 +73,7 @@ class Encoder(nn.Module):
             self.image = image(shapes, depth=depth, patch=patch, style=style)
             self.out_dim += self.image.out_dim
         if self.vectors:
-            self._events = {key: tuple(spaces[key]) for key in self.vectors}
+            self.events = {key: tuple(spaces[key]) for key in self.vectors}
             width = sum(vector_width(key, spaces[key], self.discrete) for key in self.vectors)
             self.vector = MLP(width, units, layers, style)
             self.out_dim += units
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
             parts.append(self.image(image.flatten(0, -4)).unflatten(0, lead))
         if self.vector is not None:
             vectors = [
-                flat_vector(observations[key], self._events[key], self.discrete.get(key), self.squash)
+                flat_vector(observations[key], self.events[key], self.discrete.get(key), self.squash)
                 for key in self.vectors
             ]
             parts.append(self.vector(torch.cat(vectors, -1)))

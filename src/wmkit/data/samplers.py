@@ -127,7 +127,7 @@ class OnlineQueue:
         fresh: list[int] = []
         while self._queue and len(fresh) < batch_size:
             start = self._queue.popleft()
-            if start // streams >= begin[start % streams]:
+            if start // streams >= begin[start % streams]:  # else evicted
                 fresh.append(start)
         if len(fresh) == batch_size:
             return torch.tensor(fresh)
@@ -148,15 +148,18 @@ class OnlineQueue:
         self._next = torch.tensor(start)
         streams = len(start)
         self._queue.extend(position * streams + stream for _, stream, position in sorted(ripe))
+        if len(self._queue) > streams * windows.capacity // stride + streams:  # more than can be held
+            begin = windows.begin.tolist()
+            self._queue = deque(s for s in self._queue if s // streams >= begin[s % streams])
 
     def state_dict(self) -> dict[str, Any]:
         """The queue and each stream's next fresh window."""
-        return {"next": self._next, "queue": list(self._queue)}
+        return {"next": None if self._next is None else self._next.clone(), "queue": list(self._queue)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._next = state["next"]
-        self._queue = deque(state["queue"])
+        """Inverse of :meth:`state_dict`; of a sampler without a queue, everything held is fresh."""
+        self._next = state.get("next")
+        self._queue = deque(state.get("queue", ()))
 
 
 class VisitBalanced:

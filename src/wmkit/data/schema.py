@@ -10,14 +10,17 @@ encoding       stored as                                   read back
                                                            groups; others snap to their arg-max
 ``float16``    half precision                              relative error 2**-11; magnitudes
                                                            above 65504 are clamped
+``bfloat16``   the same with float32's range               relative error 2**-8; identical where the
+                                                           value was carried in bfloat16
 =============  ==========================================  =======================================
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from wmkit.errors import CheckpointError, SpecError
 
 Key = tuple[str, ...]
 VERSION = 1
+HALVES = ("float16", "bfloat16")
 
 
 def as_key(key: str | Key) -> Key:
@@ -68,17 +72,27 @@ class Field:
     @property
     def stored(self) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype of one stored value."""
-        if self.encoding == "float16":
-            return self.shape, torch.float16
+        if self.encoding in HALVES:
+            return self.shape, getattr(torch, self.encoding)
         if self.encoding.startswith("one_hot"):
             # Code C means "no class" (an all-zero group), so C + 1 codes are needed.
             dtype = torch.uint8 if self.classes < 256 else torch.int16
             return (*self.shape[:-1], self.shape[-1] // self.classes), dtype
         return self.shape, self.dtype
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of one stored value.
+
+        >>> Field(("state",), (1024,), torch.float32, "one_hot:32").stored_bytes
+        32
+        """
+        shape, dtype = self.stored
+        return math.prod(shape) * dtype.itemsize
+
     def describe(self) -> str:
         """``float32 [3, 64, 64] raw``, for messages and the schema file."""
-        return f"{_plain(self.dtype)} {list(self.shape)} {self.encoding}"
+        return f"{plain(self.dtype)} {list(self.shape)} {self.encoding}"
 
 
 @dataclass(frozen=True)
@@ -90,14 +104,14 @@ class Options:
         capacity: records per stream C.
         sparse: group name to number of slots.
         one_hot: key to classes per group.
-        half: keys stored in half precision.
+        half: key to the half precision it is stored in, ``"float16"`` or ``"bfloat16"``.
     """
 
     num_streams: int
     capacity: int
     sparse: Mapping[str, int]
     one_hot: Mapping[str, int]
-    half: tuple[str, ...]
+    half: Mapping[str, str]
 
     def fields(self, records: TensorDictBase) -> dict[Key, Field]:
         """The fields of records ``[n]``, in a fixed order."""
@@ -106,7 +120,7 @@ class Options:
             key = as_key(key)
             name = "/".join(key)
             encoding = f"one_hot:{self.one_hot[name]}" if name in self.one_hot else "raw"
-            encoding = "float16" if name in self.half else encoding
+            encoding = self.half.get(name, encoding)
             field = Field(key, tuple(value.shape[1:]), value.dtype, encoding)
             if field.classes and (not field.shape or field.shape[-1] % field.classes):
                 raise SpecError(
@@ -123,14 +137,56 @@ class Options:
             "capacity": self.capacity,
             "sparse": dict(sorted(self.sparse.items())),
             "one_hot": dict(sorted(self.one_hot.items())),
-            "half": sorted(self.half),
+            "half": dict(sorted(self.half.items())),
         }
+
+    def bytes_by_key(self, fields: Mapping[Key, Field]) -> dict[str, int]:
+        """Bytes that replay takes in all, by key; ``"(bookkeeping)"`` is what finds sparse entries and
+        says which records are valid.
+
+        Args:
+            fields: of the records, as :meth:`fields` gives them.
+
+        >>> from tensordict import TensorDict
+        >>> options = Options(num_streams=2, capacity=100, sparse={}, one_hot={"state": 4}, half={})
+        >>> records = TensorDict({"state": torch.zeros(1, 128), "belief": torch.zeros(1, 512)}, [1])
+        >>> options.bytes_by_key(options.fields(records))
+        {'belief': 409600, 'state': 6400, '(bookkeeping)': 104}
+        """
+        rows = self.num_streams * self.capacity
+        groups = {name for name in self.sparse if any(len(key) > 1 and key[0] == name for key in fields)}
+        sizes = {}
+        for key, field in fields.items():
+            count = self.sparse[key[0]] + 1 if key[0] in groups else rows  # one more: the row of zeros
+            sizes[field.name] = count * field.stored_bytes
+        found = sum(8 * (rows + self.sparse[name] + 1) for name in groups)  # slots and owners
+        cells = 1 + 2 * (3 * self.num_streams + len(self.sparse))
+        return {**sizes, "(bookkeeping)": found + 8 * cells}
+
+
+def as_half(half: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    """Key to half precision; keys alone mean float16.
+
+    Raises:
+        SpecError: another precision.
+
+    >>> as_half(["belief"])
+    {'belief': 'float16'}
+    """
+    chosen = dict(half) if isinstance(half, Mapping) else dict.fromkeys(half, "float16")
+    for name, precision in chosen.items():
+        if precision not in HALVES:
+            raise SpecError(
+                f"replay cannot store {name!r} in {precision!r}: wanted {' or '.join(HALVES)}; "
+                "leave the key out to keep its own dtype"
+            )
+    return chosen
 
 
 def save_schema(directory: Path, options: Options, fields: Mapping[Key, Field]) -> None:
     """Write ``schema.json`` at once: a directory without it holds no replay."""
     described = [
-        {"key": f.name, "dtype": _plain(f.dtype), "shape": f.shape, "encoding": f.encoding}
+        {"key": f.name, "dtype": plain(f.dtype), "shape": f.shape, "encoding": f.encoding}
         for f in fields.values()
     ]
     text = json.dumps({"version": VERSION, "options": options.as_json(), "fields": described}, indent=2)
@@ -155,7 +211,7 @@ def load_schema(directory: Path) -> tuple[Options, dict[Key, Field]] | None:
                 f"replay schema {path} is of another version: found {raw['version']}, wanted {VERSION}; "
                 "open it with the wmkit that wrote it"
             )
-        options = Options(**{**raw["options"], "half": tuple(raw["options"]["half"])})
+        options = Options(**{**raw["options"], "half": as_half(raw["options"]["half"])})
         fields = [
             Field(as_key(f["key"]), tuple(f["shape"]), getattr(torch, f["dtype"]), f["encoding"])
             for f in raw["fields"]
@@ -191,6 +247,6 @@ def first_difference(found: Mapping[Key, Field], wanted: Mapping[Key, Field]) ->
     return None
 
 
-def _plain(dtype: torch.dtype) -> str:
+def plain(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")

@@ -62,7 +62,7 @@ class Column:
             return code.masked_fill_(top < 0.5, self.field.classes)
         if self.field.encoding == "float16":
             return value.clamp(-65504.0, 65504.0).half()
-        return value.to(self.field.dtype)
+        return value.to(self.field.stored[1])
 
     def take(self, rows: np.ndarray, out: Tensor) -> Tensor:
         """Read and decode ``rows`` (intp ``[n]``) into ``out``, contiguous ``[n, *shape]``."""
@@ -72,7 +72,7 @@ class Column:
             return out
         stored = self.values.take(rows, 0, mode="clip")
         if self._table is None:
-            return out.copy_(torch.from_numpy(stored))
+            return out.copy_(torch.from_numpy(stored).view(self.field.stored[1]))
         codes = stored.reshape(-1).astype(np.intp)
         _as_numpy(self._table).take(codes, 0, out=_as_numpy(out.view(-1, self.field.classes)), mode="clip")
         return out

@@ -27,10 +27,12 @@ from wmkit.data.schema import (
     Field,
     Key,
     Options,
+    as_half,
     as_key,
     check_options,
     first_difference,
     load_schema,
+    plain,
     save_schema,
 )
 from wmkit.data.storage import Column, Counters
@@ -55,7 +57,8 @@ class ReplayStreams:
             their flags read False. Groups that records lack are ignored.
         one_hot: key to classes per group: ``{"state": 32}`` stores a flat ``[G * 32]`` one-hot
             latent as G class indices. Lossless.
-        half: keys stored as float16, for example ``("belief",)``. Lossy: relative error 2**-11.
+        half: key to the half precision it is stored in, for example ``{"belief": "bfloat16"}``; keys
+            alone mean float16. Lossy (relative error 2**-8, 2**-11) unless the value was carried so.
         sampler: which windows :meth:`sample` draws; :class:`~wmkit.data.samplers.Uniform` by default.
         seed: of the sampling generator.
 
@@ -81,7 +84,7 @@ class ReplayStreams:
         capacity: int,
         sparse: Mapping[str, float] | None = None,
         one_hot: Mapping[str, int] | None = None,
-        half: Iterable[str] = (),
+        half: Mapping[str, str] | Iterable[str] = (),
         sampler: Sampler | None = None,
         seed: int = 0,
     ):
@@ -93,7 +96,7 @@ class ReplayStreams:
             )
         sparse = {"zoomed": 0.25} if sparse is None else sparse
         slots = {name: max(1, round(share * rows * num_streams)) for name, share in sparse.items()}
-        options = Options(num_streams, rows, slots, dict(one_hot or {}), tuple(half))
+        options = Options(num_streams, rows, slots, dict(one_hot or {}), as_half(half))
         self.sampler: Sampler = sampler or Uniform()
         self.generator = torch.Generator().manual_seed(seed)
         self.directory = None if directory is None else Path(directory)
@@ -197,6 +200,24 @@ class ReplayStreams:
     def __len__(self) -> int:
         """Records held now."""
         return int((self._end - self._begin).sum())
+
+    def bytes_by_key(self) -> dict[str, int]:
+        """Bytes that all records this replay can hold take, by key; nothing before the first record.
+
+        They are counted in full: files are sparse and memory is handed out page by page, so that a
+        replay takes them only as it fills.
+        """
+        return self.options.bytes_by_key(self._fields) if self._fields else {}
+
+    def encodings(self) -> dict[str, str]:
+        """How keys are stored that are not as in the record: ``" (float32 [128] as uint8 [32])"``."""
+        found = {}
+        for field in self._fields.values():
+            shape, dtype = field.stored
+            if field.encoding != "raw":
+                before = f"{plain(field.dtype)} {list(field.shape)}"
+                found[field.name] = f" ({before} as {plain(dtype)} {list(shape)})"
+        return found
 
     def windows(self, length: int) -> Windows:
         """Where each stream begins and ends, for samplers."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from wmkit.dynamics import WorldModel
+from wmkit.systems.acting import FusedStep, fuse
 
 
 class Policy(TensorDictModuleBase):
@@ -50,6 +52,10 @@ class Policy(TensorDictModuleBase):
         super().__init__()
         # Read, not owned: the system registers both.
         self.__dict__["world_model"], self.__dict__["actor"] = world_model, actor
+        self._parts: tuple[Any, ...] = ()
+        self._places: list[tuple[dict[str, Any], str]] = []
+        self._seen: list[tuple[int, int]] = []
+        self._fused_step: FusedStep | None = None
         self.action_dim, self.continuous = action_dim, continuous
         self.observations, self.exploration = tuple(observations), exploration
         read = [key for key in self.observations if key != "reward"]
@@ -73,6 +79,7 @@ class Policy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act on root observations ``[*E]``."""
         lead = tensordict.batch_size
+        flat = len(lead) == 1  # the usual case, which needs no reshaping
         observations = {}
         for key in self.observations:
             if key == "reward":
@@ -80,21 +87,52 @@ class Policy(TensorDictModuleBase):
                 value = torch.zeros(*lead, 1) if value is None else value
             else:
                 value = tensordict.get(key)
-            observations[key] = value.reshape(-1, *value.shape[len(lead) :])
+            observations[key] = value if flat else value.reshape(-1, *value.shape[len(lead) :])
         is_init = tensordict.get("is_init").reshape(-1)
-        dynamics = self.world_model.dynamics
-        carried = (tensordict.get(key).reshape(is_init.shape[0], -1) for key in ("state", "belief"))
-        latent = dynamics.resume(*carried)
-        previous = tensordict.get("previous_action").reshape(is_init.shape[0], -1)
-        latent, _ = dynamics.filter(latent, previous, self.world_model.encoder(observations), is_init)
-        choice = self.actor(latent.feature)
-        sampled = exploration_type() == ExplorationType.RANDOM
-        action = choice.sample() if sampled else choice.mode
-        if sampled and self.exploration is not None:
+        carried = [tensordict.get(key) for key in ("state", "belief", "previous_action")]
+        if not flat:
+            carried = [value.reshape(len(is_init), -1) for value in carried]
+        explore = exploration_type() == ExplorationType.RANDOM
+        fused = self._fused()
+        step = self._step if fused is None or torch.is_autocast_enabled("cpu") else fused
+        action, state, belief = step(observations, *carried, is_init, explore)
+        if explore and self.exploration is not None:
             action = self.exploration(action)
-        action = action.unflatten(0, lead) if len(lead) else action.squeeze(0)
+        if not flat:
+            action, state, belief = (value.reshape(*lead, -1) for value in (action, state, belief))
         tensordict.set("action", action)
-        tensordict.set("state", latent.state.reshape(*lead, -1))
-        tensordict.set("belief", latent.belief.reshape(*lead, -1))
+        tensordict.set("state", state)
+        tensordict.set("belief", belief)
         tensordict.set(("next", "previous_action"), action.float())
         return tensordict
+
+    def _step(
+        self,
+        observations: Mapping[str, Tensor],
+        state: Tensor,
+        belief: Tensor,
+        previous_action: Tensor,
+        is_init: Tensor,
+        explore: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What :class:`~wmkit.systems.acting.FusedStep` does, by calling the parts."""
+        dynamics = self.world_model.dynamics
+        latent, embed = dynamics.resume(state, belief), self.world_model.encoder(observations)
+        latent, _ = dynamics.filter(latent, previous_action, embed, is_init)
+        choice = self.actor(latent.feature)
+        return choice.sample() if explore else choice.mode, latent.state, latent.belief
+
+    def _fused(self) -> FusedStep | None:
+        """The fused step of the weights as they are now, where there is one for such parts."""
+        parts = (self.world_model.encoder, self.world_model.dynamics, self.actor)
+        if self._parts != parts:
+            modules = [module for part in parts for module in part.modules()]
+            self.__dict__["_parts"], self._seen = parts, []
+            owned = ((m._parameters, name) for m in modules for name in m._parameters)
+            self._places = [(place, name) for place, name in owned if place[name] is not None]
+        # An optimiser's step raises a weight's version; another device or a loaded weight, its address.
+        weights = [place[name] for place, name in self._places]
+        seen = [(weight._version, weight.data_ptr()) for weight in weights]
+        if seen != self._seen:
+            self._seen, self._fused_step = seen, fuse(self.world_model, self.actor)
+        return self._fused_step

@@ -39,8 +39,11 @@ class System(nn.Module):
             :func:`wmkit.envs.unit_actions`.
         batch_shape: (B, L) that :meth:`update` expects, context included.
         context: leading steps that only supply stored latents.
+        carry_dtype: precision in which acting and learning carry the belief from step to step; replay
+            stores it so without loss.
     """
 
+    carry_dtype = torch.float32
     behaviour: Any
     schedule: Any
 

@@ -4,12 +4,27 @@
 
 N environments take k steps between two looks at the learner. The collector keeps the
 environments' state from one call to the next, so episodes run across calls.
+
+Collecting and learning take turns, because both orders matter: the next action wants the newest
+weights, the next batch the newest records. An update never waits for steps it does not owe, nor a step
+for an update that is not due. With ``ahead`` a round of steps is taken in a thread while the learner
+works on the rounds before it, which changes the algorithm a little::
+
+    take turns   | steps n, weights n-1 | updates n |  steps n+1, weights n   | updates n+1 |
+    ahead        | updates n-1, replay up to n-1    | updates n, replay up to n        |
+                 | steps n, weights n-2             | steps n+1, weights n-1           |
+
+Steps are taken with weights that are one round older (danijar/dreamerv3 e3f0224 acts so too), random
+numbers are shared by two threads in no fixed order, so that a seed no longer fixes a run, and a round
+under way when a run ends is lost. It pays where environments take time outside of Python.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,10 +184,18 @@ class Collection:
         env: batched, ``batch_size [N]``, transforms included.
         policy: the system's policy.
         length: steps per environment and call (k).
+        ahead: take the next call's steps in a thread after this one has returned, by a copy of the policy
+            with the weights it has then.
     """
 
-    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, length: int) -> None:
+    def __init__(self, env: EnvBase, policy: TensorDictModuleBase, length: int, ahead: bool = False) -> None:
         self.num_envs, self.length = env.batch_size[0], length
+        self._source, self._worker = policy, None
+        self._pending: Future[TensorDictBase] | None = None
+        if ahead:
+            policy = copy.deepcopy(policy)
+            self._worker = ThreadPoolExecutor(1, "collect")
+        self._acting = policy
         self.policy = RandomFirst(policy, env.full_action_spec["action"])
         self._collector = Collector(
             env,
@@ -187,17 +210,58 @@ class Collection:
     def collect(self, random: bool = False) -> TensorDictBase:
         """Take N * k steps.
 
+        Args:
+            random: draw actions at random; of steps taken ahead, the call before decided.
+
         Returns:
             TensorDict ``[N, k]`` in TorchRL's root/``next`` layout; valid until the next call.
         """
-        self.policy.random = random
+        if self._worker is None:
+            self.policy.random = random
+            return self._next()
+        if self._pending is None:
+            self._start(random)
+        assert self._pending is not None
+        batch = self._pending.result().clone()  # the collector writes the next round over it
+        self._start(random)
+        return batch
+
+    def settle(self) -> None:
+        """Wait until no steps are under way; the next :meth:`collect` returns them."""
+        if self._pending is not None:
+            wait([self._pending])
+
+    def _next(self) -> TensorDictBase:
         if self._batches is None:
             self._batches = iter(self._collector)
         return next(self._batches)
 
+    def _start(self, random: bool) -> None:
+        assert self._worker is not None
+        weights = [list(policy_weights(policy)) for policy in (self._acting, self._source)]
+        if weights[0]:
+            with torch.no_grad():
+                torch._foreach_copy_(*weights)
+        self.policy.random = random
+        self._pending = self._worker.submit(self._next)
+
     def close(self) -> None:
         """Stop the environments."""
+        if self._worker is not None:
+            self._worker.shutdown()
         self._collector.shutdown(close_env=True)
+
+
+def policy_weights(policy: Any) -> Iterator[torch.Tensor]:
+    """Parameters and buffers that a policy reads: its own, and those of parts it does not own.
+
+    >>> list(policy_weights(torch.nn.Linear(2, 1, bias=False)))[0].shape
+    torch.Size([1, 2])
+    """
+    parts = [policy, *(part for part in vars(policy).values() if isinstance(part, torch.nn.Module))]
+    for part in parts:
+        yield from part.parameters()
+        yield from part.buffers()
 
 
 class EpisodeTracker:

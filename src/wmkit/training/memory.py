@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from wmkit.data import ReplayStreams, StreamWriter
-from wmkit.data.layout import EXCLUDE
+from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.training.collect import with_ends
 
@@ -38,6 +38,7 @@ class ReplayMemory:
         options: further keyword arguments of :class:`~wmkit.data.ReplayStreams`.
         pairs: keyword arguments of :class:`~wmkit.data.pending_pairs.PendingPairs`; None for systems
             without jumps.
+        keep_latents: store the ``state`` and ``belief`` that the policy writes.
         seed: of the sampling generator.
     """
 
@@ -51,6 +52,7 @@ class ReplayMemory:
         capacity: int = 100_000,
         options: Mapping[str, Any] | None = None,
         pairs: Mapping[str, Any] | None = None,
+        keep_latents: bool = True,
         seed: int = 0,
     ) -> None:
         self.batch, self.length = int(batch_shape[0]), int(batch_shape[1])
@@ -59,7 +61,10 @@ class ReplayMemory:
             folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {})
         )
         self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
-        self.writer = StreamWriter(self.streams, defaults=self._defaults(), exclude=NOT_KEPT)
+        latents, dropped = (LATENTS, ()) if keep_latents else ((), LATENTS)
+        self.writer = StreamWriter(
+            self.streams, defaults=self._defaults(), latents=latents, exclude=(*NOT_KEPT, *dropped)
+        )
         self._spans: list[Tensor] = []
         self._window: TensorDictBase | None = None
 
@@ -101,9 +106,9 @@ class ReplayMemory:
         count = self.streams.num_streams
         return torch.tensor([self.pairs is not None and self.pairs.has_pending(e) for e in range(count)])
 
-    def ready(self) -> bool:
-        """Whether one window can be drawn."""
-        return self.streams.num_windows(self.length) > 0
+    def ready(self, windows: int = 1) -> bool:
+        """Whether so many different windows can be drawn."""
+        return self.streams.num_windows(self.length) >= windows
 
     def sample(self) -> TensorDictBase:
         """Windows ``[B, L]``, in memory that the next call uses again."""

@@ -5,20 +5,24 @@ The trainer asks for these through one small object, so that tests can hand it s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
+from wmkit.data import Sampler
+from wmkit.data.schema import HALVES
 from wmkit.errors import ConfigError
+from wmkit.registry import resolve
 from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
 from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.run import RunDirectory
+
+LATENT_WAYS = ("raw", "compact", *HALVES)
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,21 @@ def build_system(config: DictConfig, env: EnvBase, device: torch.device) -> Any:
 
 
 def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: int) -> ReplayMemory:
-    """The replay of a run: ``training.replay`` and, for systems with jumps, ``training.pairs``."""
+    """The replay of a run: ``training.replay`` and, for systems with jumps, ``training.pairs``.
+
+    Besides what :class:`~wmkit.data.ReplayStreams` takes, ``training.replay`` has
+
+    * ``sampler``: a name from ``wmkit list sampler``, or ``{name: ..., options}``;
+    * ``latents``: how ``state`` and ``belief`` are stored, see :func:`latent_options`.
+
+    Raises:
+        ConfigError: an unknown sampler or way of storing latents.
+    """
     options = to_options(config.training.get("replay"))
+    options["sampler"] = make_sampler(options.pop("sampler", "uniform"))
+    context = int(getattr(system, "context", 0))
+    how = options.pop("latents", "raw")
+    options = {**latent_options(system, how), **options}
     pairs = None
     if config.get("affordance") is not None:
         limit = OmegaConf.select(config, "env.options.max_steps", default=1000)
@@ -135,12 +152,79 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
         run.folder("replay"),
         num_envs=num_envs,
         batch_shape=system.batch_shape,
-        context=int(getattr(system, "context", 0)),
+        context=context,
+        keep_latents=context > 0 or how == "raw",
         capacity=int(options.pop("capacity", 100_000)),
         options=options,
         pairs=pairs,
         seed=int(config.get("seed", 0)),
     )
+
+
+def make_sampler(chosen: Any) -> Sampler:
+    """A sampler from its name, or from a mapping of its name and options.
+
+    Raises:
+        ConfigError: an unknown name or option.
+
+    >>> make_sampler({"name": "online", "stride": 64}).stride
+    64
+    >>> make_sampler({"name": "uniform", "stride": 64})
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: sampler 'uniform' cannot take these options: found stride, ...
+    """
+    arguments = dict(chosen) if isinstance(chosen, Mapping) else {"name": chosen}
+    name = str(arguments.pop("name", None))
+    make = resolve("sampler", name)
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"sampler {name!r} cannot take these options: found {', '.join(arguments)}, wanted those of "
+            f"{make.__name__}; correct training.replay.sampler"
+        ) from error
+
+
+def latent_options(system: Any, how: str) -> dict[str, Any]:
+    """Encodings of the latents that a system's replay stores.
+
+    ============  ====================================  ==============================================
+    how           ``state``                             ``belief``
+    ============  ====================================  ==============================================
+    ``raw``       as the policy writes it               as the policy writes it
+    ``compact``   class indices, lossless               in ``system.carry_dtype``, lossless
+    ``bfloat16``  class indices, lossless               rounded, relative error 2**-8
+    ``float16``   class indices, lossless               rounded, relative error 2**-11, below 65504
+    ============  ====================================  ==============================================
+
+    A system without context steps never reads them and, unless ``raw``, stores none.
+
+    Args:
+        system: what it carries, and how many classes a categorical of its state has.
+        how: see above.
+
+    Raises:
+        ConfigError: another way.
+
+    >>> latent_options(None, "float16")
+    {'half': {'belief': 'float16'}}
+    """
+    if how not in LATENT_WAYS:
+        raise ConfigError(
+            f"training.replay.latents is {how!r}: wanted one of {', '.join(LATENT_WAYS)}; "
+            "compact loses nothing"
+        )
+    if how == "raw":
+        return {}
+    options: dict[str, Any] = {}
+    dynamics = getattr(getattr(system, "world_model", None), "dynamics", None)
+    latent = getattr(dynamics, "latent", dynamics)
+    if classes := int(getattr(latent, "classes", 0)):
+        options["one_hot"] = {"state": classes}
+    carried = str(getattr(system, "carry_dtype", torch.float32)).removeprefix("torch.")
+    if (half := carried if how == "compact" else how) in HALVES:
+        options["half"] = {"belief": half}
+    return options
 
 
 def to_options(block: Any) -> dict[str, Any]:
@@ -149,17 +233,3 @@ def to_options(block: Any) -> dict[str, Any]:
         return {}
     options: Any = OmegaConf.to_container(block, resolve=True)
     return options
-
-
-def record_bytes(batch: TensorDictBase) -> int:
-    """Bytes that one record of a batch ``[B, L]`` takes in replay, sparse zoomed views at a quarter.
-
-    >>> from tensordict import TensorDict
-    >>> record_bytes(TensorDict({"pixels": torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)}, [2, 3]))
-    192
-    """
-    total = 0.0
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        size = value[0, 0].numel() * value.element_size()
-        total += size / 4 if isinstance(key, tuple) and key[0] == "zoomed" else size
-    return round(total)

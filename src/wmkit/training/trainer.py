@@ -1,7 +1,7 @@
 """One training run from the first frame to the report, readable from top to bottom.
 
     affordance   scorer, random frames, labels, U-Net        (systems with an ``affordance`` block)
-    prefill      random steps into the replay
+    prefill      steps into the replay, random ones or the untrained policy's
     train        collect k steps -> replay -> updates by ratio -> log, evaluate, save
     final        evaluation, report
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.errors import EnvironmentCrashError, NonFiniteLossError
+from wmkit.errors import ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
@@ -117,25 +117,34 @@ class Trainer:
         if OmegaConf.select(self.settings, "pairs.prolong", default=False):
             self.prolong = ProlongEpisodes(self.num_envs)
             self.env.append_transform(self.prolong)
-        self.collection = Collection(
-            self.env, self.system.policy, int(self.settings.get("collect_length", 4))
-        )
+        ahead = bool(self.settings.get("collect_ahead", False))
+        if ahead and (self.prolong is not None or self.transform is not None):
+            raise ConfigError(
+                "training.collect_ahead=true does not fit this system: found an environment that learns "
+                "from what is collected (labels of jumps, prolonged episodes), wanted one that does not; "
+                "leave it false"
+            )
+        length = int(self.settings.get("collect_length", 4))
+        self.collection = Collection(self.env, self.system.policy, length, ahead)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
         self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
         batch, length = self.system.batch_shape
         replayed = batch * (length - int(getattr(self.system, "context", 0)))
         self.ratio = UpdateRatio(float(self.settings.train_ratio), replayed)
+        windows = self.settings.get("prefill_windows", 0)
+        self._windows = replayed if windows == "batch" else int(windows)
         self.guard = FiniteGuard(self._state, int(self.settings.get("check_every", 10)))
         self._evaluation_env: Any = None
 
     def _learn(self) -> None:
         settings = self.settings
         prefill, steps = min(int(settings.prefill), int(settings.steps)), int(settings.steps)
-        if self.step < prefill:
-            with self.stages.stage("prefill", prefill) as bar:
+        random = self._prefill_is_random()
+        if self._filling(prefill, steps):
+            with self.stages.stage("prefill", max(prefill, self._windows)) as bar:
                 bar.start_at(self.step)
-                while self.step < prefill and not self._stopping():
-                    self._collect(bar, "prefill", random=True)
+                while self._filling(prefill, steps) and not self._stopping():
+                    self._collect(bar, "prefill", random=random)
         if self.step >= steps or self._stopping():
             return
         log, evaluation, save = (
@@ -159,6 +168,23 @@ class Trainer:
                     self._save()
             if self._logged_at != self.step:
                 self._log()
+
+    def _filling(self, prefill: int, steps: int) -> bool:
+        """Whether the first update still has to wait, for steps or for windows to draw from."""
+        if self.step >= steps or self.updates:
+            return self.step < prefill
+        return self.step < prefill or not self.memory.ready(self._windows)
+
+    def _prefill_is_random(self) -> bool:
+        """Who acts in the prefill.
+
+        Raises:
+            ConfigError: neither random actions nor the policy.
+        """
+        actions = self.settings.get("prefill_actions", "random")
+        if actions not in ("random", "policy"):
+            raise ConfigError(f"training.prefill_actions is {actions!r}: wanted random or policy; correct it")
+        return actions == "random"
 
     def _collect(self, bar: Stage, stage: str, random: bool = False) -> int:
         try:
@@ -214,6 +240,7 @@ class Trainer:
             raise self._rescued(error) from None
 
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
+        self.collection.settle()  # TorchRL keeps one kind of exploration for all threads
         if self._evaluation_env is None:
             with children_ignore_sigint():
                 base = self.parts.make_env(
