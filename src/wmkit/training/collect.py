@@ -238,10 +238,10 @@ class Collection:
 
     def _start(self, random: bool) -> None:
         assert self._worker is not None
-        weights = [list(policy_weights(policy)) for policy in (self._acting, self._source)]
-        if weights[0]:
+        here, there = (list(policy_weights(policy)) for policy in (self._acting, self._source))
+        if here:
             with torch.no_grad():
-                torch._foreach_copy_(*weights)
+                torch._foreach_copy_(here, there)
         self.policy.random = random
         self._pending = self._worker.submit(self._next)
 
