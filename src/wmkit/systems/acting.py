@@ -51,7 +51,7 @@ class FusedStep:
         gru: BlockGRU = rssm.backbone
         encoder = world_model.encoder
         self._read = _vectors(encoder) if not encoder.images else lambda views: encoder(views).numpy()
-        layers = [gru.belief_in, rssm.input.state, rssm.input.action]
+        layers: list[Any] = [gru.belief_in, rssm.input.state, rssm.input.action]
         self._enter = [(_array(layer.linear.weight).T, _array(layer.linear.bias)) for layer in layers]
         self._entered = _NormAct(layers)
         self._clip = rssm.clip_action

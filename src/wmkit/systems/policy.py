@@ -94,7 +94,9 @@ class Policy(TensorDictModuleBase):
             carried = [value.reshape(len(is_init), -1) for value in carried]
         explore = exploration_type() == ExplorationType.RANDOM
         fused = self._fused()
-        step = self._step if fused is None or torch.is_autocast_enabled("cpu") else fused
+        step: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._step
+        if fused is not None and not torch.is_autocast_enabled("cpu"):
+            step = fused
         action, state, belief = step(observations, *carried, is_init, explore)
         if explore and self.exploration is not None:
             action = self.exploration(action)
