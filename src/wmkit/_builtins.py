@@ -18,6 +18,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "gru": "wmkit.backbones.gru:GRU",
         "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
         "ln_gru_bias": "wmkit.backbones.ln_gru:BiasedLayerNormGRU",
+        "transformer_xl": "wmkit.backbones.transformer_xl:TransformerXL",
     },
     "codec": {
         "decoder": "wmkit.codecs:Decoder",

@@ -1,0 +1,188 @@
+"""What transformers of this room share: widths, memory, and the three ways through the layers.
+
+``step`` takes one token, ``scan`` any number of them, each with its own reset flag, so that a
+time step of several tokens is one ``scan`` of that many: with a late token that still belongs to
+the episode before, the reset stands at the token after it. ``scan(x, None, reset)`` starts from
+nothing and leaves the empty memory out of the attention; the numbers are those of
+``scan(x, initial(B), reset)``.
+
+In a time loop what does not change from step to step is made once by :meth:`Transformer.bind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmkit.errors import ConfigError
+from wmkit.nn.attention import Memory, token_ages, visible
+
+_Remembered = tuple[Tensor, Tensor] | None
+
+
+class Transformer(nn.Module):
+    """Base of transformers whose carry is a :class:`~wmkit.nn.attention.Memory`.
+
+    A subclass fills :attr:`layers` and implements :meth:`embed` and :meth:`through`.
+
+    Args:
+        in_dim: input width D; projected linearly where it is not ``width``.
+        out_dim: output width U; likewise.
+        width: of the tokens inside; ``out_dim`` if not given.
+        window: tokens W that a token sees in each layer, itself included. Memory holds ``W - 1``.
+
+    Raises:
+        ConfigError: a window below two.
+    """
+
+    carry_is_output = False
+    layers: nn.ModuleList
+
+    def __init__(self, in_dim: int, out_dim: int, *, width: int | None, window: int) -> None:
+        super().__init__()
+        if window < 2:
+            raise ConfigError(f"the window of a transformer is {window}: wanted 2 tokens or more; set window")
+        width = out_dim if width is None else width
+        self.in_dim, self.out_dim, self.width, self.window = in_dim, out_dim, width, window
+        self.project_in = nn.Identity() if in_dim == width else nn.Linear(in_dim, width)
+        self.project_out = nn.Identity() if out_dim == width else nn.Linear(width, out_dim)
+
+    @property
+    def slots(self) -> int:
+        """Tokens C that memory holds."""
+        return self.window - 1
+
+    # -- what a subclass says --------------------------------------------------------------
+
+    def tables(self, tokens: int) -> Sequence[Tensor | None]:
+        """What each layer needs besides its weights to look from ``tokens`` new tokens at all keys."""
+        return [None] * len(self.layers)
+
+    def embed(self, x: Tensor, ages: Tensor) -> Tensor:
+        """Tokens ``[B, n, D]`` as the first layer takes them; ``ages [B, n]`` are their positions."""
+        raise NotImplementedError
+
+    def through(
+        self, layer: nn.Module, x: Tensor, remembered: _Remembered, mask: Tensor, table: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One layer: tokens ``[B, n, D]``, and all keys and values ``[B, heads, C + n, d]``."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor) -> Tensor:
+        """After the last layer: ``[B, n, D] -> [B, n, D]``."""
+        return x
+
+    # -- the contract ----------------------------------------------------------------------
+
+    def initial(self, batch: int) -> Memory:
+        """See :meth:`SequenceModel.initial <wmkit.backbones.base.SequenceModel.initial>`."""
+        like = next(self.layers.parameters())
+        attention = self.layers[0].attention
+        # One row for all: a memory is never written to.
+        empty = like.new_zeros(1, attention.heads, self.slots, attention.head_dim).expand(batch, -1, -1, -1)
+        layers = (empty,) * len(self.layers)
+        age = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        return Memory(layers, layers, age, like.new_zeros(1, self.out_dim).expand(batch, -1))
+
+    def output(self, carry: Memory) -> Tensor:
+        """The last output ``[B, U]``; zeros before the first."""
+        return carry.output
+
+    def step(self, x: Tensor, carry: Memory, reset: Tensor) -> tuple[Tensor, Memory]:
+        """One token: ``x [B, D]``, ``reset [B]`` bool -> ``u [B, U]`` and the new carry."""
+        return self.bind().step(x, carry, reset)
+
+    def scan(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
+        """Any number of tokens at once.
+
+        Args:
+            x: ``[B, n, D]``.
+            carry: what went before; ``None`` is nothing.
+            reset: ``[B, n]`` bool, the token begins a segment.
+
+        Returns:
+            ``[B, n, U]``, and the carry after the last token.
+        """
+        return self.bind(tokens=x.shape[1]).scan(x, carry, reset)
+
+    def bind(self, known: int = 0, tokens: int = 1) -> TransformerLoop:
+        """The model made ready for a time loop; good until the weights change.
+
+        Args:
+            known: how many of the last columns of every input go through
+                :meth:`TransformerLoop.ahead`.
+            tokens: the most tokens that :meth:`TransformerLoop.scan` is to take at once.
+        """
+        return TransformerLoop(self, self.tables(tokens), known)
+
+
+@dataclass(frozen=True)
+class TransformerLoop:
+    """A :class:`Transformer` with what each step needs again computed once.
+
+    Attributes:
+        model: whose weights these are.
+        tables: one per layer.
+        known: input columns given ahead.
+
+    >>> from wmkit import backbones
+    >>> model, reset = backbones.build("transformer_xl", 6, 16).eval(), torch.zeros(2, 3, dtype=torch.bool)
+    >>> x, loop = torch.randn(2, 3, 6), model.bind(tokens=3)
+    >>> u, carry = loop.scan(x, model.initial(2), reset)
+    >>> torch.allclose(u, model.scan(x, None, reset)[0], atol=1e-6)
+    True
+    """
+
+    model: Transformer
+    tables: Sequence[Tensor | None]
+    known: int
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """What the last columns ``[*B, known]`` of inputs add to a token: ``[*B, D]``, with bias."""
+        layer = self.model.project_in
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, layer.weight[:, self.model.in_dim - self.known :], layer.bias)
+        return F.pad(x, (self.model.in_dim - self.known, 0))
+
+    def step(
+        self, x: Tensor, carry: Memory, reset: Tensor, ahead: Tensor | None = None
+    ) -> tuple[Tensor, Memory]:
+        """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, D]`` -> ``u [B, U]`` and the carry."""
+        layer = self.model.project_in
+        if ahead is None:
+            token = layer(x)
+        elif isinstance(layer, nn.Linear):
+            token = F.linear(x, layer.weight[:, : self.model.in_dim - self.known]) + ahead
+        else:
+            token = F.pad(x, (0, self.known)) + ahead
+        u, carry = self._tokens(token.unsqueeze(1), carry, reset.unsqueeze(1))
+        return u.squeeze(1), carry
+
+    def scan(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
+        """See :meth:`Transformer.scan`."""
+        return self._tokens(self.model.project_in(x), carry, reset)
+
+    def _tokens(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
+        model, count, slots = self.model, x.shape[1], self.model.slots
+        age = reset.new_zeros(len(reset), dtype=torch.int64) if carry is None else carry.age
+        ages = token_ages(age, reset)
+        mask = visible(ages, 0 if carry is None else slots, model.window)
+        x = model.embed(x, ages)
+        all_keys, all_values = [], []
+        for i, (layer, table) in enumerate(zip(model.layers, self.tables, strict=True)):
+            remembered = None if carry is None else (carry.keys[i], carry.values[i])
+            x, keys, values = model.through(layer, x, remembered, mask, table)
+            all_keys.append(_last(keys, slots))
+            all_values.append(_last(values, slots))
+        u = model.project_out(model.finish(x))
+        return u, Memory(tuple(all_keys), tuple(all_values), ages[:, -1] + 1, u[:, -1])
+
+
+def _last(x: Tensor, slots: int) -> Tensor:
+    """The last slots of ``[B, heads, M, d]``, with zeros in front where there are fewer."""
+    missing = slots - x.shape[2]
+    return F.pad(x, (0, 0, missing, 0)) if missing > 0 else x[:, :, -slots:]
