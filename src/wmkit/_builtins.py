@@ -15,9 +15,12 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "backbone": {
         "block_gru": "wmkit.backbones.block_gru:BlockGRU",
+        "gpt": "wmkit.backbones.gpt:GPT",
         "gru": "wmkit.backbones.gru:GRU",
         "ln_gru": "wmkit.backbones.ln_gru:LayerNormGRU",
         "ln_gru_bias": "wmkit.backbones.ln_gru:BiasedLayerNormGRU",
+        "lstm": "wmkit.backbones.lstm:LSTM",
+        "s5": "wmkit.backbones.s5:S5",
         "transformer_xl": "wmkit.backbones.transformer_xl:TransformerXL",
     },
     "codec": {

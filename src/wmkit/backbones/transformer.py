@@ -113,11 +113,11 @@ class Transformer(nn.Module):
         """The model made ready for a time loop; good until the weights change.
 
         Args:
-            known: how many of the last columns of every input go through
-                :meth:`TransformerLoop.ahead`.
+            known: how many of the last columns of every input are given to :meth:`TransformerLoop.step`
+                apart; nothing is gained by it here.
             tokens: the most tokens that :meth:`TransformerLoop.scan` is to take at once.
         """
-        return TransformerLoop(self, self.tables(tokens), known)
+        return TransformerLoop(self, self.tables(tokens))
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,7 @@ class TransformerLoop:
 
     Attributes:
         model: whose weights these are.
-        tables: one per layer.
-        known: input columns given ahead.
+        tables: one per layer, see :meth:`Transformer.tables`.
 
     >>> from wmkit import backbones
     >>> model, reset = backbones.build("transformer_xl", 6, 16).eval(), torch.zeros(2, 3, dtype=torch.bool)
@@ -139,39 +138,26 @@ class TransformerLoop:
 
     model: Transformer
     tables: Sequence[Tensor | None]
-    known: int
 
     def ahead(self, x: Tensor) -> Tensor:
-        """What the last columns ``[*B, known]`` of inputs add to a token: ``[*B, D]``, with bias."""
-        layer = self.model.project_in
-        if isinstance(layer, nn.Linear):
-            return F.linear(x, layer.weight[:, self.model.in_dim - self.known :], layer.bias)
-        return F.pad(x, (self.model.in_dim - self.known, 0))
+        """The last columns ``[*B, known]`` of inputs, as they are."""
+        return x
 
     def step(
         self, x: Tensor, carry: Memory, reset: Tensor, ahead: Tensor | None = None
     ) -> tuple[Tensor, Memory]:
-        """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, D]`` -> ``u [B, U]`` and the carry."""
-        layer = self.model.project_in
-        if ahead is None:
-            token = layer(x)
-        elif isinstance(layer, nn.Linear):
-            token = F.linear(x, layer.weight[:, : self.model.in_dim - self.known]) + ahead
-        else:
-            token = F.pad(x, (0, self.known)) + ahead
-        u, carry = self._tokens(token.unsqueeze(1), carry, reset.unsqueeze(1))
+        """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
+        x = x if ahead is None else torch.cat([x, ahead], -1)
+        u, carry = self.scan(x.unsqueeze(1), carry, reset.unsqueeze(1))
         return u.squeeze(1), carry
 
     def scan(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
         """See :meth:`Transformer.scan`."""
-        return self._tokens(self.model.project_in(x), carry, reset)
-
-    def _tokens(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
-        model, count, slots = self.model, x.shape[1], self.model.slots
+        model, slots = self.model, self.model.slots
         age = reset.new_zeros(len(reset), dtype=torch.int64) if carry is None else carry.age
         ages = token_ages(age, reset)
         mask = visible(ages, 0 if carry is None else slots, model.window)
-        x = model.embed(x, ages)
+        x = model.embed(model.project_in(x), ages)
         all_keys, all_values = [], []
         for i, (layer, table) in enumerate(zip(model.layers, self.tables, strict=True)):
             remembered = None if carry is None else (carry.keys[i], carry.values[i])

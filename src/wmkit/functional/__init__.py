@@ -10,6 +10,7 @@ from wmkit.functional.latents import (
     unimix_probs,
 )
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
+from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
 from wmkit.functional.symlog import symexp, symlog
 from wmkit.functional.two_hot import (
     symexp_bins,
@@ -24,8 +25,11 @@ __all__ = [
     "categorical_kl",
     "categorical_kl_logits",
     "discount_sum",
+    "discretise",
     "gaussian_kl",
+    "hippo_normal",
     "lambda_return_jumpy",
+    "linear_scan",
     "replay_lambda_return",
     "sample_index",
     "sample_one_hot",

@@ -180,10 +180,8 @@ class SelfAttention(nn.Module):
         query, keys, values = self.all_keys(x, remembered)
         return self.attend(query, keys, values, mask), keys, values
 
-    def all_keys(
-        self, x: Tensor, remembered: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, heads, n, d]`` of new tokens, and keys and values with the remembered ones in front."""
+    def all_keys(self, x: Tensor, remembered: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, heads, n, d]`` of new tokens; keys and values, the remembered ones in front."""
         projected = self.project(x).unflatten(-1, (3, self.heads, self.head_dim))
         query, keys, values = projected.permute(2, 0, 3, 1, 4)  # [B, heads, n, d] each
         if remembered is not None:

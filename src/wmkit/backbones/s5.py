@@ -1,0 +1,264 @@
+"""Simplified state-space layers, S5 (Smith et al. 2023, arXiv:2208.04933), as in S4WM (arXiv:2307.02064).
+
+One linear system of P states per layer, many inputs to many outputs, diagonal and complex::
+
+    x_t = Λ̄ x_{t-1} + B̄ u_t          y_t = Re(C x_t) + D u_t          Λ̄, B̄ from Λ, B, Δ
+
+States come in conjugate pairs, of which one is kept: C holds the factor two. The real part of Λ is
+``-exp(α)``, so that no update makes a rollout unstable. Each layer around it, with a norm in front::
+
+    x = x + act(S5(LN x))            act: gelu(y), or gelu(y) σ(W gelu(y)) as a half-GLU
+    x = x + W_2 gelu(W_1 LN x)       with ``hidden``
+
+A window is scanned without a loop over time, and a step costs the same at any age: memory has no
+window. Parameters of the systems (Λ, B, Δ) like no weight decay and often a lower learning rate;
+:meth:`S5.system_parameters` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wmkit.errors import ConfigError
+from wmkit.functional import discretise, hippo_normal, linear_scan
+from wmkit.nn.attention import FeedForward
+
+
+class S5Carry(NamedTuple):
+    """What the layers remember.
+
+    Attributes:
+        states: one ``[B, P/2, 2]`` per layer, real and imaginary parts.
+        output: ``[B, U]``, the last.
+    """
+
+    states: tuple[Tensor, ...]
+    output: Tensor
+
+
+class S5(nn.Module):
+    """A stack of S5 layers.
+
+    Args:
+        in_dim: input width D; projected linearly where it is not ``width``.
+        out_dim: output width U; likewise.
+        width: between the layers; ``out_dim`` if not given.
+        layers: how many.
+        states: P of each layer, even, counting both of each conjugate pair.
+        blocks: of the initialisation: each has the eigenvalues of a HiPPO matrix of size P / blocks.
+        hidden: width of dense layers after each system; none without.
+        discretisation: ``"zoh"`` or ``"bilinear"``.
+        half_glu: gate each layer's output.
+        delta: range that the steps Δ are drawn from; the longest memory at first is about 2 / Δ steps.
+        dropout: on each layer's output.
+        scan_form: see :func:`~wmkit.functional.linear_scan`.
+
+    Raises:
+        ConfigError: ``states`` cannot be cut into blocks of conjugate pairs; an unknown discretisation.
+
+    >>> model = S5(3, 8)
+    >>> u, carry = model.scan(torch.randn(2, 5, 3), model.initial(2), torch.zeros(2, 5, dtype=torch.bool))
+    >>> u.shape, carry.states[0].shape
+    (torch.Size([2, 5, 8]), torch.Size([2, 32, 2]))
+    """
+
+    carry_is_output = False
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        width: int | None = None,
+        layers: int = 2,
+        states: int = 64,
+        blocks: int = 1,
+        hidden: int | None = None,
+        discretisation: str = "zoh",
+        half_glu: bool = True,
+        delta: Sequence[float] = (1e-3, 1e-1),
+        dropout: float = 0.0,
+        scan_form: str = "doubling",
+    ) -> None:
+        super().__init__()
+        width = out_dim if width is None else width
+        self.in_dim, self.out_dim, self.width, self.scan_form = in_dim, out_dim, width, scan_form
+        self.project_in = nn.Identity() if in_dim == width else nn.Linear(in_dim, width)
+        self.project_out = nn.Identity() if out_dim == width else nn.Linear(width, out_dim)
+        self.layers = nn.ModuleList(
+            S5Layer(
+                width,
+                states,
+                blocks=blocks,
+                hidden=hidden,
+                discretisation=discretisation,
+                half_glu=half_glu,
+                delta=delta,
+                dropout=dropout,
+            )
+            for _ in range(layers)
+        )
+
+    def system_parameters(self) -> list[nn.Parameter]:
+        """Λ, B and Δ of every layer, for an optimiser group of their own."""
+        names = ("log_decay", "frequency", "log_delta", "write.weight")
+        return [p for layer in self.layers for name, p in layer.named_parameters() if name in names]
+
+    def initial(self, batch: int) -> S5Carry:
+        """Zeros; see :meth:`SequenceModel.initial <wmkit.backbones.base.SequenceModel.initial>`."""
+        like: Any = self.layers[0].log_decay
+        states = like.new_zeros(1, len(like), 2).expand(batch, -1, -1)
+        return S5Carry((states,) * len(self.layers), like.new_zeros(1, self.out_dim).expand(batch, -1))
+
+    def output(self, carry: S5Carry) -> Tensor:
+        """The last output ``[B, U]``; zeros before the first."""
+        return carry.output
+
+    def step(self, x: Tensor, carry: S5Carry, reset: Tensor) -> tuple[Tensor, S5Carry]:
+        """See :meth:`SequenceModel.step <wmkit.backbones.base.SequenceModel.step>`."""
+        return self.bind().step(x, carry, reset)
+
+    def scan(self, x: Tensor, carry: S5Carry, reset: Tensor) -> tuple[Tensor, S5Carry]:
+        """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
+        x, states = self.project_in(x), []
+        layer: Any
+        for layer, state in zip(self.layers, carry.states, strict=True):
+            decay, factor = layer.discretised()
+            normed = layer.norm(x)
+            inputs = factor * layer.written(normed)  # [B, T, P/2]
+            visited = linear_scan(decay, inputs, torch.view_as_complex(state), reset, self.scan_form)
+            x = layer.read_out(x, normed, visited)
+            states.append(torch.view_as_real(visited[:, -1]))
+        u = self.project_out(x)
+        return u, S5Carry(tuple(states), u[:, -1])
+
+    def bind(self, known: int = 0) -> S5Loop:
+        """The model with its systems discretised once for a time loop; good until the weights change.
+
+        Args:
+            known: how many of the last columns of every input are given to :meth:`S5Loop.step` apart;
+                nothing is gained by it here.
+        """
+        return S5Loop(self, [layer.discretised() for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class S5Loop:
+    """An :class:`S5` ready for a time loop.
+
+    Attributes:
+        model: whose weights these are.
+        systems: Λ̄ and the factor on B of each layer.
+
+    >>> model, reset = S5(6, 16), torch.zeros(2, dtype=torch.bool)
+    >>> x, loop = torch.randn(2, 6), model.bind(known=4)
+    >>> u, _ = loop.step(x[:, :2], model.initial(2), reset, loop.ahead(x[:, 2:]))
+    >>> torch.allclose(u, model.step(x, model.initial(2), reset)[0])
+    True
+    """
+
+    model: S5
+    systems: list[tuple[Tensor, Tensor]]
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """The last columns ``[*B, known]`` of inputs, as they are."""
+        return x
+
+    def step(
+        self, x: Tensor, carry: S5Carry, reset: Tensor, ahead: Tensor | None = None
+    ) -> tuple[Tensor, S5Carry]:
+        """One step: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
+        model = self.model
+        x = model.project_in(x if ahead is None else torch.cat([x, ahead], -1))
+        states, forget = [], reset.view(-1, 1, 1)
+        layer: Any
+        for layer, (decay, factor), state in zip(model.layers, self.systems, carry.states, strict=True):
+            before = torch.view_as_complex(state.masked_fill(forget, 0))
+            normed = layer.norm(x)
+            after = decay * before + factor * layer.written(normed)  # [B, P/2]
+            x = layer.read_out(x, normed, after)
+            states.append(torch.view_as_real(after))
+        u = model.project_out(x)
+        return u, S5Carry(tuple(states), u)
+
+
+class S5Layer(nn.Module):
+    """Norm, one linear system, activation, and a way around; dense layers likewise, if wanted.
+
+    Args:
+        width: H of input and output.
+        states: P, counting both of each conjugate pair.
+        blocks: see :class:`S5`, as for the rest.
+        hidden: likewise.
+        discretisation: likewise.
+        half_glu: likewise.
+        delta: likewise.
+        dropout: likewise.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        states: int,
+        *,
+        blocks: int = 1,
+        hidden: int | None = None,
+        discretisation: str = "zoh",
+        half_glu: bool = True,
+        delta: Sequence[float] = (1e-3, 1e-1),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if blocks < 1 or states < 2 or states % (2 * blocks):
+            raise ConfigError(
+                f"s5 with {states} states cannot be cut into {blocks} blocks of conjugate pairs: wanted a "
+                "multiple of twice the blocks; change states or blocks"
+            )
+        self.discretisation = discretisation
+        size = states // blocks
+        eigenvalues, vectors = hippo_normal(size)
+        kept = slice(size // 2)  # one of each pair
+        one = eigenvalues[kept].repeat(blocks)
+        self.log_decay = nn.Parameter((-one.real).log().float())  # α
+        self.frequency = nn.Parameter(one.imag.float())
+        low, high = (torch.tensor(float(end)).log() for end in delta)
+        self.log_delta = nn.Parameter(low + (high - low) * torch.rand(states // 2))
+        # Real matrices over [real part, imaginary part] of every state.
+        self.write = nn.Linear(width, states, bias=False)  # B
+        self.read = nn.Linear(states, width, bias=False)  # C, and the factor two of the pairs
+        with torch.no_grad():
+            real = torch.randn(blocks, size, width, dtype=torch.float64) * width**-0.5
+            rotated = (vectors.mH @ real.to(vectors.dtype))[:, kept].reshape(-1, width)  # [P/2, H]
+            self.write.weight.copy_(torch.view_as_real(rotated).permute(0, 2, 1).reshape(states, width))
+            self.read.weight.normal_(std=2 * (2 * states) ** -0.5)
+        self.through = nn.Parameter(torch.randn(width))  # D
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+        self.gate = nn.Linear(width, width) if half_glu else None
+        self.dense = None
+        if hidden is not None:
+            self.dense = nn.Sequential(nn.LayerNorm(width), FeedForward(width, hidden, "gelu", dropout))
+        discretise(one.to(torch.complex64), self.log_delta.detach().exp(), discretisation)  # knows the name
+
+    def discretised(self) -> tuple[Tensor, Tensor]:
+        """Λ̄ and the factor on B, ``[P/2]`` complex each."""
+        eigenvalues = torch.complex(-self.log_decay.exp(), self.frequency)
+        return discretise(eigenvalues, self.log_delta.exp(), self.discretisation)
+
+    def written(self, normed: Tensor) -> Tensor:
+        """``B u``, before discretisation, of normed inputs: ``[*B, H] -> [*B, P/2]`` complex."""
+        return torch.view_as_complex(self.write(normed).unflatten(-1, (-1, 2)))
+
+    def read_out(self, x: Tensor, normed: Tensor, states: Tensor) -> Tensor:
+        """The layer's output ``[*B, H]`` from inputs, before and after the norm, and states."""
+        y = self.read(torch.view_as_real(states).flatten(-2)) + self.through * normed
+        y = F.gelu(y)
+        if self.gate is not None:
+            y = y * torch.sigmoid(self.gate(y))
+        x = x + self.dropout(y)
+        return x if self.dense is None else x + self.dropout(self.dense(x))
