@@ -22,8 +22,8 @@ def model(request: pytest.FixtureRequest) -> backbones.SequenceModel:
 
 
 def some_scalar(u: Tensor) -> Tensor:
-    """Any linear function of outputs but their sum, whose gradient dies in a LayerNorm."""
-    return (u * torch.linspace(-1, 1, u.shape[-1])).sum()
+    """Some function of outputs; not their sum, whose gradient dies in a LayerNorm."""
+    return (u * torch.linspace(-1, 1, u.shape[-1])).square().sum()
 
 
 def window() -> tuple[Tensor, Tensor]:
@@ -51,6 +51,23 @@ def test_scan_equals_looped_step(model: backbones.SequenceModel) -> None:
     torch.testing.assert_close(scanned, torch.stack(outputs, 1))
     for a, b in zip(tree_leaves(last), tree_leaves(carry), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_gradients_of_a_scan_equal_those_of_the_loop(model: backbones.SequenceModel) -> None:
+    model, (x, reset) = model.double(), window()
+    x, parameters, grads = x.double().requires_grad_(), list(model.parameters()), []
+    for looped in (False, True):
+        outputs, carry = [], model.initial(B)
+        if looped:
+            for t in range(T):
+                u, carry = model.step(x[:, t], carry, reset[:, t])
+                outputs.append(u)
+        else:
+            outputs.append(model.scan(x, carry, reset)[0].transpose(0, 1))
+        loss = some_scalar(torch.stack(outputs) if looped else outputs[0])
+        grads.append(torch.autograd.grad(loss, [x, *parameters]))
+    assert all(grad.abs().sum() > 0 for grad in grads[0])
+    torch.testing.assert_close(*grads, atol=1e-9, rtol=1e-6)
 
 
 def test_nothing_crosses_a_reset(model: backbones.SequenceModel) -> None:

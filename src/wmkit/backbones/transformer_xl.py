@@ -106,9 +106,10 @@ class TransformerXL(Transformer):
 
     def tables(self, tokens: int) -> Sequence[Tensor]:
         """``W_R R`` of every layer, ``[heads, d, C + tokens]``, the largest distance first."""
-        count = self.slots + tokens
-        distances = torch.arange(count - 1, -1, -1, device=self.content_bias.device)
-        code = self.dropout(sinusoids(distances, self.width).to(self.content_bias.dtype))
+        like = self.content_bias
+        precise = torch.promote_types(like.dtype, torch.float32)
+        distances = torch.arange(self.slots + tokens - 1, -1, -1, dtype=precise, device=like.device)
+        code = self.dropout(sinusoids(distances, self.width).to(like.dtype))
         return [layer.table(code) for layer in self.layers]
 
     def embed(self, x: Tensor, ages: Tensor) -> Tensor:

@@ -84,18 +84,18 @@ def sinusoids(distances: Tensor, width: int) -> Tensor:
     """Sinusoidal code of distances (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     Args:
-        distances: ``[M]``, any numbers.
+        distances: ``[M]``, floating point.
         width: D, even.
 
     Returns:
-        ``[M, D]`` float32: sines in the even columns, cosines in the odd ones, base 10000.
+        ``[M, D]``: sines in the even columns, cosines in the odd ones, base 10000.
 
-    >>> sinusoids(torch.tensor([0, 1]), 2)
+    >>> sinusoids(torch.tensor([0.0, 1.0]), 2)
     tensor([[0.0000, 1.0000],
             [0.8415, 0.5403]])
     """
-    channel = torch.arange(0, width, 2, device=distances.device)
-    angle = distances.float().unsqueeze(1) * 10000.0 ** (-channel / width)  # [M, D/2]
+    channel = torch.arange(0, width, 2, dtype=distances.dtype, device=distances.device)
+    angle = distances.unsqueeze(1) * 10000.0 ** (-channel / width)  # [M, D/2]
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)
 
 

@@ -1,0 +1,238 @@
+"""Transformers with a memory: against a slow reference, over several tokens a step, at the window's edge."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from wmkit import backbones
+from wmkit.errors import ConfigError
+
+B, D, U = 3, 6, 16
+EXACT = {"atol": 1e-10, "rtol": 1e-10}
+
+
+def make(name: str, **options: object) -> backbones.SequenceModel:
+    torch.manual_seed(0)
+    return backbones.build(name, D, U, **options).double().eval()
+
+
+def tokens(count: int, chance: float = 0.2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(B, count, D, dtype=torch.float64), torch.rand(B, count) < chance
+
+
+def slow_attention(
+    q: Tensor, k: Tensor, v: Tensor, segment: list[int], window: int, scale: float, r: Tensor | None = None
+) -> Tensor:
+    """One head of one row, score by score; ``r`` holds (q + v) · W_R R_d by query and distance."""
+    out = torch.zeros_like(q)
+    for i in range(len(q)):
+        seen = [j for j in range(i + 1) if segment[j] == segment[i] and i - j < window]
+        scores = [scale * (q[i] @ k[j] + (r[i, i - j] if r is not None else 0)) for j in seen]
+        for weight, j in zip(torch.stack(scores).softmax(0), seen, strict=True):
+            out[i] += weight * v[j]
+    return out
+
+
+def slow_transformer_xl(model: backbones.SequenceModel, x: Tensor, reset: Tensor) -> Tensor:
+    """The formulas, one row, head, query and key at a time."""
+    x, count, window = model.project_in(x), x.shape[1], model.window
+    distances = torch.zeros(count, model.width, dtype=torch.float64)
+    for d in range(count):
+        for c in range(0, model.width, 2):
+            distances[d, c] = math.sin(d / 10000 ** (c / model.width))
+            distances[d, c + 1] = math.cos(d / 10000 ** (c / model.width))
+    for layer in model.layers:
+        heads, wide = layer.attention.heads, layer.attention.head_dim
+        weights = layer.attention.project.weight.split(heads * wide)
+        mixed = torch.zeros(*x.shape[:2], heads * wide, dtype=torch.float64)
+        for b in range(len(x)):
+            segment = reset[b].cumsum(0).tolist()
+            for head in range(heads):
+                rows = slice(head * wide, (head + 1) * wide)
+                q, k, v = (x[b] @ weight[rows].T for weight in weights)
+                r = (q + model.position_bias[head]) @ (distances @ layer.position.weight[rows].T).T
+                q = q + model.content_bias[head]
+                mixed[b, :, rows] = slow_attention(q, k, v, segment, window, layer.attention.scale, r)
+        x = layer.norm_attention(x + mixed @ layer.attention.out.weight.T)
+        ff = layer.feed_forward
+        x = layer.norm_feed_forward(x + ff.second(F.silu(ff.first(x))))
+    return model.project_out(x)
+
+
+@pytest.mark.parametrize("window", [4, 64])
+def test_transformer_xl_is_its_formulas(window: int) -> None:
+    model = make("transformer_xl", width=12, heads=3, head_dim=2, window=window, scale=0.3)
+    x, reset = tokens(11)
+    expected = slow_transformer_xl(model, x, reset)
+    torch.testing.assert_close(model.scan(x, None, reset)[0], expected, **EXACT)
+    assert model.layers[0].attention.scale == 0.3
+    assert make("transformer_xl").layers[0].attention.scale == U**-0.5
+
+
+def slow_gpt(model: backbones.SequenceModel, x: Tensor, reset: Tensor, pre_norm: bool) -> Tensor:
+    x, window = model.project_in(x), model.window
+    for b in range(len(x)):
+        age = 0
+        for t in range(x.shape[1]):
+            age = 0 if reset[b, t] else age
+            x = x.clone()
+            x[b, t] += model.positions.weight[min(age, window - 1)]
+            age += 1
+    x = x if pre_norm else model.after_embedding(x)
+    for layer in model.layers:
+        heads, wide = layer.attention.heads, layer.attention.head_dim
+        seen = layer.norm_attention(x) if pre_norm else x
+        mixed = torch.zeros(*x.shape[:2], heads * wide, dtype=torch.float64)
+        for b in range(len(x)):
+            segment = reset[b].cumsum(0).tolist()
+            for head in range(heads):
+                rows = slice(head * wide, (head + 1) * wide)
+                q, k, v = (part[:, rows] for part in layer.attention.project(seen[b]).chunk(3, -1))
+                mixed[b, :, rows] = slow_attention(q, k, v, segment, window, wide**-0.5)
+        x = x + layer.attention.out(mixed)
+        x = x if pre_norm else layer.norm_attention(x)
+        ff = layer.feed_forward
+        x = x + ff.second(F.relu(ff.first(layer.norm_feed_forward(x) if pre_norm else x)))
+        x = x if pre_norm else layer.norm_feed_forward(x)
+    return model.project_out(model.after_layers(x) if pre_norm else x)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_gpt_is_its_formulas(pre_norm: bool) -> None:
+    model = make("gpt", width=12, heads=3, window=4, pre_norm=pre_norm, bias=pre_norm)
+    x, reset = tokens(9)
+    torch.testing.assert_close(model.scan(x, None, reset)[0], slow_gpt(model, x, reset, pre_norm), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("window", [5, 40])
+def test_memory_gives_what_a_whole_pass_gives(name: str, window: int) -> None:
+    """Also beyond the window, and whatever number of tokens a call takes."""
+    model = make(name, window=window)
+    x, reset = tokens(23, 0.1)
+    whole, last = model.scan(x, None, reset)
+    for sizes in ([23], [1] * 23, [3] * 7 + [2], [2, 20, 1]):
+        carry, outputs, loop = model.initial(B), [], model.bind(tokens=max(sizes))
+        for part, part_reset in zip(x.split(sizes, 1), reset.split(sizes, 1), strict=True):
+            u, carry = loop.scan(part, carry, part_reset)
+            outputs.append(u)
+        torch.testing.assert_close(torch.cat(outputs, 1), whole, **EXACT)
+        torch.testing.assert_close(carry, last, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def test_imagining_by_step_equals_the_whole_pass_in_single_precision(name: str) -> None:
+    model = make(name, layers=4, window=53).float()
+    x, reset = tokens(50, 0.05)
+    x, loop, carry, outputs = x.float(), model.bind(), model.initial(B), []
+    with torch.no_grad():
+        for t in range(50):
+            u, carry = loop.step(x[:, t], carry, reset[:, t])
+            outputs.append(u)
+        whole = model.scan(x, None, reset)[0]
+    torch.testing.assert_close(torch.stack(outputs, 1), whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def test_after_a_reset_a_rollout_is_a_new_one(name: str) -> None:
+    model = make(name, window=6)
+    x, _ = tokens(12)
+    reset = torch.zeros(B, 12, dtype=torch.bool)
+    reset[:, 7] = True
+    torch.testing.assert_close(
+        model.scan(x, None, reset)[0][:, 7:], model.scan(x[:, 7:], None, reset[:, 8:9].expand(-1, 5))[0]
+    )
+
+
+def test_a_late_token_stays_with_its_episode() -> None:
+    """TWM's order ``[reward of the step before, latent, action]``, reset at the latent."""
+    model = make("transformer_xl")
+    x, reset = tokens(3 * 4, 0.0)
+    reset[:, 2 * 3 + 1] = True  # an episode begins with the latent of the third step
+    x.requires_grad_()
+    u, _ = model.scan(x, None, reset)
+    weights = torch.linspace(-1, 1, U, dtype=torch.float64)
+    (new,) = torch.autograd.grad((u[:, 7:] * weights).sum(), x, retain_graph=True)
+    assert new[:, :7].abs().max() == 0 and new[:, 7:].abs().sum(-1).min() > 0
+    (late,) = torch.autograd.grad((u[:, 6] * weights).sum(), x)
+    assert late[:, 7:].abs().max() == 0 and late[:, :7].abs().sum(-1).min() > 0
+
+
+def test_window_is_what_a_layer_sees() -> None:
+    for name in ("transformer_xl", "gpt"):
+        model = make(name, layers=1, window=4)
+        x, reset = tokens(9, 0.0)
+        x.requires_grad_()
+        u, carry = model.scan(x, model.initial(B), reset)
+        (grad,) = torch.autograd.grad((u[:, 8] * torch.linspace(-1, 1, U)).sum(), x)
+        assert grad[:, :5].abs().max() == 0 and grad[:, 5:].abs().sum(-1).min() > 0
+        assert carry.keys[0].shape[2] == model.slots == 3
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def test_a_remembered_step_costs_one_token(name: str) -> None:
+    model = make(name, width=64, window=32)
+    x, reset = tokens(32, 0.0)
+    with torch.no_grad():
+        carry, loop, flops = model.scan(x, None, reset)[1], model.bind(), {}
+    for count, call in (
+        (1, lambda: loop.step(x[:, 0], carry, reset[:, 0])),
+        (32, lambda: model.scan(x, None, reset)),
+    ):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            call()
+        flops[count] = counter.get_total_flops()
+    weights = sum(p.numel() for n, p in model.named_parameters() if p.ndim == 2 and "position" not in n)
+    assert 2 * B * weights <= flops[1] <= 1.5 * 2 * B * weights  # the rest is attention over the window
+    assert flops[1] < flops[32] / 20
+
+
+def test_gradients_reach_what_is_remembered_and_every_parameter() -> None:
+    for name in ("transformer_xl", "gpt"):
+        model = make(name)
+        x, reset = tokens(6, 0.0)
+        x.requires_grad_()
+        carry = model.scan(x, model.initial(B), reset)[1]
+        u, _ = model.step(torch.ones(B, D, dtype=torch.float64), carry, reset[:, 0])
+        (u * torch.linspace(-1, 1, U)).sum().backward()
+        assert x.grad.abs().sum(-1).min() > 0
+        assert all(p.grad is not None for p in model.parameters()), name
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    for name in ("transformer_xl", "gpt"):
+        model = make(name, dropout=0.5)
+        x, reset = tokens(6)
+        expected = make(name).scan(x, None, reset)[0]
+        torch.testing.assert_close(model.scan(x, None, reset)[0], expected)
+        model.train()
+        assert not torch.allclose(model.scan(x, None, reset)[0], model.scan(x, None, reset)[0])
+
+
+def test_published_sizes() -> None:
+    """TWM's dynamics and STORM's: 8,543,232 is TWM's count, 4,235,264 STORM's without its mixer."""
+
+    def count(model: torch.nn.Module) -> int:
+        return sum(p.numel() for p in model.parameters())
+
+    twm = backbones.build("transformer_xl", 256, 256, layers=10, heads=4, hidden=1024, window=53)
+    storm = backbones.build("gpt", 512, 512, layers=2, heads=8, hidden=1024, window=64)
+    assert (count(twm), count(storm)) == (8_543_232, 4_235_264)
+    assert twm.layers[0].attention.scale == 1 / 16
+
+
+def test_bad_options() -> None:
+    for options, message in (
+        ({"window": 1}, "window of a transformer is 1"),
+        ({"heads": 5}, "width 16 cannot be cut into 5 equal heads"),
+        ({"activation": "sine"}, "activation 'sine' is unknown"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            backbones.build("transformer_xl", D, U, **options)
