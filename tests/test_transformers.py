@@ -178,7 +178,7 @@ def test_window_is_what_a_layer_sees() -> None:
 
 @pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
 def test_a_remembered_step_costs_one_token(name: str) -> None:
-    model = make(name, width=64, window=32)
+    model = make(name, width=64, window=32).requires_grad_(False)
     x, reset = tokens(32, 0.0)
     with torch.no_grad():
         carry, loop, flops = model.scan(x, None, reset)[1], model.bind(), {}

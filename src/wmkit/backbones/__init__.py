@@ -5,9 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from wmkit.backbones.base import Carry, RecurrentCell, SequenceModel
+from wmkit.backbones.carries import carry_width, flatten_carry, unflatten_carry
 from wmkit.registry import available, resolve
 
-__all__ = ["Carry", "RecurrentCell", "SequenceModel", "available_backbones", "build"]
+__all__ = [
+    "Carry",
+    "RecurrentCell",
+    "SequenceModel",
+    "available_backbones",
+    "build",
+    "carry_width",
+    "flatten_carry",
+    "unflatten_carry",
+]
 
 
 def available_backbones() -> list[str]:

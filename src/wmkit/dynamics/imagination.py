@@ -29,6 +29,8 @@ class Trajectory(NamedTuple):
         classes: ``[N, H+1, G]`` int64, class of each categorical of ``states``, where known.
         log_probs: ``[N, H]`` of ``actions``, with gradient to the policy; only where it learns.
         entropies: ``[N, H]`` of the policy, nats, likewise.
+        turn: leaves ``[N, ...]``, the step that most expects a jump, where one was looked for.
+        turn_chance: ``[N, 1]`` probability of the jump there, times that of going on.
     """
 
     states: Tensor
@@ -39,6 +41,8 @@ class Trajectory(NamedTuple):
     classes: Tensor | None
     log_probs: Tensor | None = None
     entropies: Tensor | None = None
+    turn: Latent | None = None
+    turn_chance: Tensor | None = None
 
     @property
     def features(self) -> Feature:
@@ -52,8 +56,9 @@ class Trajectory(NamedTuple):
 
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
-        """Join along the starts."""
-        return Trajectory(*(_cat(list(field)) for field in zip(*parts, strict=True)))  # type: ignore[arg-type]
+        """Join along the starts; turns are left out."""
+        fields = zip(*(part._replace(turn=None, turn_chance=None) for part in parts), strict=True)
+        return Trajectory(*(_cat(list(field)) for field in fields))  # type: ignore[arg-type]
 
 
 class JumpGate:
@@ -92,6 +97,7 @@ def imagine(
     *,
     gate: JumpGate | None = None,
     learn: bool = False,
+    look_for_turn: bool = False,
 ) -> Trajectory:
     """Roll the policy out in the model, recording no gradients of the model.
 
@@ -104,6 +110,7 @@ def imagine(
         gate: where to jump; steps only if not given.
         learn: keep the policy's log-probabilities and entropies, with gradient to the actor, so that
             its loss need not run it again.
+        look_for_turn: remember the step of each roll-out that most expects a jump (:func:`branch`).
     """
     dynamics = world_model.dynamics
     rows, device = start.state.shape[0], start.state.device
@@ -113,7 +120,8 @@ def imagine(
     gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None
 
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
-    latents, actions, jumps, continuations = [start], [], [], []
+    latents, actions, jumps, continuations = [_light(start)], [], [], []
+    turn, turn_chance = start, start.belief.new_full((rows, 1), -1.0)
     log_probs, entropies = [], []
     for t in range(horizon):
         feature = latent.parts
@@ -129,11 +137,16 @@ def imagine(
             latent = dynamics.step(latent, action, noise=state_noise[t])
         else:
             continuations.append(world_model.continuation(feature))
-            jump = gate.open(world_model.heads["jump"](feature).mean, continuations[-1], gate_noise[t])
+            expected = world_model.heads["jump"](feature).mean
+            jump = gate.open(expected, continuations[-1], gate_noise[t])
+            if look_for_turn:
+                chance = expected * continuations[-1]
+                better = chance > turn_chance
+                turn, turn_chance = latent.where(better.squeeze(-1), turn), chance.maximum(turn_chance)
             latent = dynamics.step(latent, action, jump, noise=state_noise[t])
             if gate.extra_step:
                 latent = dynamics.step(latent, actor(latent.parts).sample()).where(jump, latent)
-        latents.append(latent)
+        latents.append(_light(latent))
         actions.append(action)
         jumps.append(jump)
     states = _stack([x.state for x in latents])
@@ -148,10 +161,17 @@ def imagine(
     trajectory = Trajectory(
         states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes
     )
+    if look_for_turn:
+        trajectory = trajectory._replace(turn=turn, turn_chance=turn_chance)
     if not learn:
         return trajectory
     with torch.enable_grad():
         return trajectory._replace(log_probs=_stack(log_probs), entropies=_stack(entropies))
+
+
+def _light(latent: Latent) -> Latent:
+    """Without what the backbone carries, which may be large and only the next step needs."""
+    return latent._replace(carry=latent.belief)
 
 
 def _cat(parts: list[Tensor | None]) -> Tensor | None:
@@ -176,25 +196,15 @@ def branch(
     Args:
         world_model: with a ``jump`` head and long-short dynamics.
         actor: features to a distribution over actions.
-        trajectory: roll-outs of ``N`` starts.
+        trajectory: roll-outs of ``N`` starts, with a ``turn``.
         gate: decides whether the jump is taken.
 
     Returns:
         States after jump and step, leaves ``[N, ...]``, and ``[N]`` bool: which of them count.
     """
-    dynamics = world_model.dynamics
-    before = trajectory.features.map(lambda x: x[:, :-1])
-    chance = world_model.heads["jump"](trajectory.time_major.map(lambda x: x[:-1])).mean  # [H, N, 1]
-    expected = chance.transpose(0, 1) * trajectory.continuations[:, :-1]  # [N, H, 1]
-    best = expected.argmax(1, keepdim=True)  # [N, 1, 1]
-
-    def at_best(x: Tensor) -> Tensor:
-        return x.gather(1, best.expand(-1, -1, x.shape[-1])).squeeze(1)
-
-    chance = at_best(expected)
+    latent, chance, dynamics = trajectory.turn, trajectory.turn_chance, world_model.dynamics
+    assert latent is not None and chance is not None, "imagine with look_for_turn=True"
     opened = gate.open(chance, torch.ones_like(chance), torch.rand_like(chance))
-    latent = dynamics.resume(at_best(before.state), at_best(before.belief))
-    rows = latent.state.shape[0]
-    blank = trajectory.actions.new_zeros(rows, trajectory.actions.shape[-1])
+    blank = trajectory.actions.new_zeros(len(chance), trajectory.actions.shape[-1])
     latent = dynamics.step(latent, blank, torch.ones_like(opened))
     return dynamics.step(latent, actor(latent.parts).sample()), opened

@@ -132,7 +132,8 @@ class JointInput(DenseNormAct):
 
     def bind(self, backbone: SequenceModel) -> Transition:
         """Ready for one loop over this backbone."""
-        return _JointTransition(CutLayer.of(self, self.state_dim), backbone)
+        loop = backbone.bind(0) if isinstance(backbone, Bindable) else _Concatenated(backbone)
+        return _JointTransition(CutLayer.of(self, self.state_dim), loop)
 
 
 class SplitInput(nn.Module):
@@ -169,7 +170,7 @@ class SplitInput(nn.Module):
 @dataclass(frozen=True)
 class _JointTransition:
     layer: CutLayer
-    backbone: SequenceModel
+    loop: BackboneLoop
 
     def ahead(self, action: Tensor) -> Tensor:
         return self.layer.ahead(action)
@@ -177,7 +178,8 @@ class _JointTransition:
     def step(
         self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor, ahead: Tensor
     ) -> tuple[Tensor, Carry]:
-        return self.backbone.step(self.layer.finish(state, ahead, classes), carry, reset)
+        x = self.layer.finish(state, ahead, classes)
+        return self.loop.step(x, carry, reset, self.loop.ahead(x[..., :0]))  # no column is known ahead
 
 
 @dataclass(frozen=True)
@@ -209,4 +211,5 @@ class _Concatenated:
         return x
 
     def step(self, x: Tensor, carry: Carry, reset: Tensor, ahead: Tensor) -> tuple[Tensor, Carry]:
-        return self.backbone.step(torch.cat([x, ahead], -1), carry, reset)
+        x = torch.cat([x, ahead], -1) if ahead.shape[-1] else x
+        return self.backbone.step(x, carry, reset)

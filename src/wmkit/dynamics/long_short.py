@@ -64,9 +64,18 @@ class LongShortRSSM(nn.Module):
         """See :meth:`RSSM.initial <wmkit.dynamics.rssm.RSSM.initial>`."""
         return self.short.initial(batch)
 
-    def resume(self, state: Tensor, belief: Tensor) -> Latent:
+    @property
+    def carry_dim(self) -> int:
+        """See :attr:`RSSM.carry_dim <wmkit.dynamics.rssm.RSSM.carry_dim>`."""
+        return self.short.carry_dim
+
+    def packed(self, latent: Latent) -> Tensor:
+        """See :meth:`RSSM.packed <wmkit.dynamics.rssm.RSSM.packed>`."""
+        return self.short.packed(latent)
+
+    def resume(self, state: Tensor, belief: Tensor, carry: Tensor | None = None) -> Latent:
         """See :meth:`RSSM.resume <wmkit.dynamics.rssm.RSSM.resume>`."""
-        return self.short.resume(state, belief)
+        return self.short.resume(state, belief, carry)
 
     def step(
         self, latent: Latent, action: Tensor, jump: Tensor | None = None, noise: Tensor | None = None

@@ -5,7 +5,9 @@ DreamerV3 (arXiv:2301.04104, eq. 3)::
     u_t = f(u_{t-1}, [z_{t-1}, a_{t-1}])     z_t ~ q(z | u_t, o_t)     ẑ_t ~ p(z | u_t)
 
 Encoder, prior and heads run once over a whole window; only f and q are looped over time,
-and what in them does not depend on the carry is computed before the loop.
+and what in them does not depend on the carry is computed before the loop. The posterior reads u_t,
+so that any backbone goes step by step here, a transformer with its memory: the parallel ``scan``
+is for posteriors that see the observation alone.
 
 ==================  ==============  ========================================
 option              2023            since 2024 (danijar/dreamerv3 e3f0224)
@@ -31,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from wmkit.backbones import SequenceModel
+from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
@@ -135,13 +137,29 @@ class RSSM(nn.Module):
         latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
-    def resume(self, state: Tensor, belief: Tensor) -> Latent:
+    @property
+    def carry_dim(self) -> int:
+        """Numbers in a row of :meth:`packed`; none where the belief is all there is to carry."""
+        return 0 if self.backbone.carry_is_output else carry_width(self.backbone.initial(1))
+
+    def packed(self, latent: Latent) -> Tensor:
+        """What the backbone carries, ``[B, carry_dim]``, for :meth:`resume`."""
+        return flatten_carry(latent.carry) if self.carry_dim else latent.belief[:, :0]
+
+    def resume(self, state: Tensor, belief: Tensor, carry: Tensor | None = None) -> Latent:
         """Latent from a stored state and belief.
 
-        A backbone whose carry is more than its output starts with an empty carry.
+        Args:
+            state: ``[B, G*C]``.
+            belief: ``[B, U]``.
+            carry: ``[B, carry_dim]``, see :meth:`packed`. Without it a backbone whose carry is more than
+                its output remembers nothing from before: the rollout goes on from the state alone.
         """
-        carry = belief if self.backbone.carry_is_output else self.backbone.initial(belief.shape[0])
-        return Latent(state, belief, carry)
+        if self.backbone.carry_is_output:
+            return Latent(state, belief, belief)
+        if carry is None:
+            return Latent(state, belief, self.backbone.initial(belief.shape[0]))
+        return Latent(state, belief, unflatten_carry(carry, self.backbone.initial(1)))
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """The chance that ``lead`` samples of a state take, for :meth:`step` and :meth:`sample`."""

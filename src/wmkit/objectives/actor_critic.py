@@ -128,7 +128,15 @@ class ActorCriticLoss(nn.Module):
             start_mask: ``[S, 1]`` bool, starts that count.
             start_continuation: ``[S, 1]`` float, one where the episode goes on after the start.
         """
-        trajectory = imagine(world_model, actor, starts, self.horizon, gate=self.gate, learn=True)
+        trajectory = imagine(
+            world_model,
+            actor,
+            starts,
+            self.horizon,
+            gate=self.gate,
+            learn=True,
+            look_for_turn=self.branches and self.gate is not None,
+        )
         rows = starts.state.shape[0]
         if self.branches and self.gate is not None:
             later, opened = branch(world_model, actor, trajectory, self.gate)

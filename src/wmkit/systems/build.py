@@ -46,10 +46,9 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
     if system not in available("system"):
         raise _unknown("system", system, available("system"), "run `wmkit list system`")
     for name in available("backbone"):
-        node = {"_target_": "wmkit.backbones.build", "_partial_": True, "name": name}
-        if name == "ln_gru":
-            node["learned_initial"] = True
-        ConfigStore.instance().store(name=name, node=node, group="backbone")
+        if not (CONF / "backbone" / f"{name}.yaml").exists():  # another package's
+            node = {"_target_": "wmkit.backbones.build", "_partial_": True, "name": name}
+            ConfigStore.instance().store(name=name, node=node, group="backbone")
     for override in overrides:
         _check_override(override)
     GlobalHydra.instance().clear()

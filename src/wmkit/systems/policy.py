@@ -30,6 +30,9 @@ class Policy(TensorDictModuleBase):
     A vector observation ``reward`` is read from ``arrival_reward``
     (:class:`wmkit.training.collect.ArrivalReward`), zero if that key is absent.
 
+    Where the backbone carries more than the belief (attention's memory, an LSTM's cell), that goes from
+    step to step too, under ``carry``; replay does not keep it.
+
     Args:
         world_model: encoder and dynamics are used.
         actor: features to a distribution over actions.
@@ -59,18 +62,21 @@ class Policy(TensorDictModuleBase):
         self.action_dim, self.continuous = action_dim, continuous
         self.observations, self.exploration = tuple(observations), exploration
         read = [key for key in self.observations if key != "reward"]
-        self.in_keys = [*read, "is_init", "state", "belief", "previous_action"]
-        self.out_keys = ["action", "state", "belief", ("next", "previous_action")]
+        self.latent_keys = ("state", "belief", "carry") if self._carry_dim else ("state", "belief")
+        self.in_keys = [*read, "is_init", *self.latent_keys, "previous_action"]
+        self.out_keys = ["action", *self.latent_keys, ("next", "previous_action")]
+
+    @property
+    def _carry_dim(self) -> int:
+        return self.world_model.dynamics.carry_dim
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that declares and carries this policy's state."""
         dynamics = self.world_model.dynamics
+        widths = {"state": dynamics.state_dim, "belief": dynamics.belief_dim, "carry": self._carry_dim}
+        carried = {key: Unbounded((widths[key],)) for key in self.latent_keys}
         return TensorDictPrimer(
-            {
-                "state": Unbounded((dynamics.state_dim,)),
-                "belief": Unbounded((dynamics.belief_dim,)),
-                "previous_action": Unbounded((self.action_dim,)),
-            },
+            {**carried, "previous_action": Unbounded((self.action_dim,))},
             default_value=0.0,
             expand_specs=True,
         )
@@ -89,40 +95,32 @@ class Policy(TensorDictModuleBase):
                 value = tensordict.get(key)
             observations[key] = value if flat else value.reshape(-1, *value.shape[len(lead) :])
         is_init = tensordict.get("is_init").reshape(-1)
-        carried = [tensordict.get(key) for key in ("state", "belief", "previous_action")]
+        carried = [tensordict.get(key) for key in (*self.latent_keys, "previous_action")]
         if not flat:
             carried = [value.reshape(len(is_init), -1) for value in carried]
         explore = exploration_type() == ExplorationType.RANDOM
         fused = self._fused()
-        step: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._step
+        step: Callable[..., tuple[Tensor, ...]] = self._step
         if fused is not None and not torch.is_autocast_enabled("cpu"):
             step = fused
-        action, state, belief = step(observations, *carried, is_init, explore)
+        action, *latent = step(observations, *carried, is_init=is_init, explore=explore)
         if explore and self.exploration is not None:
             action = self.exploration(action)
-        if not flat:
-            action, state, belief = (value.reshape(*lead, -1) for value in (action, state, belief))
-        tensordict.set("action", action)
-        tensordict.set("state", state)
-        tensordict.set("belief", belief)
-        tensordict.set(("next", "previous_action"), action.float())
+        for key, value in zip(("action", *self.latent_keys), (action, *latent), strict=True):
+            tensordict.set(key, value if flat else value.reshape(*lead, -1))
+        tensordict.set(("next", "previous_action"), tensordict.get("action").float())
         return tensordict
 
     def _step(
-        self,
-        observations: Mapping[str, Tensor],
-        state: Tensor,
-        belief: Tensor,
-        previous_action: Tensor,
-        is_init: Tensor,
-        explore: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, observations: Mapping[str, Tensor], *carried: Tensor, is_init: Tensor, explore: bool
+    ) -> tuple[Tensor, ...]:
         """What :class:`~wmkit.systems.acting.FusedStep` does, by calling the parts."""
-        dynamics = self.world_model.dynamics
-        latent, embed = dynamics.resume(state, belief), self.world_model.encoder(observations)
-        latent, _ = dynamics.filter(latent, previous_action, embed, is_init)
+        *before, previous_action = carried
+        dynamics, embed = self.world_model.dynamics, self.world_model.encoder(observations)
+        latent, _ = dynamics.filter(dynamics.resume(*before), previous_action, embed, is_init)
         choice = self.actor(latent.feature)
-        return choice.sample() if explore else choice.mode, latent.state, latent.belief
+        after = (choice.sample() if explore else choice.mode, latent.state, latent.belief)
+        return (*after, dynamics.packed(latent)) if "carry" in self.latent_keys else after
 
     def _fused(self) -> FusedStep | None:
         """The fused step of the weights as they are now, where there is one for such parts."""

@@ -19,6 +19,7 @@ from wmkit.errors import SpecError
 BOOKKEEPING = {
     "state",
     "belief",
+    "carry",
     "previous_action",
     "is_init",
     "arrival_reward",

@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from wmkit.codecs import unit_image
-from wmkit.dynamics import WorldModel, imagine
+from wmkit.dynamics import Latent, WorldModel, imagine
 from wmkit.systems.checks import check_batch
 from wmkit.systems.policy import Policy
 from wmkit.systems.spaces import Spaces
@@ -114,14 +114,16 @@ class System(nn.Module):
         """Roll the policy out in the model.
 
         Args:
-            start: ``[N]`` with ``state`` and ``belief``.
+            start: ``[N]`` with ``state`` and ``belief``, and with the policy's ``carry`` where it has one;
+                without it the backbone remembers nothing from before.
             horizon: transitions H.
 
         Returns:
             TorchRL transitions ``[N, H]``, see :meth:`ActorCriticLoss.transitions
             <wmkit.objectives.ActorCriticLoss.transitions>`.
         """
-        latent = self.world_model.dynamics.resume(start["state"], start["belief"])
+        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
+        latent = self.world_model.dynamics.resume(start["state"], start["belief"], **carried)
         trajectory = imagine(self.world_model, self.actor, latent, horizon, gate=self.behaviour.gate)
         return self.behaviour.transitions(self.world_model, trajectory)
 
@@ -142,16 +144,21 @@ class System(nn.Module):
         filled = self.fill(batch)
         seen = self.world_model.observe({key: value[:, :context] for key, value in filled.items()}).latent
         latent = seen.map(lambda x: x[:, -1])
-        features = [seen.feature]
+        jumps = "jump" in self.world_model.heads
+        features, spans = [seen.feature], []
+        if jumps:
+            spans.append(self._spans(seen.map(lambda x: x.flatten(0, 1))).view(seen.belief.shape[:2]))
         for action in batch["previous_action"][:, context:].float().unbind(1):
             latent = dynamics.step(latent, action)
             features.append(latent.feature.unsqueeze(1))
+            if jumps:
+                spans.append(self._spans(latent).unsqueeze(1))
         feature = torch.cat(features, 1)
         predictions = self.world_model.decoder(feature)
         out = {key: predictions[key].mean for key in self.world_model.decoder.images}
-        if "jump" in self.world_model.heads:
+        if jumps:
             out["jump"] = self.world_model.heads["jump"](feature).mean.squeeze(-1)
-            out["jump_steps"] = self._spans(feature)
+            out["jump_steps"] = torch.cat(spans, 1)
         return out
 
     def example_batch(self, seed: int = 0) -> TensorDict:
@@ -167,13 +174,11 @@ class System(nn.Module):
             filled.setdefault(key, zero.to(label))
         return filled
 
-    def _spans(self, feature: Tensor) -> Tensor:
-        """Predicted span ``[B, T]`` of a jump from features ``[B, T, F]``."""
-        dynamics = self.world_model.dynamics
-        flat = feature.flatten(0, 1)
-        before = dynamics.resume(flat[:, : dynamics.state_dim], flat[:, dynamics.state_dim :])
-        jump = torch.ones(flat.shape[0], dtype=torch.bool, device=flat.device)
-        after = dynamics.step(before, flat.new_zeros(flat.shape[0], self.spaces.action_dim), jump)
+    def _spans(self, before: Latent) -> Tensor:
+        """Predicted span ``[N]`` of a jump from each latent, leaves ``[N, ...]``."""
+        jump = torch.ones(len(before.belief), dtype=torch.bool, device=before.belief.device)
+        blank = before.belief.new_zeros(len(jump), self.spaces.action_dim)
+        after = self.world_model.dynamics.step(before, blank, jump)
         head: Any = self.world_model.heads["jump_steps"]
-        span = head(torch.cat([flat, after.feature], -1)).mean
-        return span.clamp(1, self.behaviour.max_span).view(feature.shape[:2])
+        span = head(torch.cat([before.feature, after.feature], -1)).mean
+        return span.squeeze(-1).clamp(1, self.behaviour.max_span)
