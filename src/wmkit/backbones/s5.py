@@ -69,6 +69,7 @@ class S5(nn.Module):
     """
 
     carry_is_output = False
+    layers: Any  # of S5Layer
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class S5(nn.Module):
 
     def initial(self, batch: int) -> S5Carry:
         """Zeros; see :meth:`SequenceModel.initial <wmkit.backbones.base.SequenceModel.initial>`."""
-        like: Any = self.layers[0].log_decay
+        like = self.layers[0].log_decay
         states = like.new_zeros(1, len(like), 2).expand(batch, -1, -1)
         return S5Carry((states,) * len(self.layers), like.new_zeros(1, self.out_dim).expand(batch, -1))
 
@@ -127,7 +128,6 @@ class S5(nn.Module):
     def scan(self, x: Tensor, carry: S5Carry, reset: Tensor) -> tuple[Tensor, S5Carry]:
         """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
         x, states = self.project_in(x), []
-        layer: Any
         for layer, state in zip(self.layers, carry.states, strict=True):
             decay, factor = layer.discretised()
             normed = layer.norm(x)
@@ -177,7 +177,6 @@ class S5Loop:
         model = self.model
         x = model.project_in(x if ahead is None else torch.cat([x, ahead], -1))
         states, forget = [], reset.view(-1, 1, 1)
-        layer: Any
         for layer, (decay, factor), state in zip(model.layers, self.systems, carry.states, strict=True):
             before = torch.view_as_complex(state.masked_fill(forget, 0))
             normed = layer.norm(x)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class Transformer(nn.Module):
     """
 
     carry_is_output = False
-    layers: nn.ModuleList
+    layers: Any  # a ModuleList; each has an ``attention``
 
     def __init__(self, in_dim: int, out_dim: int, *, width: int | None, window: int) -> None:
         super().__init__()

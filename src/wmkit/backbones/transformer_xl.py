@@ -95,9 +95,11 @@ class TransformerXL(Transformer):
         super().__init__(in_dim, out_dim, width=width, window=window)
         scale = self.width**-0.5 if scale is None else scale
         hidden = 4 * self.width if hidden is None else hidden
-        options = {"head_dim": head_dim, "scale": scale, "dropout": dropout}
         self.layers = nn.ModuleList(
-            TransformerXLLayer(self.width, heads, hidden, activation, **options) for _ in range(layers)
+            TransformerXLLayer(
+                self.width, heads, hidden, activation, head_dim=head_dim, scale=scale, dropout=dropout
+            )
+            for _ in range(layers)
         )
         shape = heads, self.layers[0].attention.head_dim
         self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))  # u
@@ -177,7 +179,9 @@ class TransformerXLLayer(nn.Module):
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
         content, position = biases
         query, keys, values = self.attention.all_keys(x, remembered)
-        by_distance = ((query + position) * self.attention.scale) @ table  # [B, heads, n, C + n]
+        # Rows of all of a batch against one table: [heads, B * n, d] @ [heads, d, C + n].
+        rows = ((query + position) * self.attention.scale).transpose(0, 1).flatten(1, 2)
+        by_distance = torch.bmm(rows, table).unflatten(1, (len(x), -1)).transpose(0, 1)
         scores = relative_shift(by_distance).masked_fill(~mask, -torch.inf)
         y = self.attention.attend(query + content, keys, values, scores)
         x = self.norm_attention(x + self.dropout(y))
