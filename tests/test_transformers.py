@@ -151,6 +151,29 @@ def test_after_a_reset_a_rollout_is_a_new_one(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def test_carries_stay_values_in_a_loop_without_gradients(name: str) -> None:
+    """Longer than the room a loop sets aside; two rollouts go on from one carry in the middle."""
+    model = make(name, window=6)
+    x, reset = tokens(40, 0.1)
+    with torch.no_grad():
+        whole, _ = model.scan(x, None, reset)
+        loop, carry, carries = model.bind(tokens=8), model.initial(B), []
+        for t in range(40):
+            u, carry = loop.step(x[:, t], carry, reset[:, t])
+            torch.testing.assert_close(u, whole[:, t], **EXACT)
+            carries.append(carry)
+        for other in (5, 30):
+            wrong, _ = loop.step(-x[:, 0], carries[other], reset[:, 1])
+            again, after = loop.step(x[:, other + 1], carries[other], reset[:, other + 1])
+            torch.testing.assert_close(again, whole[:, other + 1], **EXACT)
+            torch.testing.assert_close(after, carries[other + 1], **EXACT)
+            assert not torch.allclose(wrong, again)
+        begun = loop.scan(x[:, :8], None, reset[:, :8])[1]
+        again, _ = loop.step(x[:, 8], begun, reset[:, 8])
+        torch.testing.assert_close(again, whole[:, 8], **EXACT)
+
+
 def test_a_late_token_stays_with_its_episode() -> None:
     """TWM's order ``[reward of the step before, latent, action]``, reset at the latent."""
     model = make("transformer_xl")

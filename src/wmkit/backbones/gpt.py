@@ -41,7 +41,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from wmkit.backbones.transformer import Transformer
-from wmkit.nn.attention import FeedForward, SelfAttention
+from wmkit.nn.attention import FeedForward, Remember, SelfAttention
 
 
 class GPT(Transformer):
@@ -115,12 +115,12 @@ class GPT(Transformer):
         self,
         layer: nn.Module,
         x: Tensor,
-        remembered: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
         mask: Tensor,
         table: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        return layer(x, remembered, mask)
+        return layer(x, remember, mask)
 
     def finish(self, x: Tensor) -> Tensor:
         """The last norm, where the layers end without one."""
@@ -151,11 +151,9 @@ class _Layer(nn.Module):
 class PostNormLayer(_Layer):
     """Norms after the sums."""
 
-    def forward(
-        self, x: Tensor, remembered: tuple[Tensor, Tensor] | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        y, keys, values = self.attention(x, remembered, mask)
+        y, keys, values = self.attention(x, remember, mask)
         x = self.norm_attention(x + self.dropout(y))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x))), keys, values
 
@@ -163,10 +161,8 @@ class PostNormLayer(_Layer):
 class PreNormLayer(_Layer):
     """Norms before attention and dense layers."""
 
-    def forward(
-        self, x: Tensor, remembered: tuple[Tensor, Tensor] | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        y, keys, values = self.attention(self.norm_attention(x), remembered, mask)
+        y, keys, values = self.attention(self.norm_attention(x), remember, mask)
         x = x + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x))), keys, values

@@ -12,7 +12,7 @@ In a time loop what does not change from step to step is made once by :meth:`Tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
-from wmkit.nn.attention import Memory, token_ages, visible
-
-_Remembered = tuple[Tensor, Tensor] | None
+from wmkit.nn.attention import Memory, Remember, token_ages, visible
 
 
 class Transformer(nn.Module):
@@ -68,7 +66,7 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     def through(
-        self, layer: nn.Module, x: Tensor, remembered: _Remembered, mask: Tensor, table: Tensor | None
+        self, layer: nn.Module, x: Tensor, remember: Remember | None, mask: Tensor, table: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One layer: tokens ``[B, n, D]``, and all keys and values ``[B, heads, C + n, d]``."""
         raise NotImplementedError
@@ -128,6 +126,7 @@ class TransformerLoop:
     Attributes:
         model: whose weights these are.
         tables: one per layer, see :meth:`Transformer.tables`.
+        room: see :class:`Room`.
 
     >>> from wmkit import backbones
     >>> model, reset = backbones.build("transformer_xl", 6, 16).eval(), torch.zeros(2, 3, dtype=torch.bool)
@@ -139,6 +138,7 @@ class TransformerLoop:
 
     model: Transformer
     tables: Sequence[Tensor | None]
+    room: Room = field(default_factory=lambda: Room())
 
     def ahead(self, x: Tensor) -> Tensor:
         """The last columns ``[*B, known]`` of inputs, as they are."""
@@ -160,16 +160,79 @@ class TransformerLoop:
         mask = visible(ages, 0 if carry is None else slots, model.window)
         x = model.embed(model.project_in(x), ages)
         all_keys, all_values = [], []
-        for i, (layer, table) in enumerate(zip(model.layers, self.tables, strict=True)):
-            remembered = None if carry is None else (carry.keys[i], carry.values[i])
-            x, keys, values = model.through(layer, x, remembered, mask, table)
+        remembers = self.room.remember(carry, x.shape[1], len(model.layers))
+        for layer, table, remember in zip(model.layers, self.tables, remembers, strict=True):
+            x, keys, values = model.through(layer, x, remember, mask, table)
             all_keys.append(_last(keys, slots))
             all_values.append(_last(values, slots))
         u = model.project_out(model.finish(x))
-        return u, Memory(tuple(all_keys), tuple(all_values), ages[:, -1] + 1, u[:, -1])
+        after = Memory(tuple(all_keys), tuple(all_values), ages[:, -1] + 1, u[:, -1])
+        self.room.last = after
+        return u, after
 
 
 def _last(x: Tensor, slots: int) -> Tensor:
     """The last slots of ``[B, heads, M, d]``, with zeros in front where there are fewer."""
     missing = slots - x.shape[2]
     return F.pad(x, (0, 0, missing, 0)) if missing > 0 else x[:, :, -slots:]
+
+
+class Room:
+    """Puts a carry in front of new keys, without copying it at every step of a loop.
+
+    From a loop's second call on, and where no gradients are recorded, the carry stands in buffers with
+    slots to spare behind it. A step from the carry that the step before handed out fills the next of
+    them; a step from any other copies it to buffers of its own. What was handed out is never written
+    to, so that carries stay values.
+
+    Attributes:
+        last: the carry handed out last.
+    """
+
+    SPARE = 16  # calls until buffers are full
+
+    def __init__(self) -> None:
+        self.last: Memory | None = None
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._end = 0
+
+    def remember(self, carry: Memory | None, count: int, layers: int) -> list[Remember | None]:
+        """For each layer, what to call with its ``count`` new keys and values."""
+        last, self.last = self.last, None
+        looping = last is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if carry is None or not looping:
+            self._buffers = []
+        if carry is None:
+            return [None] * layers
+        pairs = list(zip(carry.keys, carry.values, strict=True))
+        if not looping:
+            return [_joined(*pair) for pair in pairs]
+        slots = pairs[0][0].shape[2]
+        full = not self._buffers or self._end + count > self._buffers[0][0].shape[2]
+        if full or carry is not last:
+            spare = self.SPARE * count
+            self._buffers = [(_roomy(keys, spare), _roomy(values, spare)) for keys, values in pairs]
+            self._end = slots
+        begin, self._end = self._end - slots, self._end + count
+        return [_written(*buffers, begin, slots) for buffers in self._buffers]
+
+
+def _joined(keys: Tensor, values: Tensor) -> Remember:
+    return lambda new_keys, new_values: (torch.cat([keys, new_keys], 2), torch.cat([values, new_values], 2))
+
+
+def _written(keys: Tensor, values: Tensor, begin: int, slots: int) -> Remember:
+    def remember(new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
+        middle, end = begin + slots, begin + slots + new_keys.shape[2]
+        keys[:, :, middle:end] = new_keys
+        values[:, :, middle:end] = new_values
+        return keys[:, :, begin:end], values[:, :, begin:end]
+
+    return remember
+
+
+def _roomy(x: Tensor, spare: int) -> Tensor:
+    """A copy of ``[B, heads, C, d]`` with ``spare`` slots behind it."""
+    roomy = x.new_empty(*x.shape[:2], x.shape[2] + spare, x.shape[3])
+    roomy[:, :, : x.shape[2]] = x
+    return roomy

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.backbones.transformer import Transformer
-from wmkit.nn.attention import FeedForward, SelfAttention, relative_shift, sinusoids
+from wmkit.nn.attention import FeedForward, Remember, SelfAttention, relative_shift, sinusoids
 
 
 class TransformerXL(Transformer):
@@ -122,14 +122,14 @@ class TransformerXL(Transformer):
         self,
         layer: Any,
         x: Tensor,
-        remembered: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
         mask: Tensor,
         table: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
         assert table is not None
         biases = self.content_bias.unsqueeze(1), self.position_bias.unsqueeze(1)  # [heads, 1, d]
-        return layer(x, remembered, mask, table[..., -mask.shape[-1] :], biases)
+        return layer(x, remember, mask, table[..., -mask.shape[-1] :], biases)
 
 
 class TransformerXLLayer(nn.Module):
@@ -171,14 +171,14 @@ class TransformerXLLayer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        remembered: tuple[Tensor, Tensor] | None,
+        remember: Remember | None,
         mask: Tensor,
         table: Tensor,
         biases: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
         content, position = biases
-        query, keys, values = self.attention.all_keys(x, remembered)
+        query, keys, values = self.attention.all_keys(x, remember)
         # Rows of all of a batch against one table: [heads, B * n, d] @ [heads, d, C + n].
         rows = ((query + position) * self.attention.scale).transpose(0, 1).flatten(1, 2)
         by_distance = torch.bmm(rows, table).unflatten(1, (len(x), -1)).transpose(0, 1)

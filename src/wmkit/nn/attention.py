@@ -1,8 +1,8 @@
 """Causal self-attention with a memory of fixed shape: a whole window at once, or token by token.
 
 Memory holds the keys and values of the last C tokens, already projected, oldest first; new ones
-push the oldest out. So the distance between a query and a slot is known without looking, shapes
-never depend on data, and a memory is a value: nothing is written in place.
+push the oldest out. So the distance between a query and a slot is known without looking, and
+shapes never depend on data. A memory is a value: what was handed out is never written to.
 
 Tokens of one rollout are cut into segments by resets. A token sees those of its own segment, up
 to the window W = C + 1 (itself included) back, so that one number per row says which slots it
@@ -22,6 +22,10 @@ from torch.nn import functional as F
 from wmkit.errors import ConfigError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""New keys and values ``[B, heads, n, d]`` to all, remembered ones in front: ``[B, heads, C + n, d]``."""
 
 
 class Memory(NamedTuple):
@@ -164,29 +168,26 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, 3 * heads * head_dim, bias=bias)  # queries, keys, values
         self.out = nn.Linear(heads * head_dim, width, bias=bias)
 
-    def forward(
-        self, x: Tensor, remembered: tuple[Tensor, Tensor] | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Attend.
 
         Args:
             x: ``[B, n, D]`` new tokens.
-            remembered: keys and values ``[B, heads, C, d]`` of earlier tokens, if any.
+            remember: puts keys and values of C earlier tokens in front, if there are any.
             mask: ``[B, 1, n, C + n]`` bool, see :func:`visible`.
 
         Returns:
             ``[B, n, D]``, and all keys and values ``[B, heads, C + n, d]``.
         """
-        query, keys, values = self.all_keys(x, remembered)
+        query, keys, values = self.all_keys(x, remember)
         return self.attend(query, keys, values, mask), keys, values
 
-    def all_keys(self, x: Tensor, remembered: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def all_keys(self, x: Tensor, remember: Remember | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, heads, n, d]`` of new tokens; keys and values, the remembered ones in front."""
         projected = self.project(x).unflatten(-1, (3, self.heads, self.head_dim))
         query, keys, values = projected.permute(2, 0, 3, 1, 4)  # [B, heads, n, d] each
-        if remembered is not None:
-            keys = torch.cat([remembered[0], keys], 2)
-            values = torch.cat([remembered[1], values], 2)
+        if remember is not None:
+            keys, values = remember(keys, values)
         return query, keys, values
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
