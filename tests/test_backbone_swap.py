@@ -17,7 +17,7 @@ from wmkit.envs.counting import CountingEnv
 from wmkit.systems import System, build
 
 A = 3
-BACKBONES = ["block_gru", "gpt", "gru", "ln_gru", "lstm", "s5", "transformer_xl"]
+BACKBONES = ["block_gru", "gpt", "gru", "ln_gru", "ln_gru_bias", "lstm", "s5", "transformer_xl"]
 TINY = ["size.deter=16", "size.groups=2", "size.classes=3", "size.hidden=8", "size.units=8", "size.layers=1"]
 SMALL_BATCH = ["batch.size=2", "batch.length=4", "behaviour.horizon=3"]
 
@@ -55,6 +55,11 @@ def learns_and_imagines(system: System) -> None:
 @pytest.mark.parametrize("system", ["dreamer_v3", "dreamer_v3_2023"])
 def test_learns_and_imagines(system: str, backbone: str) -> None:
     learns_and_imagines(small(system, backbone))
+
+
+@pytest.mark.parametrize("system", ["dreamer_v1", "dreamer_v2"])
+def test_older_dreamers_too(system: str) -> None:
+    learns_and_imagines(small(system, "transformer_xl"))
 
 
 @pytest.mark.parametrize("backbone", ["lstm", "s5", "transformer_xl"])
