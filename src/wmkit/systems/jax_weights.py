@@ -186,7 +186,7 @@ def dreamerv3_jax_parameters(system: System) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: the system is another one or reads its observations in another order.
     """
-    arrays = {COUNT: np.zeros((), np.int32)}
+    arrays: dict[str, np.ndarray] = {COUNT: np.zeros((), np.int32)}
     for slot in _slots(system):
         theirs = slot.to_theirs(slot.tensor.detach().float().cpu())
         arrays[slot.name] = theirs.clone(memory_format=torch.contiguous_format).numpy()
