@@ -12,6 +12,8 @@ _PARTS: dict[str, dict[str, str]] = {
         "dreamer_v3_2023": "wmkit.systems.build:build",
         "dreamer_v3_2024": "wmkit.systems.build:build",
         "ls_imagine": "wmkit.systems.build:build",
+        "storm": "wmkit.systems.build:build",
+        "twm": "wmkit.systems.build:build",
     },
     "backbone": {
         "block_gru": "wmkit.backbones.block_gru:BlockGRU",
@@ -31,6 +33,9 @@ _PARTS: dict[str, dict[str, str]] = {
         "continue": "wmkit.heads:ContinueHead",
         "continuous_actor": "wmkit.heads:ContinuousActor",
         "critic": "wmkit.heads:Critic",
+        "departure_discount": "wmkit.heads:DepartureDiscountHead",
+        "departure_normal": "wmkit.heads:DepartureNormalHead",
+        "departure_two_hot": "wmkit.heads:DepartureTwoHotHead",
         "discrete_actor": "wmkit.heads:DiscreteActor",
         "jump_flag": "wmkit.heads:JumpFlagHead",
         "jump_return": "wmkit.heads:JumpReturnHead",
@@ -43,8 +48,11 @@ _PARTS: dict[str, dict[str, str]] = {
     "objective": {
         "actor_critic": "wmkit.objectives:ActorCriticLoss",
         "actor_critic_2020": "wmkit.objectives:ActorCriticLoss2020",
+        "dream_actor_critic": "wmkit.objectives:DreamActorCritic",
         "lambda_return_jumpy": "wmkit.objectives:LambdaReturnJumpy",
         "replay_critic": "wmkit.objectives:ReplayCriticLoss",
+        "scaled_dream_actor_critic": "wmkit.objectives:ScaledDreamActorCritic",
+        "token_world_model": "wmkit.objectives:TokenWorldModelLoss",
         "world_model": "wmkit.objectives:WorldModelLoss",
     },
     "sampler": {

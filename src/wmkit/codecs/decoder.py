@@ -106,3 +106,9 @@ class Decoder(nn.Module):
                 else:
                     predictions[key] = self.vector_prediction(out.unflatten(-1, event), len(event))
         return predictions
+
+
+class StateDecoder(Decoder):
+    """:class:`Decoder` of the state alone: an autoencoder without history (TWM, STORM)."""
+
+    reads = "state"

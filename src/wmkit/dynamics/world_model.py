@@ -82,6 +82,25 @@ class WorldModel(nn.Module):
         is_init = batch["is_init"].squeeze(-1)
         return self.dynamics.observe(embed, batch["previous_action"].float(), is_init, latent)
 
+    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> tuple[dict[str, Tensor], list[Latent]]:
+        """Predictions of a window from its first steps and the real actions alone.
+
+        Args:
+            batch: the sequence layout ``[B, T, ...]``.
+            context: steps that are observed.
+
+        Returns:
+            ``{image key: [B, T, ...]}``, and the latents behind them, leaves ``[B, t, ...]``, all ``t``
+            together T.
+        """
+        seen = self.observe({key: value[:, :context] for key, value in batch.items()}).latent
+        latent, latents = seen.map(lambda x: x[:, -1]), [seen]
+        for action in batch["previous_action"][:, context:].float().unbind(1):
+            latent = self.dynamics.step(latent, action)
+            latents.append(latent.map(lambda x: x.unsqueeze(1)))
+        predictions = self.decoder(torch.cat([x.feature for x in latents], 1))
+        return {key: predictions[key].mean for key in self.decoder.images}, latents
+
     def predict(self, features: Tensor) -> dict[str, Any]:
         """Every prediction made from a single feature ``[*B, F]``: decoded keys and heads."""
         predictions = dict(self.decoder(features))

@@ -95,6 +95,12 @@ class RewardHead(TwoHotHead):
     """Predicts a reward key (:class:`TwoHotHead`)."""
 
 
+class DepartureTwoHotHead(TwoHotHead):
+    """Predicts a reward from the belief alone, before the next state is seen (STORM)."""
+
+    reads = "belief"
+
+
 class JumpSpanHead(TwoHotHead):
     """Predicts how many environment steps a jump spans, Δ (LS-Imagine's interval predictor).
 

@@ -10,6 +10,7 @@ from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.latents import CategoricalLatent, GaussianLatent
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.norms import Activation, ChannelNorm, ChannelRMSNorm, channel_norm
+from wmkit.nn.perceptron import Perceptron
 from wmkit.nn.policies import TanhNormal, TruncatedNormal
 from wmkit.nn.predictions import (
     Bernoulli,
@@ -47,6 +48,7 @@ __all__ = [
     "LayerStyle",
     "LoopWeight",
     "OneHotCategorical",
+    "Perceptron",
     "RMSNorm",
     "SquaredError",
     "SymexpTwoHot",

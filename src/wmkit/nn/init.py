@@ -5,6 +5,10 @@ and fan-out; output layers from a uniform of the same kind. Since 2024: both dra
 truncated normal whose variance is one over fan-in. ``"glorot"``, Keras's default and so that of
 DreamerV1 and V2, is the uniform for both (Glorot and Bengio 2010). An ``outscale`` of zero starts a
 head at exactly zero.
+
+TWM's code (jrobine/twm) has two others, both with zero biases: ``"kaiming"``, uniform over fan-in, and
+``"orthogonal"``; a gain of the root of two for hidden layers, of one for output layers. ``"default"`` leaves
+layers as PyTorch makes them, biases too.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-Init = Literal["mean_fan", "fan_in", "glorot"]
+Init = Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "default"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
@@ -35,9 +39,14 @@ def init_hidden(layer: Layer, init: Init = "mean_fan") -> Layer:
     >>> round(init_hidden(nn.Linear(400, 400)).weight.std().item(), 3)
     0.05
     """
+    if init == "default":
+        return layer
     if init == "glorot":
         return init_output(layer, init=init)
-    truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
+    if init in ("kaiming", "orthogonal"):
+        _with_gain(layer, init, math.sqrt(2.0))
+    else:
+        truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
@@ -48,21 +57,33 @@ def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") ->
 
     Args:
         layer: linear or convolutional.
-        outscale: factor on the weights (``"fan_in"``) or on their variance (the others), as the codes
-            have it; zero gives zero weights.
+        outscale: factor on the variance of the weights (``"mean_fan"``, ``"glorot"``) or on the weights
+            (all others), as the codes have it; zero gives zero weights.
         init: which of them.
 
     >>> init_output(nn.Linear(8, 2), outscale=0.0).weight.abs().max().item()
     0.0
     """
+    if init == "default":
+        return layer
     if init == "fan_in":
         truncated_normal_(layer.weight, outscale * math.sqrt(1.0 / _fan(layer, init)))
+    elif init in ("kaiming", "orthogonal"):
+        _with_gain(layer, init, outscale)
     else:
         limit = math.sqrt(3.0 * outscale / _fan(layer, init))
         nn.init.uniform_(layer.weight, -limit, limit)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _with_gain(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, init: Init, gain: float) -> None:
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain)
+    else:
+        limit = gain * math.sqrt(3.0 / _fan(layer, "fan_in"))
+        nn.init.uniform_(layer.weight, -limit, limit)
 
 
 def _fan(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, init: Init) -> float:

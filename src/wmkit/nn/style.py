@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,7 +48,7 @@ class LayerStyle:
         for what, found, wanted in (
             ("norm", self.norm, ("layer", "rms", "none")),
             ("activation", self.activation, tuple(_ACTIVATIONS)),
-            ("init", self.init, ("mean_fan", "fan_in", "glorot")),
+            ("init", self.init, get_args(Init)),
         ):
             if found not in wanted:
                 raise ConfigError(

@@ -189,6 +189,13 @@ class ActorCriticLoss(nn.Module):
         return ActorCriticOutput(actor_loss, critic_loss, metrics, target[:rows, 0])
 
     @torch.no_grad()
+    def imagine(self, world_model: WorldModel, actor: Any, start: Any, horizon: int) -> TensorDict:
+        """Transitions ``[N, horizon]`` from a mapping with ``state``, ``belief`` and, maybe, ``carry``."""
+        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
+        latent = world_model.dynamics.resume(start["state"], start["belief"], **carried)
+        return self.transitions(world_model, imagine(world_model, actor, latent, horizon, gate=self.gate))
+
+    @torch.no_grad()
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
         """A roll-out as TorchRL transitions ``[S, H]`` (:func:`as_transitions`)."""
         features = trajectory.time_major

@@ -49,8 +49,9 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
         if not (CONF / "backbone" / f"{name}.yaml").exists():  # another package's
             node = {"_target_": "wmkit.backbones.build", "_partial_": True, "name": name}
             ConfigStore.instance().store(name=name, node=node, group="backbone")
+    overrides = [_own(system, override) for override in overrides]
     for override in overrides:
-        _check_override(override)
+        _check_override(override, system)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -113,12 +114,13 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         spaces.zoomed = True
         spaces.optional |= {"is_zoomed": torch.bool, "jump_resolved": torch.bool}
         spaces.optional |= {"jump_steps": torch.float32, "jump_return": torch.float32}
-    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule", "exploration")
+    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule", "exploration", "policy")
     return System(
         config.system,
         spaces,
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
+        frames=instantiate(config.observations.get("frames")),
         **{part: _make(config[part]) for part in parts if part in config},
     )
 
@@ -162,19 +164,25 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _choices(group: str) -> tuple[str, ...]:
-    """Names of a configuration group."""
-    if group == "backbone":
-        return tuple(available("backbone"))
-    return tuple(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+def _choices(group: str, system: str) -> tuple[str, ...]:
+    """Names of a configuration group, those that are the system's own among them."""
+    names = {path.stem for path in (CONF / group).glob("*.yaml")}
+    names |= {f"{system}/{path.stem}" for path in (CONF / group / system).glob("*.yaml")}
+    return tuple(sorted(names | set(available("backbone") if group == "backbone" else ())))
 
 
-def _check_override(override: str) -> None:
+def _own(system: str, override: str) -> str:
+    """``size=paper`` as the system's own choice of that name (``size=twm/paper``), where it has one."""
+    key, _, value = override.partition("=")
+    return f"{key}={system}/{value}" if (CONF / key / system / f"{value}.yaml").is_file() else override
+
+
+def _check_override(override: str, system: str) -> None:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
-    if key in GROUPS and value not in _choices(key):
-        raise _unknown(key, value, _choices(key), f"pick one with {key}=NAME")
+    if key in GROUPS and value not in _choices(key, system):
+        raise _unknown(key, value, _choices(key, system), f"pick one with {key}=NAME")
 
 
 def _unknown(kind: str, found: str, wanted: Sequence[str], hint: str) -> ConfigError:

@@ -136,3 +136,17 @@ class Policy(TensorDictModuleBase):
         if seen != self._seen:
             self._seen, self._fused_step = seen, fuse(self.world_model, self.actor)
         return self._fused_step
+
+
+def recurrent_policy(system: Any) -> Policy:
+    """The :class:`Policy` of a system whose posterior looks at its belief."""
+    spaces = system.spaces
+    continuous = spaces.actions == "continuous"
+    return Policy(
+        system.world_model,
+        system.actor,
+        spaces.action_dim,
+        spaces.observations,
+        continuous=continuous,
+        exploration=system.exploration,
+    )

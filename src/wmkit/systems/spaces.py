@@ -21,6 +21,8 @@ BOOKKEEPING = {
     "belief",
     "carry",
     "previous_action",
+    "recent_frames",
+    "recent_steps",
     "is_init",
     "arrival_reward",
     "frame",

@@ -9,10 +9,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from wmkit.codecs import unit_image
-from wmkit.dynamics import Latent, WorldModel, imagine
+from wmkit.codecs import FrameStack
+from wmkit.dynamics import Latent
 from wmkit.systems.checks import check_batch
-from wmkit.systems.policy import Policy
+from wmkit.systems.policy import recurrent_policy
 from wmkit.systems.spaces import Spaces
 
 
@@ -33,14 +33,17 @@ class System(nn.Module):
         batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
         exploration: by kind of action, what the policy adds to its samples
             (:mod:`wmkit.systems.exploration`).
+        policy: called as ``policy(system)``, gives what acts in the environment.
+        frames: how images of a window are stacked; single frames as they are if not given.
 
     Attributes:
         policy: for a TorchRL collector; of continuous actions in an environment with
             :func:`wmkit.envs.unit_actions`.
         batch_shape: (B, L) that :meth:`update` expects, context included.
-        context: leading steps that only supply stored latents.
+        context: leading steps that only supply stored latents or older frames.
         carry_dtype: precision in which acting and learning carry the belief from step to step; replay
             stores it so without loss.
+        pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
     carry_dtype = torch.float32
@@ -52,7 +55,7 @@ class System(nn.Module):
         name: str,
         spaces: Spaces,
         *,
-        world_model: Callable[..., WorldModel],
+        world_model: Callable[..., nn.Module],
         actor: Callable[..., nn.Module],
         critic: Callable[..., nn.Module],
         world_model_loss: nn.Module,
@@ -60,10 +63,13 @@ class System(nn.Module):
         schedule: Callable[..., Any],
         batch: Mapping[str, int],
         exploration: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        policy: Callable[[Any], nn.Module] = recurrent_policy,
+        frames: FrameStack | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.spaces = name, spaces
-        self.world_model = world_model(spaces.shapes, spaces.action_dim)
+        self.name, self.spaces, self.frames = name, spaces, frames or FrameStack()
+        stacked = self.frames.shapes({key: spaces.shapes[key] for key in spaces.images})
+        self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
         width = self.world_model.dynamics.feature_dim
         self.actor = actor(width, spaces.action_dim)
         self.critic = critic(width)
@@ -71,14 +77,9 @@ class System(nn.Module):
         self.context = int(batch["context"])
         self.batch_shape = (int(batch["size"]), int(batch["length"]) + self.context)
         self.schedule = schedule(self)
-        self.policy = Policy(
-            self.world_model,
-            self.actor,
-            spaces.action_dim,
-            spaces.observations,
-            continuous=spaces.actions == "continuous",
-            exploration=(exploration or {}).get(spaces.actions),
-        )
+        self.exploration = (exploration or {}).get(spaces.actions)
+        self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
+        self.policy = policy(self)
 
     def update(self, batch: TensorDictBase) -> TensorDict:
         """One full training update.
@@ -89,23 +90,24 @@ class System(nn.Module):
                 window starts from the initial state.
 
         Returns:
-            Detached scalars by name, and ``replay_context`` ``[B, L - context]`` with the fresh
-            ``state`` and ``belief`` for writing back to replay.
+            Detached scalars by name and, where windows start from stored latents, ``replay_context``
+            ``[B, L - context]`` with the fresh ``state`` and ``belief`` for writing back to replay.
 
         Raises:
             SpecError: a key is missing or has the wrong rank or dtype.
         """
         check_batch(batch, self.spaces)
         latent = None
-        if self.context:
-            if "state" in batch.keys():
-                first = batch[:, self.context - 1]
-                latent = self.world_model.dynamics.resume(first["state"].float(), first["belief"].float())
-            batch = batch[:, self.context :]
-        metrics, observed = self.schedule.update(self, self.fill(batch), latent)
+        if self.context and "state" in batch.keys():
+            first = batch[:, self.context - 1]
+            latent = self.world_model.dynamics.resume(first["state"].float(), first["belief"].float())
+        filled = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
+        metrics, observed = self.schedule.update(self, filled, latent)
+        if observed is None:  # nothing that a later window could start from
+            return TensorDict(metrics)
         fresh = observed.latent
         context = TensorDict(
-            {"state": fresh.state.detach(), "belief": fresh.belief.detach()}, batch.batch_size
+            {"state": fresh.state.detach(), "belief": fresh.belief.detach()}, fresh.state.shape[:2]
         )
         return TensorDict({**metrics, "replay_context": context})
 
@@ -114,18 +116,15 @@ class System(nn.Module):
         """Roll the policy out in the model.
 
         Args:
-            start: ``[N]`` with ``state`` and ``belief``, and with the policy's ``carry`` where it has one;
-                without it the backbone remembers nothing from before.
+            start: ``[N]`` with ``state`` and, where the model carries one, ``belief``, and with the policy's
+                ``carry`` where it has one; without it the backbone remembers nothing from before.
             horizon: transitions H.
 
         Returns:
             TorchRL transitions ``[N, H]``, see :meth:`ActorCriticLoss.transitions
             <wmkit.objectives.ActorCriticLoss.transitions>`.
         """
-        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
-        latent = self.world_model.dynamics.resume(start["state"], start["belief"], **carried)
-        trajectory = imagine(self.world_model, self.actor, latent, horizon, gate=self.behaviour.gate)
-        return self.behaviour.transitions(self.world_model, trajectory)
+        return self.behaviour.imagine(self.world_model, self.actor, start, horizon)
 
     @torch.no_grad()
     def open_loop(self, batch: TensorDictBase, context: int) -> dict[str, Tensor]:
@@ -140,23 +139,12 @@ class System(nn.Module):
             jumps, ``jump`` ``[B, T]`` (probability) and ``jump_steps`` ``[B, T]`` (predicted span Δ
             of a jump from that step).
         """
-        dynamics = self.world_model.dynamics
-        filled = self.fill(batch)
-        seen = self.world_model.observe({key: value[:, :context] for key, value in filled.items()}).latent
-        latent = seen.map(lambda x: x[:, -1])
-        jumps = "jump" in self.world_model.heads
-        features, spans = [seen.feature], []
-        if jumps:
-            spans.append(self._spans(seen.map(lambda x: x.flatten(0, 1))).view(seen.belief.shape[:2]))
-        for action in batch["previous_action"][:, context:].float().unbind(1):
-            latent = dynamics.step(latent, action)
-            features.append(latent.feature.unsqueeze(1))
-            if jumps:
-                spans.append(self._spans(latent).unsqueeze(1))
-        feature = torch.cat(features, 1)
-        predictions = self.world_model.decoder(feature)
-        out = {key: predictions[key].mean for key in self.world_model.decoder.images}
-        if jumps:
+        out, latents = self.world_model.open_loop(self.fill(batch), context)
+        for key, stack in out.items():
+            out[key] = self.frames.newest(stack, self.spaces.shapes[key][0])
+        if "jump" in self.world_model.heads:
+            feature = torch.cat([latent.feature for latent in latents], 1)
+            spans = [self._spans(x.map(lambda y: y.flatten(0, 1))).view(x.belief.shape[:2]) for x in latents]
             out["jump"] = self.world_model.heads["jump"](feature).mean.squeeze(-1)
             out["jump_steps"] = torch.cat(spans, 1)
         return out
@@ -166,9 +154,10 @@ class System(nn.Module):
         return self.spaces.example_batch(self.batch_shape, seed)
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
-        """The batch as a mapping: images in [0, 1], neutral values for labels it does not carry."""
+        """The batch as a mapping: images stacked, in [0, 1]; neutral values for labels it lacks."""
         filled = {key: batch[key] for key in batch.keys()}
-        filled |= {key: unit_image(filled[key]) for key in self.spaces.images}  # once, not per reader
+        init = filled["is_init"]
+        filled |= {key: self.frames.window(filled[key], init) for key in self.spaces.images}  # not per reader
         zero = torch.zeros_like(batch["reward"])
         for key, label in self.spaces.optional.items():
             filled.setdefault(key, zero.to(label))

@@ -22,7 +22,7 @@ from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.training.collect import with_ends
 
-NOT_KEPT = (*EXCLUDE, "arrival_reward")  # large, or there under another name
+NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
 
 
 class ReplayMemory:

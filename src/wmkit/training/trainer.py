@@ -156,7 +156,8 @@ class Trainer:
             bar.start_at(self.step)
             if not self.updates:
                 self._save()  # there is a good state from here on
-                self._update(int(settings.get("pretrain", 0)))
+                pretraining = getattr(self.system, "pretraining", None)  # the system may know better
+                self._update(int(settings.get("pretrain", 0)) if pretraining is None else pretraining)
             while self.step < steps and not self._stopping():
                 collected = self._collect(bar, "train")
                 self._update(self.ratio.due(collected))

@@ -1,0 +1,119 @@
+"""Acting on what the sequence model makes of the last steps (STORM, arXiv:2310.09615)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.data import Unbounded
+from torchrl.envs import TensorDictPrimer
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from wmkit.dynamics import Steps
+from wmkit.errors import ConfigError
+from wmkit.nn import Feature
+
+
+class WindowPolicy(TensorDictModuleBase):
+    """Policy for a TorchRL collector, batched over environments, with a memory of a few steps.
+
+    Reads the observation keys, ``is_init``, ``previous_action`` and ``recent_steps`` ``[window, G + 2 + A]``,
+    which it carries itself: classes of the state, reward, ``is_init`` and action of each step. Where an
+    episode begins there is no past, and it acts on the observation with an empty belief. Samples actions
+    under ``ExplorationType.RANDOM`` and takes the mode otherwise.
+
+    Args:
+        system: of token dynamics whose policy reads the belief too.
+        window: steps that are remembered, 16 in STORM.
+        reads: the state acted on: what the model expected (``"prior"``: as in its dreams, and blind to
+            the present observation; the released STORM) or what is there (``"posterior"``).
+
+    Raises:
+        ConfigError: an unknown ``reads``, or stacked frames.
+    """
+
+    def __init__(
+        self, system: Any, *, window: int = 16, reads: Literal["prior", "posterior"] = "prior"
+    ) -> None:
+        super().__init__()
+        if reads not in ("prior", "posterior"):
+            raise ConfigError(f"policy.reads is {reads!r}: wanted prior or posterior; correct policy.reads")
+        if system.frames.count > 1:
+            raise ConfigError(
+                f"a window policy reads single frames, but they are stacked by {system.frames.count}: wanted "
+                "one; set observations.frames.count=1"
+            )
+        # Read, not owned: the system registers both.
+        self.__dict__["world_model"], self.__dict__["actor"] = system.world_model, system.actor
+        self.frames, self.window, self.reads = system.frames, window, reads
+        self.images, self.observations = system.spaces.images, system.spaces.observations
+        self.action_dim = system.spaces.action_dim
+        self.continuous = system.spaces.actions == "continuous"
+        read = [key for key in self.observations if key != "reward"]
+        self.in_keys = [*read, "is_init", "recent_steps", "previous_action"]
+        self.out_keys = ["action", ("next", "recent_steps"), ("next", "previous_action")]
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """The transform that declares and carries recent steps."""
+        width = self.world_model.dynamics.groups + 2 + self.action_dim
+        return TensorDictPrimer(
+            {
+                "recent_steps": Unbounded((self.window, width)),
+                "previous_action": Unbounded((self.action_dim,)),
+            },
+            default_value=0.0,
+            expand_specs=True,
+        )
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Act on root observations ``[*E]``."""
+        lead, dynamics = tensordict.batch_size, self.world_model.dynamics
+        is_init = tensordict.get("is_init").reshape(-1, 1)
+        rows, groups = len(is_init), dynamics.groups
+        recent = tensordict.get("recent_steps").reshape(rows, self.window, -1).clone()
+        recent[:, -1, groups + 2 :] = tensordict.get("previous_action").reshape(rows, -1).float()
+        with self.world_model.evaluating():
+            logits = dynamics.posterior_logits(self.world_model.encoder(self._observed(tensordict)))
+            _, present = dynamics.sample(logits)  # [E, G]
+            belief, _ = dynamics.advance(self._steps(recent), None, separate=True)
+            belief = belief[:, -1].masked_fill(is_init, 0)
+            classes = present
+            if self.reads == "prior":
+                _, expected = dynamics.sample(dynamics.prior_logits(belief))
+                classes = torch.where(is_init, present, expected)
+            choice = self.actor(dynamics.view(dynamics.one_hot(classes), belief, classes))
+        action = choice.sample() if exploration_type() == ExplorationType.RANDOM else choice.mode
+        here = torch.cat([present.float(), self._reward(tensordict), is_init.float(), 0 * action.float()], -1)
+        remembered = torch.cat([recent[:, 1:], here.unsqueeze(1)], 1)
+        action = action.unflatten(0, lead) if len(lead) else action.squeeze(0)
+        tensordict.set("action", action)
+        tensordict.set(("next", "recent_steps"), remembered.reshape(*lead, self.window, -1))
+        return tensordict.set(("next", "previous_action"), action.float())
+
+    def _steps(self, recent: Tensor) -> Steps:
+        """Remembered steps ``[E, window, ...]`` as the sequence model takes them."""
+        dynamics = self.world_model.dynamics
+        classes, reward, is_init, action = recent.split([dynamics.groups, 1, 1, self.action_dim], -1)
+        state = dynamics.one_hot(classes.long())
+        return Steps(Feature(state, state[..., :0], classes.long()), action, reward, is_init[..., 0] > 0)
+
+    def _observed(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        observed = {}
+        for key in self.observations:
+            value = self._reward(tensordict) if key == "reward" else self._flat(tensordict, key)
+            observed[key] = self.frames.frame(value) if key in self.images else value
+        return observed
+
+    def _reward(self, tensordict: TensorDictBase) -> Tensor:
+        """Reward on arriving ``[E, 1]``, in the reward head's units; zero where it is not shown."""
+        if tensordict.get("arrival_reward", None) is None:
+            return torch.zeros(tensordict.batch_size.numel(), 1, device=tensordict.get("is_init").device)
+        return self.world_model.reward({"reward": self._flat(tensordict, "arrival_reward")})
+
+    def _flat(self, tensordict: TensorDictBase, key: str) -> Tensor:
+        lead, value = tensordict.batch_size, tensordict.get(key)
+        return value.reshape(-1, *value.shape[len(lead) :])

@@ -1,0 +1,254 @@
+"""STORM as a system: counts, cache, episodes that are not kept apart, free bits, returns, acting."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from test_twm import cut, parameters, steps
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchrl.data import Composite, OneHot, UnboundedDiscrete
+from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
+
+import wmkit
+from wmkit.dynamics import DreamStart, Steps, dream
+from wmkit.envs.counting import CountingEnv
+from wmkit.errors import ConfigError
+from wmkit.functional import categorical_kl, unimix_probs
+from wmkit.nn import Feature
+from wmkit.objectives import KLBalance, LambdaReturnJumpy, MeanFreeBits, OwnValueReturn
+from wmkit.objectives.token_latents import Spans
+from wmkit.systems import System
+
+ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
+TINY = [
+    *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.depth=2"),
+    *("batch.size=3", "batch.length=8", "behaviour.starts.count=12", "behaviour.starts.context=3"),
+    "behaviour.horizon=4",
+]
+
+
+def build(*overrides: str, spec: Composite = ATARI, actions: int = 5) -> System:
+    torch.manual_seed(0)
+    return wmkit.build(
+        "storm", observation_spec=spec, action_spec=OneHot(actions), overrides=[*TINY, *overrides]
+    )
+
+
+def paper() -> System:
+    with torch.device("meta"):
+        overrides = ["size=paper", "preset=full"]
+        return wmkit.build("storm", observation_spec=ATARI, action_spec=OneHot(18), overrides=overrides)
+
+
+def test_parameter_counts_of_every_part() -> None:
+    system = paper()
+    model, dynamics = system.world_model, system.world_model.dynamics
+    assert [parameters(part) for part in (model, system.actor, system.critic)] == [
+        16_513_155,
+        1_059_858,
+        1_181_439,
+    ]
+    parts = [
+        (model.encoder,),
+        (dynamics.posterior, dynamics.prior),
+        (model.decoder,),
+        (dynamics.tokens, dynamics.backbone),
+        (model.heads["reward"],),
+        (model.heads["continuation"],),
+    ]
+    assert [parameters(*part) for part in parts] == [
+        690_624,
+        4_720_640,
+        4_884_931,
+        5_032_960,
+        657_151,
+        526_849,
+    ]
+    assert system.batch_shape == (16, 65)
+
+
+def test_a_cached_walk_is_the_full_pass() -> None:
+    dynamics = build().world_model.eval().dynamics
+    walk = steps(dynamics, 4, 20, torch.rand(4, 20) < 0.2)
+    full, _ = dynamics.advance(walk, None)
+    carry, beliefs, loop = None, [], dynamics.loop()
+    for t in range(20):
+        belief, carry = dynamics.advance(cut(walk, t, t + 1), carry, loop)
+        beliefs.append(belief)
+    torch.testing.assert_close(torch.cat(beliefs, 1), full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_attention_crosses_episodes_unless_told_not_to(separate: bool) -> None:
+    dynamics = build(f"world_model.dynamics.separate_episodes={separate}").world_model.eval().dynamics
+    init = torch.zeros(1, 8, dtype=torch.bool)
+    init[0, 4] = True
+    walk = steps(dynamics, 1, 8, init)
+    classes = walk.state.classes.clone()
+    classes[:, 2] = (classes[:, 2] + 1) % 4
+    state = dynamics.one_hot(classes)
+    base, _ = dynamics.advance(walk, None)
+    other, _ = dynamics.advance(Steps(Feature(state, state[..., :0], classes), *walk[1:]), None)
+    changed = (base != other).any(-1)[0].tolist()
+    assert changed == [False, False, True, True] + [not separate] * 4
+
+
+def test_a_dream_costs_less_than_half_a_gigaflop_per_start() -> None:
+    system, rows = paper(), 1024
+    model = system.world_model.requires_grad_(False)
+    start = DreamStart(
+        torch.zeros(rows, 9, 32, dtype=torch.int64, device="meta"),
+        torch.zeros(rows, 9, 1, device="meta"),
+        torch.zeros(rows, 9, dtype=torch.bool, device="meta"),
+        torch.zeros(rows, 8, 18, device="meta"),
+        torch.ones(rows, dtype=torch.bool, device="meta"),
+    )
+    with FlopCounterMode(display=False) as counter:
+        dreamt = dream(model, system.actor, start, 16, prior_start=True)
+    assert dreamt.beliefs.shape == (rows, 17, 512)
+    assert 0.1e9 < counter.get_total_flops() / rows < 0.4e9
+
+
+def test_free_bits_are_of_the_mean() -> None:
+    """One position far off, many at zero: a mean below one nat teaches nothing; DreamerV3's terms do."""
+    q = torch.zeros(1, 20, 1, 4)
+    q[0, 3, 0, 0] = 4.0
+    flag = torch.ones(1, 20, dtype=torch.bool)
+    spans = Spans(slice(0, 19), slice(1, 20), flag, flag)
+    losses = {}
+    for kind in ("mean", "element"):
+        p = torch.zeros(1, 20, 1, 4, requires_grad=True)
+        if kind == "mean":
+            loss = MeanFreeBits()(q, p, spans)[1]["kl_dynamics"].mean
+        else:
+            loss = KLBalance()(q, p)["kl_dynamics"].mean
+        (losses[kind],) = torch.autograd.grad(loss, p)
+    assert not losses["mean"].any() and losses["element"][0, 3].any()
+    big = 3 * torch.randn(2, 5, 2, 4)
+    spans = Spans(slice(0, 4), slice(1, 5), flag, flag)
+    representation, dynamics = MeanFreeBits()(big, 0 * big, spans)
+    kl = categorical_kl(*(unimix_probs(x[:, 1:], 0.01) for x in (big, 0 * big))).mean()
+    assert kl > 1
+    torch.testing.assert_close(dynamics["kl_dynamics"].mean, kl)
+    torch.testing.assert_close(representation["kl_representation"].mean, kl)
+
+
+def test_returns_released_and_corrected() -> None:
+    torch.manual_seed(0)
+    reward, discount, value = torch.randn(3, 7), torch.rand(3, 7), torch.randn(3, 8)
+    after = {"reward": reward, "continuation": discount, "state_value": value[:, 1:]}
+    transitions = TensorDict(
+        {"state_value": value[:, :-1, None], "next": {k: v[..., None] for k, v in after.items()}}, [3, 7]
+    )
+    for estimator, shift in ((OwnValueReturn(0.95), 0), (LambdaReturnJumpy(gamma=1.0, lmbda=0.95), 1)):
+        wanted, later = torch.zeros(3, 7), value[:, 7]
+        for t in reversed(range(7)):
+            later = reward[:, t] + discount[:, t] * (0.05 * value[:, t + shift] + 0.95 * later)
+            wanted[:, t] = later
+        torch.testing.assert_close(estimator.value_estimate(transitions).squeeze(-1), wanted)
+    assert isinstance(build("compat=released").behaviour.estimator, OwnValueReturn)
+
+
+def test_the_sequence_model_teaches_the_encoder() -> None:
+    system = build()
+    out = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
+    encoder = list(system.world_model.encoder.parameters())
+    assert any(g.abs().sum() > 0 for g in torch.autograd.grad(out.dynamics, encoder))
+
+
+def test_an_update_learns_resumes_and_draws_the_slow_critic() -> None:
+    systems = [build(), build()]
+    batch = systems[0].example_batch()
+    slow = [p.clone() for p in systems[0].schedule.slow_critic.parameters()]
+    for system in systems:
+        torch.manual_seed(5)
+        first = system.update(batch)
+        for _ in range(4):
+            last = system.update(batch)
+        assert last["loss_world_model"] < first["loss_world_model"]
+        assert all(torch.isfinite(v).all() for v in last.values())
+    a, b = systems
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(x, y) for x, y in zip(slow, a.schedule.slow_critic.parameters(), strict=True))
+    other = build("seed=3")
+    other.load_state_dict(copy.deepcopy(a.state_dict()))
+    for system in (a, other):
+        torch.manual_seed(6)
+        system.update(batch)
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), other.parameters(), strict=True))
+
+
+def acted(system: System, reads: str, change: bool = False) -> tuple[list[Feature], TensorDict]:
+    """What the actor read along a roll-out of the counting world."""
+    read: list[Feature] = []
+    hook = system.actor.register_forward_pre_hook(lambda m, args: read.append(args[0]))
+    env = TransformedEnv(CountingEnv(pixels=True), InitTracker())
+    env.append_transform(system.policy.make_tensordict_primer())
+    torch.manual_seed(3)
+    with set_exploration_type(ExplorationType.RANDOM):
+        rollout = env.rollout(12, system.policy, break_when_any_done=False)
+    hook.remove()
+    return read, rollout
+
+
+def test_acting_remembers_the_episode_and_no_other() -> None:
+    """The belief that the actor reads is that of the whole episode so far, run at once."""
+    system = build(spec=CountingEnv(pixels=True).observation_spec, actions=3)
+    read, rollout = acted(system, "prior")
+    dynamics = system.world_model.eval().dynamics
+    memory = rollout["next", "recent_steps"][6]  # after acting on t = 6: seven steps of one episode
+    classes = memory[:, :4].long()
+    state = dynamics.one_hot(classes)
+    action = torch.cat([rollout["action"][:6].float(), torch.zeros(1, 3)])
+    episode = Feature(state[None, -7:], state[None, -7:, :0], classes[None, -7:])
+    known = Steps(episode, action[None], torch.zeros(1, 7, 1), torch.zeros(1, 7, dtype=torch.bool))
+    with torch.no_grad():
+        belief, _ = dynamics.advance(known, None)
+    for t in range(1, 7):
+        torch.testing.assert_close(read[t].belief[0], belief[0, t - 1], atol=1e-5, rtol=0)
+    assert rollout["is_init"].flatten().nonzero().flatten().tolist() == [0, 7]
+    assert not read[0].belief.any() and not read[7].belief.any()
+
+
+def test_released_acting_is_blind_to_the_present_frame() -> None:
+    """Another frame changes nothing with the same memory and chance, unless the posterior is read."""
+    for reads, blind in (("prior", True), ("posterior", False)):
+        system = build(f"policy.reads={reads}", actions=5)
+        system.world_model.dynamics.posterior[-1].weight.data.mul_(1000)  # frames that can be told apart
+        torch.manual_seed(0)
+        recent = torch.zeros(40, 16, 4 + 2 + 5)
+        recent[:, 0, 5] = 1  # the first of them begins an episode
+        root = {
+            "is_init": torch.zeros(40, 1, dtype=torch.bool),
+            "previous_action": F.one_hot(torch.arange(40) % 5, 5),
+        }
+        seen: list[Tensor] = []
+        system.actor.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0].dense))
+        for value in (0, 255):
+            pixels = torch.full((40, 3, 64, 64), value, dtype=torch.uint8)
+            torch.manual_seed(1)
+            system.policy(TensorDict({**root, "pixels": pixels, "recent_steps": recent}, [40]))
+        assert torch.equal(*seen) == blind
+    with pytest.raises(ConfigError, match=r"policy\.reads"):
+        build("policy.reads=nothing")
+
+
+def test_rewards_are_in_their_own_units_and_ends_are_hard() -> None:
+    system = build()
+    model = system.world_model
+    with torch.no_grad():
+        model.heads["continuation"].trunk[-1].weight.zero_()
+        model.heads["continuation"].trunk[-1].bias.fill_(0.1)
+    belief = torch.randn(6, 16)
+    reward, discount = model.outcome(belief)
+    assert reward.shape == (6, 1) and (discount == 0.97).all()  # quick's discount
+    model.heads["continuation"].trunk[-1].bias.data.fill_(-0.1)
+    assert not model.outcome(belief)[1].any()
+    batch = {"reward": torch.tensor([[math.e**3]])}
+    assert torch.equal(model.reward(batch), batch["reward"])
