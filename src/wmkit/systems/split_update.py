@@ -141,5 +141,5 @@ class SplitUpdate(nn.Module):
 
 def _adam(settings: Mapping[str, float], parameters: Any) -> Learner:
     """An Adam learner from ``lr``, ``eps``, ``clip`` and ``weight_decay``."""
-    options = {key: value for key, value in settings.items() if key != "clip"}
+    options: dict[str, Any] = {key: value for key, value in settings.items() if key != "clip"}
     return Learner(parameters, lambda p: torch.optim.Adam(p, fused=True, **options), settings["clip"])
