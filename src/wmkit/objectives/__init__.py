@@ -35,7 +35,6 @@ __all__ = [
     "MixedGradient",
     "OwnValueReturn",
     "PerSampleTargets",
-    "PerSampleTargets",
     "Records",
     "Reinforce",
     "ReplayCriticLoss",

@@ -55,7 +55,7 @@ class System(nn.Module):
         name: str,
         spaces: Spaces,
         *,
-        world_model: Callable[..., nn.Module],
+        world_model: Callable[..., Any],  # a module that dynamics are part of
         actor: Callable[..., nn.Module],
         critic: Callable[..., nn.Module],
         world_model_loss: nn.Module,
