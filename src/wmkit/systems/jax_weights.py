@@ -170,8 +170,9 @@ the environment that they were trained with, and leave the optimiser's out
     with torch.no_grad():
         for name, slot in slots.items():
             slot.tensor.copy_(slot.to_ours(arrays[name]))
-    if hasattr(system.actor, "unimix"):
-        system.actor.unimix = 0.0
+    actor: Any = system.actor
+    if hasattr(actor, "unimix"):
+        actor.unimix = 0.0
 
 
 def dreamerv3_jax_parameters(system: System) -> dict[str, np.ndarray]:
