@@ -160,14 +160,15 @@ class BlockGRULoop:
         shared = self.shared(torch.cat([gru.belief_in(belief), x], -1))  # [B, U]
         if torch.is_grad_enabled():
             hidden = gru.norm(shared + ahead + side_by_side(self.own(belief)))
-            gates = self.gates(gru.style.activate(hidden))  # [g, B, 3U/g]
+            gates = self.gates(gru.style.activate(hidden)).to(belief.dtype)  # [g, B, 3U/g]
             return side_by_side(_Update.apply(gates, self._blocks(belief)))
         self._blocks(shared.add_(ahead)).add_(self.own(belief))
         hidden = self._blocks(gru.style.activate(gru.norm(shared), inplace=True))  # [g, B, U/g]
         reset, candidate, update = (torch.bmm(hidden, weight).add_(bias) for weight, bias in self.apart)
         candidate.mul_(reset.sigmoid_()).tanh_()
+        parts = (x.to(belief.dtype) for x in (candidate, update.sigmoid_()))  # autocast may have lowered it
         after = torch.empty_like(belief)
-        torch.lerp(self._blocks(belief), candidate, update.sigmoid_(), out=self._blocks(after))
+        torch.lerp(self._blocks(belief), *parts, out=self._blocks(after))
         return after
 
     def _blocks(self, x: Tensor) -> Tensor:

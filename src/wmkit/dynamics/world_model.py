@@ -101,6 +101,11 @@ class WorldModel(nn.Module):
         predictions = self.decoder(torch.cat([x.feature for x in latents], 1))
         return {key: predictions[key].mean for key in self.decoder.images}, latents
 
+    def resume(self, start: Mapping[str, Tensor]) -> Latent:
+        """Latent from stored ``state``, ``belief`` and, where there is one, the policy's ``carry``."""
+        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
+        return self.dynamics.resume(start["state"], start["belief"], **carried)
+
     def predict(self, features: Tensor) -> dict[str, Any]:
         """Every prediction made from a single feature ``[*B, F]``: decoded keys and heads."""
         predictions = dict(self.decoder(features))

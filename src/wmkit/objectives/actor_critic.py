@@ -191,8 +191,7 @@ class ActorCriticLoss(nn.Module):
     @torch.no_grad()
     def imagine(self, world_model: WorldModel, actor: Any, start: Any, horizon: int) -> TensorDict:
         """Transitions ``[N, horizon]`` from a mapping with ``state``, ``belief`` and, maybe, ``carry``."""
-        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
-        latent = world_model.dynamics.resume(start["state"], start["belief"], **carried)
+        latent = world_model.resume(start)
         return self.transitions(world_model, imagine(world_model, actor, latent, horizon, gate=self.gate))
 
     @torch.no_grad()

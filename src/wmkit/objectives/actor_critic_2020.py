@@ -148,6 +148,11 @@ class ActorCriticLoss2020(nn.Module):
         return ActorCriticOutput(actor_loss, critic_loss, metrics, target[:, 0].detach())
 
     @torch.no_grad()
+    def imagine(self, world_model: WorldModel, actor: Any, start: Any, horizon: int) -> TensorDict:
+        """Transitions ``[N, horizon]`` from a mapping with ``state``, ``belief`` and, maybe, ``carry``."""
+        return self.transitions(world_model, imagine(world_model, actor, world_model.resume(start), horizon))
+
+    @torch.no_grad()
     def transitions(self, world_model: WorldModel, trajectory: Trajectory) -> TensorDict:
         """A roll-out as TorchRL transitions ``[S, H]`` (:func:`as_transitions`)."""
         after = trajectory.time_major.map(lambda x: x[1:])
