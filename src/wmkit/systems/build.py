@@ -69,7 +69,10 @@ def build(
     action_spec: TensorSpec,
     overrides: Sequence[str] = (),
 ) -> System:
-    """A ready system for an environment.
+    """A ready system for an environment, with the published numbers.
+
+    `wmkit train` asks for ``preset=quick``, whose batch, discount and learning rates suit a few thousand
+    updates; here the preset is ``paper``, which leaves those of the page, unless ``overrides`` name one.
 
     Args:
         system: one of ``wmkit.available()``.
@@ -85,8 +88,10 @@ def build(
     >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
     >>> system = build("dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(4))
     >>> system.batch_shape
-    (8, 16)
+    (16, 64)
     """
+    if not any(override.startswith("preset=") for override in overrides):
+        overrides = ["preset=paper", *overrides]
     return build_from(compose(system, overrides), observation_spec, action_spec)
 
 
