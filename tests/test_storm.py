@@ -247,7 +247,7 @@ def test_rewards_are_in_their_own_units_and_ends_are_hard() -> None:
         model.heads["continuation"].trunk[-1].bias.fill_(0.1)
     belief = torch.randn(6, 16)
     reward, discount = model.outcome(belief)
-    assert reward.shape == (6, 1) and (discount == 0.97).all()  # quick's discount
+    assert reward.shape == (6, 1) and (discount == 0.985).all()
     model.heads["continuation"].trunk[-1].bias.data.fill_(-0.1)
     assert not model.outcome(belief)[1].any()
     batch = {"reward": torch.tensor([[math.e**3]])}

@@ -219,7 +219,7 @@ def test_counting_world_has_no_off_by_one() -> None:
         reward, discount = model.outcome(observed.latent.belief)
         expected, seen = (decoded_mode(model, x) for x in (observed.prior_logits, observed.posterior_logits))
     within, goes_on = ~batch["is_init"][..., 0], ~batch["done"][..., 0]
-    label = 0.97 * (1 - batch["terminated"].float())
+    label = 0.99 * (1 - batch["terminated"].float())
     for prediction, truth, mask, share in (
         (reward[..., 0], torch.tanh(batch["reward"])[..., 0], within, 0.4),
         (discount[..., 0], label[..., 0], within, 0.4),
@@ -275,7 +275,7 @@ def test_losses_are_those_of_the_paper_computed_by_hand() -> None:
                     terms["state"].append(-(q[b, t] * p[b, t].log()).sum())
                 r, c = torch.tanh(batch["reward"][b, t, 0]), chance[b, t, 0]
                 terms["reward"].append(0.5 * (reward[b, t, 0] - r) ** 2 + 0.5 * math.log(2 * math.pi))
-                label = 0.97 * (1 - batch["terminated"][b, t, 0].float())  # quick's discount
+                label = 0.99 * (1 - batch["terminated"][b, t, 0].float())
                 terms["continuation"].append(-(label * c.log() + (1 - label) * (1 - c).log()))
     for name, values in terms.items():
         torch.testing.assert_close(out.metrics[f"loss_{name}"], torch.stack(values).mean().detach())
