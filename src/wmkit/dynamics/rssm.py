@@ -175,8 +175,8 @@ class RSSM(nn.Module):
             action: ``[B, A]`` float.
             noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
         """
-        key = "transition", id(self), torch.is_grad_enabled()
-        transition = kept(key, self, lambda: self.input.bind(self.backbone))
+        bound = ("transition", id(self), torch.is_grad_enabled())
+        transition = kept(lambda: bound, self, lambda: self.input.bind(self.backbone))
         ahead = transition.ahead(self._clipped(action))
         reset = torch.zeros(action.shape[0], dtype=torch.bool, device=action.device)
         belief, carry = transition.step(latent.state, latent.classes, latent.carry, reset, ahead)

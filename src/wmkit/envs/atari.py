@@ -143,7 +143,7 @@ class AtariEnv(EnvBase):
         number = 0 if seed is None else int(seed) % 2**31
         self._random = np.random.default_rng(number)
         self.emulator.setInt("random_seed", number)  # read when a game is loaded
-        self.emulator.loadROM(roms.get_rom_path(self.game))
+        self.emulator.loadROM(str(roms.get_rom_path(self.game)))
 
 
 atari = AtariEnv

@@ -9,7 +9,7 @@ columns. Same numbers up to rounding, a quarter of the time on a CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,11 @@ def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
     classes = weight.shape[1] // groups
     rows = index + torch.arange(groups, device=index.device) * classes
     weight = weight.detach()
-    key = "rows", weight.data_ptr(), weight.shape, weight.stride()
-    table = kept(key, weight, lambda: weight.t().contiguous())  # [G*C, D]
+
+    def name() -> Hashable:
+        return "rows", weight.data_ptr(), weight.shape, weight.stride()
+
+    table = kept(name, weight, lambda: weight.t().contiguous())  # [G*C, D]
     picked = F.embedding_bag(rows.reshape(-1, groups), table, mode="sum")
     return picked.view(*index.shape[:-1], weight.shape[0])
 

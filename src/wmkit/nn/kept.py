@@ -25,7 +25,7 @@ def weights_unchanged() -> Iterator[None]:
     >>> made = []
     >>> with weights_unchanged():
     ...     for _ in range(3):
-    ...         _ = kept("key", None, lambda: made.append("once"))
+    ...         _ = kept(lambda: "key", None, lambda: made.append("once"))
     >>> made
     ['once']
     """
@@ -39,11 +39,11 @@ def weights_unchanged() -> Iterator[None]:
         _kept.reset(token)
 
 
-def kept(key: Hashable, owner: object, make: Callable[[], T]) -> T:
-    """``make()``, or what it gave before under the same key inside :func:`weights_unchanged`.
+def kept(name: Callable[[], Hashable], owner: object, make: Callable[[], T]) -> T:
+    """``make()``, or what it gave before under the same name inside :func:`weights_unchanged`.
 
     Args:
-        key: tells what is made; identities and addresses are good while ``owner`` lives.
+        name: tells what is made; identities and addresses are good while ``owner`` lives. Asked only inside.
         owner: whose weights it is made from; kept alive with the value.
         make: makes it. Its value is not to be written to.
     """
@@ -52,6 +52,7 @@ def kept(key: Hashable, owner: object, make: Callable[[], T]) -> T:
     values = _kept.get()
     if values is None:
         return make()
+    key = name()
     if key not in values:
         values[key] = (owner, make())
     return values[key][1]  # type: ignore[return-value]
