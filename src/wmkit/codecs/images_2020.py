@@ -9,21 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
 
-from wmkit.codecs.images import channels, image_side
-from wmkit.codecs.images_2023 import IMAGE_SIZE, SHAPE
-from wmkit.errors import ConfigError
-from wmkit.nn import STYLE_2023, Activation, LayerStyle, channel_norm, init_hidden, init_output, patches
-
-STAGES = 4
-UP_KERNELS = (5, 5, 6, 6)
+from wmkit.codecs.images import channels
+from wmkit.codecs.images_unpadded import KERNELS, UnpaddedImageEncoder, check_shapes, unpadded_stages
+from wmkit.nn import STYLE_2023, LayerStyle, init_output, patches
 
 
-class ImageEncoder2020(nn.Module):
+class ImageEncoder2020(UnpaddedImageEncoder):
     """Images ``[N, C, 64, 64]`` to ``[N, 32 * depth]`` (DreamerV1, DreamerV2).
 
     Args:
@@ -51,19 +46,11 @@ class ImageEncoder2020(nn.Module):
         activation: Literal["silu", "elu", "relu"] = "elu",
         style: LayerStyle = STYLE_2023,
     ) -> None:
-        super().__init__()
-        _check(shapes, patch)
-        style = replace(style, activation=activation)
-        widths = [channels(shapes), *(depth * 2**i for i in range(STAGES))]
-        self.layers = nn.Sequential()
-        for before, after in pairwise(widths):
-            conv = nn.Conv2d(before, after, 4, stride=2, bias=style.bias)
-            self.layers.extend([init_hidden(conv, style.init), channel_norm(after, style), Activation(style)])
-        self.out_dim = 4 * widths[-1]
+        super().__init__(shapes, depth=depth, patch=patch, style=replace(style, activation=activation))
 
     def forward(self, image: Tensor) -> Tensor:
         """``image`` float in [0, 1]."""
-        return self.layers(patches(image, 1) - 0.5).flatten(1)
+        return super().forward(patches(image, 1) - 0.5)
 
 
 class ImageDecoder2020(nn.Module):
@@ -97,26 +84,13 @@ class ImageDecoder2020(nn.Module):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
-        _check(shapes, patch)
+        check_shapes(shapes, patch)
         style = replace(style, activation=activation)
-        widths = [32 * depth, 4 * depth, 2 * depth, depth, channels(shapes)]
-        self.linear = init_output(nn.Linear(in_dim, widths[0]), init=style.init)
-        self.layers = nn.Sequential()
-        for (before, after), kernel in zip(pairwise(widths[:-1]), UP_KERNELS[:-1], strict=True):
-            conv = nn.ConvTranspose2d(before, after, kernel, stride=2, bias=style.bias)
-            self.layers.extend([init_hidden(conv, style.init), channel_norm(after, style), Activation(style)])
-        last = nn.ConvTranspose2d(widths[-2], widths[-1], UP_KERNELS[-1], stride=2)
+        self.linear = init_output(nn.Linear(in_dim, 32 * depth), init=style.init)
+        self.layers = unpadded_stages([32 * depth, 4 * depth, 2 * depth, depth], style)
+        last = nn.ConvTranspose2d(depth, channels(shapes), KERNELS[-1], stride=2)
         self.layers.append(init_output(last, init=style.init))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, F] -> [N, C, 64, 64]``; the half that the encoder takes off is put back."""
         return self.layers(self.linear(features)[..., None, None]) + 0.5
-
-
-def _check(shapes: Mapping[str, Sequence[int]], patch: int) -> None:
-    image_side(shapes, lambda side: side == IMAGE_SIZE, SHAPE)
-    if patch != 1:
-        raise ConfigError(
-            f"patch is {patch} with convolutions without padding: wanted 1; set size.patch=1 or choose "
-            "another size"
-        )

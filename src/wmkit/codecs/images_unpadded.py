@@ -1,4 +1,5 @@
-"""Image halves of a codec without padding and without norms: TWM's (arXiv:2303.07109; jrobine/twm).
+"""Image halves of a codec whose convolutions have no padding: TWM's (arXiv:2303.07109; jrobine/twm), and what
+those of the first two Dreamers (:mod:`wmkit.codecs.images_2020`) are made of.
 
 Down by four convolutions of kernel 4 and stride 2, ``64 -> 31 -> 14 -> 6 -> 2``; back from one
 position by four transposed ones, ``1 -> 5 -> 13 -> 30 -> 64``. Images are in [0, 1] and not centred.
@@ -50,8 +51,7 @@ class UnpaddedImageEncoder(nn.Module):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
-        image_side(shapes, lambda side: side == IMAGE_SIZE, SHAPE)
-        _check_patch(patch)
+        check_shapes(shapes, patch)
         self.layers = nn.Sequential()
         for before, after in pairwise([channels(shapes), *(depth * 2**i for i in range(4))]):
             conv = init_hidden(nn.Conv2d(before, after, 4, stride=2, bias=style.bias), style.init)
@@ -96,20 +96,14 @@ class UnpaddedImageDecoder(nn.Module):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
-        image_side(shapes, lambda side: side == IMAGE_SIZE, SHAPE)
-        _check_patch(patch)
+        check_shapes(shapes, patch)
         if init not in ("style", "default"):
             raise ConfigError(
                 f"decoder init is {init!r}: wanted style or default; correct decoder.image.init"
             )
         self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, 16 * depth), style.init)
         self.activation = Activation(style)
-        widths = [16 * depth, 4 * depth, 2 * depth, depth]
-        self.layers = nn.Sequential()
-        for (before, after), kernel in zip(pairwise(widths), KERNELS, strict=False):
-            conv = nn.ConvTranspose2d(before, after, kernel, stride=2, bias=style.bias)
-            conv = init_hidden(conv, style.init) if init == "style" else conv
-            self.layers.extend([conv, channel_norm(after, style), Activation(style)])
+        self.layers = unpadded_stages([16 * depth, 4 * depth, 2 * depth, depth], style, init)
         last = nn.ConvTranspose2d(depth, channels(shapes), KERNELS[-1], stride=2)
         if init == "style":
             init_output(last, init=style.init)
@@ -122,6 +116,33 @@ class UnpaddedImageDecoder(nn.Module):
         return self.layers(hidden[..., None, None])
 
 
-def _check_patch(patch: int) -> None:
+def unpadded_stages(
+    widths: Sequence[int], style: LayerStyle, init: Literal["style", "default"] = "style"
+) -> nn.Sequential:
+    """The hidden stages of a decoder: transposed convolutions ``1 -> 5 -> 13 -> 30`` of these widths.
+
+    Args:
+        widths: four, the first that of the single position.
+        style: norm, activation, bias and initialisation.
+        init: as in :class:`UnpaddedImageDecoder`.
+
+    >>> import torch
+    >>> unpadded_stages([8, 4, 2, 1], STYLE_2023)(torch.zeros(1, 8, 1, 1)).shape
+    torch.Size([1, 1, 30, 30])
+    """
+    stages = nn.Sequential()
+    for (before, after), kernel in zip(pairwise(widths), KERNELS[:-1], strict=True):
+        conv = nn.ConvTranspose2d(before, after, kernel, stride=2, bias=style.bias)
+        conv = init_hidden(conv, style.init) if init == "style" else conv
+        stages.extend([conv, channel_norm(after, style), Activation(style)])
+    return stages
+
+
+def check_shapes(shapes: Mapping[str, Sequence[int]], patch: int) -> None:
+    """Raise unless every image is 64 x 64 and read pixel by pixel."""
+    image_side(shapes, lambda side: side == IMAGE_SIZE, SHAPE)
     if patch != 1:
-        raise ConfigError(f"patch is {patch}: wanted 1, this codec has no other; set size.patch=1")
+        raise ConfigError(
+            f"patch is {patch} with convolutions without padding: wanted 1; set size.patch=1 or choose "
+            "another size"
+        )
