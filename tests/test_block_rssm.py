@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkit import backbones
-from wmkit.dynamics import RSSM, LongShortRSSM
+from wmkit.dynamics import RSSM, LongShortRSSM, filter_loop
 from wmkit.errors import ConfigError
 from wmkit.functional import sample_index, unimix_probs
-from wmkit.nn import STYLE_2024, BlockLinear, LoopWeight, RMSNorm, block_product
+from wmkit.nn import STYLE_2024, BlockLinear, GaussianLatent, LoopWeight, RMSNorm, block_product
 
 A, E, G, C, U, H, BLOCKS = 3, 7, 4, 5, 16, 6, 4
 
@@ -320,3 +320,47 @@ def test_rms_norm_is_pytorchs_with_its_gradients(shape):
     results = [(y, *torch.autograd.grad(y.sin().sum(), wanted)) for y in (plain, norm(x))]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+# -- the loop with its gradient written out -----------------------------------------------
+
+
+@pytest.mark.parametrize("learned_initial", [False, True])
+@pytest.mark.parametrize("classes", [C, 12])  # few classes, and many
+def test_written_out_loop_is_the_loop(
+    monkeypatch: pytest.MonkeyPatch, learned_initial: bool, classes: int
+) -> None:
+    torch.manual_seed(0)
+    gru = partial(backbones.build, "block_gru", blocks=BLOCKS, learned_initial=learned_initial)
+    model = rssm(backbone=gru, classes=classes)(A, E)
+    for p in model.parameters():
+        nn.init.normal_(p, 0.0, 0.5)
+    batch, steps = 3, 7
+    inputs = [torch.randn(batch, steps, E), torch.randn(batch, steps, A), torch.randn(batch, U)]
+    start = F.one_hot(torch.randint(0, classes, (batch, G)), classes).float().flatten(1)
+    is_init = torch.rand(batch, steps) < 0.3
+    assert is_init.any() and not is_init.all()
+    weights = [torch.randn(batch, steps, width) for width in (G * classes, U, G * classes)]
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        leaves = [x.clone().requires_grad_() for x in inputs] + [*model.parameters()]
+        torch.manual_seed(1)
+        seen = model.observe(*leaves[:2], is_init, model.resume(start, leaves[2]))
+        outputs = [seen.latent.state, seen.latent.belief, seen.posterior_logits.flatten(2)]
+        loss = sum((w * x).sum() for w, x in zip(weights, outputs, strict=True)) + seen.prior_logits.sum()
+        grads = torch.autograd.grad(loss, leaves)
+        return [*outputs, seen.latent.classes, seen.prior_logits], list(grads)
+
+    assert filter_loop.applies(model)
+    quick = run()
+    monkeypatch.setattr(filter_loop, "applies", lambda _: False)
+    slow = run()
+    for found, wanted in zip([*quick[0], *quick[1]], [*slow[0], *slow[1]], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_written_out_loop_leaves_other_models_alone() -> None:
+    for option in ({"joint_input": True}, {"posterior_layers": 2}, {"latent": GaussianLatent(3)}):
+        assert not filter_loop.applies(rssm(**option)(A, E))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not filter_loop.applies(rssm()(A, E))

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
+from wmkit.dynamics import filter_loop
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
@@ -214,6 +215,8 @@ class RSSM(nn.Module):
                 the step before are forgotten.
             latent: state before the window.
         """
+        if filter_loop.applies(self):
+            return self._observe_at_once(embed, previous_action, is_init, latent)
         loop = self._bind()
         action_in = loop.transition.ahead(self._action(previous_action, is_init))  # [B, T, ...]
         embed_in = loop.posterior.ahead(embed)  # [B, T, H]
@@ -229,6 +232,16 @@ class RSSM(nn.Module):
                 logits.append(logits_t)
         stacked = _stack(latents)
         return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief))
+
+    def _observe_at_once(
+        self, embed: Tensor, previous_action: Tensor, is_init: Tensor, latent: Latent
+    ) -> Observed:
+        """:meth:`observe` by :mod:`wmkit.dynamics.filter_loop`."""
+        noise = self.noise(*embed.shape[:2], device=embed.device)
+        action = self._action(previous_action, is_init)
+        seen = filter_loop.run(self, embed, action, is_init, latent.state, latent.carry, noise)
+        stacked = Latent(seen.states, seen.beliefs, seen.beliefs, seen.classes)
+        return Observed(stacked, seen.logits, self.prior_logits(seen.beliefs))
 
     # -- pieces --------------------------------------------------------------------------
 
