@@ -99,3 +99,8 @@ class RecurrentCell(nn.Module):
             u, carry = self.step(x[:, t], carry, reset[:, t])
             outputs.append(u)
         return torch.stack(outputs, 1), carry
+
+
+def no_reset(x: Tensor) -> Tensor:
+    """``[B, ...]`` to ``[B]`` bool: no row starts an episode."""
+    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)

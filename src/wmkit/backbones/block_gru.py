@@ -24,7 +24,14 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import RecurrentCell
 from wmkit.errors import ConfigError
-from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
+from wmkit.nn import (
+    STYLE_2024,
+    BlockLinear,
+    DenseNormAct,
+    LayerStyle,
+    LoopWeight,
+    side_by_side,
+)
 
 
 class BlockGRU(RecurrentCell):
@@ -149,9 +156,11 @@ class BlockGRULoop:
         """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
         return F.linear(x, self.known.t(), self.gru.hidden.bias)
 
-    def step(self, x: Tensor, carry: Tensor, reset: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, carry: Tensor, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Tensor]:
         """One step: ``x [B, D - K]``, ``reset [B]`` bool, ``ahead [B, U]`` -> output and carry ``[B, U]``."""
-        belief = self.cell(x, torch.where(reset.unsqueeze(-1), self.start, carry), ahead)
+        if reset is not None:
+            carry = torch.where(reset.unsqueeze(-1), self.start, carry)
+        belief = self.cell(x, carry, ahead)
         return belief, belief
 
     def cell(self, x: Tensor, belief: Tensor, ahead: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmkit.backbones.base import no_reset
 from wmkit.errors import ConfigError
 from wmkit.nn.attention import Memory, Remember, token_ages, visible
 
@@ -145,10 +146,11 @@ class TransformerLoop:
         return x
 
     def step(
-        self, x: Tensor, carry: Memory, reset: Tensor, ahead: Tensor | None = None
+        self, x: Tensor, carry: Memory, reset: Tensor | None, ahead: Tensor | None = None
     ) -> tuple[Tensor, Memory]:
         """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
         x = x if ahead is None else torch.cat([x, ahead], -1)
+        reset = no_reset(x) if reset is None else reset
         u, carry = self.scan(x.unsqueeze(1), carry, reset.unsqueeze(1))
         return u.squeeze(1), carry
 

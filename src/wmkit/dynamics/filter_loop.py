@@ -227,8 +227,8 @@ class _Loop(torch.autograd.Function):
             return whole.unflatten(-1, (blocks, -1)).transpose(-3, -2)
 
         read, beliefs, logits = buffer(rows, size + units), buffer(rows, units), buffer(rows, size)
-        states = x.before.new_zeros(steps, rows, groups, classes)
-        soft, index = buffer(rows, groups, classes), noise.new_empty(steps, rows, groups, dtype=torch.long)
+        states = buffer(rows * groups, classes)
+        soft, index = buffer(classes, rows * groups), noise.new_empty(steps, rows * groups, dtype=torch.long)
         gates = buffer(blocks, rows, 3 * units // blocks)
         opened, new, update = (buffer(blocks, rows, units // blocks) for _ in range(3))
         enter = _NormAct(buffer(rows, 2, hidden), w.enter_norm, eps[0])
@@ -241,9 +241,11 @@ class _Loop(torch.autograd.Function):
         into = x.before.new_empty(rows, 2, hidden)
         into_belief, into_state = into.unbind(1)
         w_belief, w_state, w_posterior, w_logits = w.belief.t(), w.state.t(), w.posterior.t(), w.logits.t()
+        identity = torch.eye(classes, dtype=into.dtype, device=into.device)
+        floor = into.new_full((), mix / classes)
         per_step = zip(
-            reset, noise, x.action, x.embed, read, beliefs, by_block(beliefs), logits, states, soft, index,
-            gates, *gates.chunk(3, -1), opened, new, update, strict=True,
+            reset, noise.flatten(1), x.action, x.embed, read, beliefs, by_block(beliefs), logits, states,
+            soft, index, gates, *gates.chunk(3, -1), opened, new, update, strict=True,
         )  # fmt: skip
         carried = x.before
         for t, (
@@ -264,12 +266,15 @@ class _Loop(torch.autograd.Function):
             torch.lerp(before_b, new_t, update_t, out=belief_b)
             h = outer.forward(t, torch.addmm(embed_t, belief_t, w_posterior))
             torch.addmm(w.logits_bias, h, w_logits, out=logits_t)
-            torch.softmax(logits_t.view_as(soft_t), -1, out=soft_t)
-            probs = soft_t * (1.0 - mix) + mix / classes if mix else soft_t
-            torch.sum(probs[..., :-1].cumsum(-1) <= noise_t, -1, out=index_t)
-            state_t.scatter_(-1, index_t.unsqueeze(-1), 1.0)
+            torch.softmax(
+                logits_t.view(-1, classes).t().contiguous(), 0, out=soft_t
+            )  # long rows, not short ones
+            below = torch.add(floor, soft_t, alpha=1.0 - mix)[:-1].cumsum(0) <= noise_t
+            torch.sum(below, 0, out=index_t)
+            torch.index_select(identity, 0, index_t, out=state_t)
             carried = torch.cat([state_t.view(rows, size), belief_t], -1)
         ctx.states = states = states.view(steps, rows, size)
+        index = index.view(steps, rows, groups)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
         return states, beliefs, logits.view(steps, rows, groups, classes), index
@@ -282,19 +287,21 @@ class _Loop(torch.autograd.Function):
         reset, read, beliefs, soft, gates, opened, new, update, enter, inner, outer = ctx.buffers
         steps, rows, units = beliefs.shape
         size, hidden = latent.groups * latent.classes, w.belief.shape[0]
-        d_states = torch.zeros_like(ctx.states) if d_states is None else d_states
-        d_beliefs = torch.zeros_like(beliefs) if d_beliefs is None else d_beliefs
-        flat = (steps, rows, size)
-        d_out = beliefs.new_zeros(flat) if d_logits is None else d_logits.reshape(flat).clone()
+        d_states = torch.zeros_like(ctx.states) if d_states is None else d_states.contiguous()
+        d_beliefs = torch.zeros_like(beliefs) if d_beliefs is None else d_beliefs.contiguous()
+        d_out = beliefs.new_zeros(steps, rows, size)
+        if d_logits is not None:
+            d_out.copy_(d_logits.flatten(2))
         d_gates, d_read = torch.empty_like(gates), torch.empty_like(read)
+        by_class = d_out.view(steps, -1, latent.classes).transpose(1, 2)  # [T, C, B*G]
         for layer in (enter, inner, outer):
             layer.backwards()
         going_on = (~reset).float()
-        w_own, w_gates, w_shared = w.own.transpose(1, 2), w.gates.transpose(1, 2), w.shared.t()
+        w_own, w_gates, w_shared = (y.mT.contiguous() for y in (w.own, w.gates, w.shared))
         before = by_block(read[..., size:])
         per_step = list(
             zip(
-                d_states, d_beliefs, d_out, d_out.view_as(soft), soft, gates.chunk(3, -1)[1], d_gates,
+                d_states, d_beliefs, d_out, by_class, soft, gates.chunk(3, -1)[1], d_gates,
                 *d_gates.chunk(3, -1), opened, new, update, before, d_read, going_on, strict=True,
             )
         )  # fmt: skip
@@ -304,8 +311,8 @@ class _Loop(torch.autograd.Function):
                 d_state, d_belief, d_out_t, d_logits_t, soft_t, candidate, d_gates_t, d_reset, d_candidate,
                 d_update, opened_t, new_t, update_t, before_t, d_read_t, going_on_t,
             ) = per_step[t]  # fmt: skip
-            d_soft = torch.add(d_state, d_carried[:, :size]).view_as(soft_t)
-            d_soft.sub_((d_soft * soft_t).sum(-1, keepdim=True))
+            d_soft = torch.add(d_state, d_carried[:, :size]).view(-1, latent.classes).t()  # [C, B*G]
+            d_soft = d_soft - (d_soft * soft_t).sum(0)
             d_logits_t.addcmul_(d_soft, soft_t, value=1.0 - latent.unimix)
             d_pre = outer.backward(t, d_out_t @ w.logits)
             d_new = torch.addmm(d_belief, d_pre, w.posterior).add_(d_carried[:, size:])

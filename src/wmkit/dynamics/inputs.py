@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.backbones import Carry, SequenceModel
+from wmkit.backbones.base import no_reset
 from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle, LoopWeight
 from wmkit.nn.features import one_hot_linear
 
@@ -33,9 +34,12 @@ class Transition(Protocol):
         ...
 
     def step(
-        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor, ahead: Tensor
+        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor | None, ahead: Tensor
     ) -> tuple[Tensor, Carry]:
-        """From ``state [B, G*C]`` (its classes ``[B, G]`` where known) to a belief ``[B, U]`` and a carry."""
+        """From ``state [B, G*C]`` (its classes ``[B, G]`` where known) to a belief ``[B, U]`` and a carry.
+
+        ``reset`` is ``[B]`` bool; none where nothing is reset.
+        """
         ...
 
 
@@ -59,7 +63,7 @@ class BackboneLoop(Protocol):
         """What the last columns of inputs add."""
         ...
 
-    def step(self, x: Tensor, carry: Carry, reset: Tensor, ahead: Tensor) -> tuple[Tensor, Carry]:
+    def step(self, x: Tensor, carry: Carry, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Carry]:
         """One step with the other columns."""
         ...
 
@@ -176,7 +180,7 @@ class _JointTransition:
         return self.layer.ahead(action)
 
     def step(
-        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor, ahead: Tensor
+        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor | None, ahead: Tensor
     ) -> tuple[Tensor, Carry]:
         x = self.layer.finish(state, ahead, classes)
         return self.loop.step(x, carry, reset, self.loop.ahead(x[..., :0]))  # no column is known ahead
@@ -191,7 +195,7 @@ class _SplitTransition:
         return self.loop.ahead(self.layers.action(action))
 
     def step(
-        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor, ahead: Tensor
+        self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor | None, ahead: Tensor
     ) -> tuple[Tensor, Carry]:
         layer = self.layers.state
         if classes is not None and not torch.is_grad_enabled():
@@ -210,6 +214,6 @@ class _Concatenated:
     def ahead(self, x: Tensor) -> Tensor:
         return x
 
-    def step(self, x: Tensor, carry: Carry, reset: Tensor, ahead: Tensor) -> tuple[Tensor, Carry]:
+    def step(self, x: Tensor, carry: Carry, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Carry]:
         x = torch.cat([x, ahead], -1) if ahead.shape[-1] else x
-        return self.backbone.step(x, carry, reset)
+        return self.backbone.step(x, carry, no_reset(x) if reset is None else reset)

@@ -179,8 +179,7 @@ class RSSM(nn.Module):
         bound = ("transition", id(self), torch.is_grad_enabled())
         transition = kept(lambda: bound, self, lambda: self.input.bind(self.backbone))
         ahead = transition.ahead(self._clipped(action))
-        reset = torch.zeros(action.shape[0], dtype=torch.bool, device=action.device)
-        belief, carry = transition.step(latent.state, latent.classes, latent.carry, reset, ahead)
+        belief, carry = transition.step(latent.state, latent.classes, latent.carry, None, ahead)
         state, index = self.sample(self.prior_logits(belief), noise)
         return Latent(state, belief, carry, index)
 

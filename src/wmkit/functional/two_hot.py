@@ -81,7 +81,8 @@ def two_hot_cross_entropy(
 
     Args:
         logits: ``[*B, K]`` float.
-        target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends.
+        target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends. Or
+            ``[*B, N]``: N targets, whose cross-entropies are added up.
         bins: ``[K]`` float, increasing.
         probs: softmax of ``logits``, if it is there already.
 
@@ -95,6 +96,8 @@ def two_hot_cross_entropy(
     index, mass = two_hot(target, bins)
     if probs is None:
         probs = torch.softmax(logits.detach(), -1)
+    if target.ndim == logits.ndim:
+        index, mass = index.flatten(-2), mass.flatten(-2)  # [*B, 2N]
     return _CrossEntropy.apply(logits, probs, index, mass)
 
 
@@ -106,14 +109,15 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(probs, index, mass)
         # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
         # the largest before anything else, or their common level would round the loss.
-        below = logits.amax(-1, keepdim=True) - logits.gather(-1, index)  # [*B, 2]
-        return (mass * below).sum(-1) - probs.amax(-1).log()
+        below = logits.amax(-1, keepdim=True) - logits.gather(-1, index)  # [*B, 2N]
+        return torch.sub((mass * below).sum(-1), probs.amax(-1).log(), alpha=index.shape[-1] // 2)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         probs, index, mass = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
-        return (probs * grad).scatter_add_(-1, index, -mass * grad), None, None, None
+        whole = grad * (index.shape[-1] // 2)
+        return (probs * whole).scatter_add_(-1, index, -mass * grad), None, None, None
 
 
 def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
@@ -138,8 +142,8 @@ def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
 def two_hot_mean_wide(probs: Tensor, bins: Tensor) -> Tensor:
     """:func:`two_hot_mean` for bins of many magnitudes (:func:`symexp_bins`).
 
-    Multiplied and summed in float32, never as a matrix product: TF32 or autocast would round the
-    outer bins, 4.85e8 apart from zero, by more than everything the inner ones say.
+    Multiplied and summed in float32, and as a product only where that stays so: TF32 or autocast would
+    round the outer bins, 4.85e8 apart from zero, by more than everything the inner ones say.
 
     Args:
         probs: ``[*B, K]`` float, normalised; ``K`` odd.
@@ -153,4 +157,7 @@ def two_hot_mean_wide(probs: Tensor, bins: Tensor) -> Tensor:
     """
     half = bins.numel() // 2
     probs = probs.float()
-    return ((probs[..., half + 1 :] - probs[..., :half].flip(-1)) * bins[half + 1 :]).sum(-1)
+    difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+    if probs.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return difference @ bins[half + 1 :]
+    return (difference * bins[half + 1 :]).sum(-1)

@@ -21,6 +21,7 @@ from wmkit.nn.predictions import (
     SymexpTwoHot,
     SymlogSquaredError,
     SymlogTwoHot,
+    total_loss,
 )
 from wmkit.nn.rms_norm import RMSNorm
 from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle
@@ -68,5 +69,6 @@ __all__ = [
     "patches",
     "rows_are_free",
     "side_by_side",
+    "total_loss",
     "weights_unchanged",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.functional import sample_index, straight_through, unimix_probs
+from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs
 
 
 class CategoricalLatent:
@@ -54,7 +54,7 @@ class CategoricalLatent:
         """Straight-through sample ``[*B, G*C]``, and its classes ``[*B, G]``."""
         probs = unimix_probs(statistics, self.unimix)
         index = sample_index(probs.detach(), noise)
-        state = probs.new_zeros(probs.shape).scatter_(-1, index.unsqueeze(-1), 1.0)
+        state = one_hot(index, self.classes, probs.dtype)
         if torch.is_grad_enabled():
             state = straight_through(state, probs)
         return state.flatten(-2), index
@@ -62,7 +62,7 @@ class CategoricalLatent:
     def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
         """The likeliest state ``[*B, G*C]``, and its classes ``[*B, G]``; no gradient."""
         index = statistics.argmax(-1)
-        return F.one_hot(index, self.classes).to(statistics.dtype).flatten(-2), index
+        return one_hot(index, self.classes, statistics.dtype).flatten(-2), index
 
 
 class GaussianLatent:

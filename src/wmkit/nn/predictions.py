@@ -47,8 +47,22 @@ class _TwoHot:
         return self._constant
 
     def _loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy to a target ``[*B]`` in the units of the bins; ``[*B]``."""
+        """Cross-entropy to targets ``[*B, N]`` in the units of the bins; ``[*B]``."""
         return two_hot_cross_entropy(self.logits, target, self.bins, self._probs())
+
+
+def total_loss(prediction: Any, *targets: Tensor) -> Tensor:
+    """The losses of a prediction to several targets, added up; ``[*B]``.
+
+    A two-hot prediction goes over its bins once.
+
+    >>> total_loss(SquaredError(torch.zeros(1, 1), 1), torch.ones(1, 1), 2 * torch.ones(1, 1))
+    tensor([5.])
+    """
+    if isinstance(prediction, _TwoHot):
+        return prediction.loss(*targets)  # type: ignore[attr-defined, no-any-return]
+    losses = [prediction.loss(target) for target in targets]
+    return torch.stack(losses).sum(0)
 
 
 class SymlogTwoHot(_TwoHot):
@@ -74,9 +88,9 @@ class SymlogTwoHot(_TwoHot):
 
     mode = mean
 
-    def loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]``."""
-        return self._loss(symlog(target.squeeze(-1)))
+    def loss(self, *targets: Tensor) -> Tensor:
+        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]``."""
+        return self._loss(symlog(torch.cat(targets, -1)))
 
 
 class SymexpTwoHot(_TwoHot):
@@ -105,9 +119,9 @@ class SymexpTwoHot(_TwoHot):
 
     mode = mean
 
-    def loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of ``target`` ``[*B, 1]``; ``[*B]`` float32."""
-        return self._loss(target.squeeze(-1).float())
+    def loss(self, *targets: Tensor) -> Tensor:
+        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
+        return self._loss(torch.cat(targets, -1).float())
 
 
 class Bernoulli:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, branch, imagine
 from wmkit.errors import ConfigError
 from wmkit.functional import discount_sum
-from wmkit.nn import FeaturePair, rows_are_free
+from wmkit.nn import FeaturePair, rows_are_free, total_loss
 from wmkit.objectives.transitions import as_transitions
 
 
@@ -158,7 +158,7 @@ class ActorCriticLoss(nn.Module):
         weight = self._weights(transitions, start_continuation) * start_mask.unsqueeze(1)  # [S, H, 1]
         count = start_mask.sum() * self.horizon
 
-        critic_loss = online.loss(target.transpose(0, 1)) + online.loss(slow)  # [H, S]
+        critic_loss = total_loss(online, target.transpose(0, 1), slow)  # [H, S]
         critic_loss = (weight.squeeze(-1) * critic_loss.t()).sum() / count
 
         assert trajectory.log_probs is not None and trajectory.entropies is not None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.functional import replay_lambda_return
-from wmkit.nn import Feature
+from wmkit.nn import Feature, total_loss
 
 
 class ReplayCriticOutput(NamedTuple):
@@ -86,7 +86,7 @@ class ReplayCriticLoss(nn.Module):
         online = critic(before.dense)
         with torch.no_grad():
             slow = slow_critic(before).mean  # [B, T-1, 1]
-        loss = online.loss(target) + online.loss(slow)  # [B, T-1]
+        loss = total_loss(online, target, slow)  # [B, T-1]
         loss = torch.where(last[:, :-1, 0], 0.0, loss).mean()
         return ReplayCriticOutput(loss, {"loss_replay_critic": loss.detach(), "replay_return": target.mean()})
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from wmkit.dynamics.dream import PairStarts, dream
 from wmkit.dynamics.token_world_model import TokenWorldModel
+from wmkit.nn import total_loss
 from wmkit.objectives.actor_critic import ActorCriticOutput
 from wmkit.objectives.dream_actor_critic import DreamActorCritic
 from wmkit.objectives.token_world_model import Records
@@ -79,7 +80,7 @@ class ScaledDreamActorCritic(DreamActorCritic):
         self.return_norm.update(target)
         advantage = self.return_norm.normalize(target - value[:, :-1]).squeeze(-1)
         actor_loss = -mean(dreamt.log_probs * advantage) - self.entropy * mean(dreamt.entropies)
-        critic_loss = mean(online.loss(target) + online.loss(slow_target))
+        critic_loss = mean(total_loss(online, target, slow_target))
         metrics = {
             "loss_actor": actor_loss,
             "loss_critic": critic_loss,
