@@ -7,6 +7,8 @@ concatenated, nothing ahead of the loop.
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -364,3 +366,23 @@ def test_written_out_loop_leaves_other_models_alone() -> None:
         assert not filter_loop.applies(rssm(**option)(A, E))
     with torch.autocast("cpu", torch.bfloat16):
         assert not filter_loop.applies(rssm()(A, E))
+
+
+def test_written_out_loop_keeps_nothing_alive(model: RSSM) -> None:
+    """An output that its own operation refers to would stay for ever, update after update."""
+    embed, action = torch.randn(2, 3, E, requires_grad=True), torch.randn(2, 3, A)
+    seen = model.observe(embed, action, torch.zeros(2, 3, dtype=torch.bool), model.initial(2))
+    outputs = seen.latent.state, seen.latent.belief, seen.posterior_logits
+    loop = next(node for node in ancestors(outputs[0].grad_fn) if "_Loop" in node.name())
+    alive = [weakref.ref(loop), weakref.ref(outputs[1])]
+    sum(x.sum() for x in outputs).backward()
+    del seen, outputs, loop
+    assert [ref() for ref in alive] == [None, None]
+
+
+def ancestors(node: torch.autograd.graph.Node) -> Iterator[torch.autograd.graph.Node]:
+    """The operations that a result came from, itself first."""
+    yield node
+    for before, _ in node.next_functions:
+        if before is not None:
+            yield from ancestors(before)

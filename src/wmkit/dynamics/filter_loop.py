@@ -234,9 +234,8 @@ class _Loop(torch.autograd.Function):
         enter = _NormAct(buffer(rows, 2, hidden), w.enter_norm, eps[0])
         inner = _NormAct(buffer(rows, units), w.hidden_norm, eps[1])
         outer = _NormAct(buffer(rows, hidden), w.posterior_norm, eps[2])
-        ctx.buffers = reset, read, beliefs, soft, gates, opened, new, update, enter, inner, outer
+        ctx.buffers = reset, read, soft, gates, opened, new, update, enter, inner, outer
         ctx.by_block, ctx.latent = by_block, latent
-        ctx.save_for_backward(*w)
 
         into = x.before.new_empty(rows, 2, hidden)
         into_belief, into_state = into.unbind(1)
@@ -273,7 +272,10 @@ class _Loop(torch.autograd.Function):
             torch.sum(below, 0, out=index_t)
             torch.index_select(identity, 0, index_t, out=state_t)
             carried = torch.cat([state_t.view(rows, size), belief_t], -1)
-        ctx.states = states = states.view(steps, rows, size)
+        ctx.save_for_backward(
+            beliefs, *w
+        )  # what is returned must not lie in ctx itself: it would never be freed
+        states = states.view(steps, rows, size)
         index = index.view(steps, rows, groups)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
@@ -283,13 +285,14 @@ class _Loop(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, d_states: Tensor | None, d_beliefs: Tensor | None, d_logits: Tensor | None, _: None
     ) -> tuple[Tensor | None, ...]:
-        w, by_block, latent = _Weights(*ctx.saved_tensors), ctx.by_block, ctx.latent
-        reset, read, beliefs, soft, gates, opened, new, update, enter, inner, outer = ctx.buffers
+        beliefs, *weights = ctx.saved_tensors
+        w, by_block, latent = _Weights(*weights), ctx.by_block, ctx.latent
+        reset, read, soft, gates, opened, new, update, enter, inner, outer = ctx.buffers
         steps, rows, units = beliefs.shape
         size, hidden = latent.groups * latent.classes, w.belief.shape[0]
-        d_states = torch.zeros_like(ctx.states) if d_states is None else d_states.contiguous()
-        d_beliefs = torch.zeros_like(beliefs) if d_beliefs is None else d_beliefs.contiguous()
         d_out = beliefs.new_zeros(steps, rows, size)
+        d_states = torch.zeros_like(d_out) if d_states is None else d_states.contiguous()
+        d_beliefs = torch.zeros_like(beliefs) if d_beliefs is None else d_beliefs.contiguous()
         if d_logits is not None:
             d_out.copy_(d_logits.flatten(2))
         d_gates, d_read = torch.empty_like(gates), torch.empty_like(read)
