@@ -102,7 +102,7 @@ def test_shapes() -> None:
     state = torch.zeros(1, 1024, device="meta")
     assert maps(model.decoder.image, nn.ConvTranspose2d, state) == [5, 13, 30, 64]
     scanned, original = [], dynamics.backbone.scan
-    dynamics.backbone.scan = lambda x, carry, reset: scanned.append(x.shape) or original(x, carry, reset)
+    dynamics.backbone.scan = lambda x, *rest: scanned.append(x.shape) or original(x, *rest)
     batch = system.example_batch()[:2].to("meta")
     filled = {k: v[:, system.context :] for k, v in system.fill(batch).items()}
     observed = model.observe(filled)

@@ -41,7 +41,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from wmkit.backbones.transformer import Transformer
-from wmkit.nn.attention import FeedForward, Remember, SelfAttention
+from wmkit.nn import Dropout
+from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention
 
 
 class GPT(Transformer):
@@ -104,7 +105,7 @@ class GPT(Transformer):
             for _ in range(layers)
         )
         norm, nothing = nn.LayerNorm(self.width, eps=norm_eps), nn.Identity()
-        self.after_embedding = nn.Dropout(dropout) if pre_norm else norm
+        self.after_embedding = Dropout(dropout) if pre_norm else norm
         self.after_layers = norm if pre_norm else nothing
 
     def embed(self, x: Tensor, ages: Tensor) -> Tensor:
@@ -118,9 +119,10 @@ class GPT(Transformer):
         remember: Remember | None,
         mask: Tensor,
         table: Tensor | None,
+        read: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        return layer(x, remember, mask)
+        return layer(x, remember, mask, read)
 
     def finish(self, x: Tensor) -> Tensor:
         """The last norm, where the layers end without one."""
@@ -145,24 +147,28 @@ class _Layer(nn.Module):
         width = attention.out.out_features
         self.norm_attention = nn.LayerNorm(width, eps=norm_eps)
         self.norm_feed_forward = nn.LayerNorm(width, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
 
 class PostNormLayer(_Layer):
     """Norms after the sums."""
 
-    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, remember: Remember | None, mask: Tensor, read: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        y, keys, values = self.attention(x, remember, mask)
-        x = self.norm_attention(x + self.dropout(y))
+        y, keys, values = self.attention(x, remember, mask, read)
+        x = self.norm_attention(x[:, read] + self.dropout(y))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x))), keys, values
 
 
 class PreNormLayer(_Layer):
     """Norms before attention and dense layers."""
 
-    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, remember: Remember | None, mask: Tensor, read: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        y, keys, values = self.attention(self.norm_attention(x), remember, mask)
-        x = x + self.dropout(y)
+        y, keys, values = self.attention(self.norm_attention(x), remember, mask, read)
+        x = x[:, read] + self.dropout(y)
         return x + self.dropout(self.feed_forward(self.norm_feed_forward(x))), keys, values

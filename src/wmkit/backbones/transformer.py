@@ -4,7 +4,8 @@
 time step of several tokens is one ``scan`` of that many: with a late token that still belongs to
 the episode before, the reset stands at the token after it. ``scan(x, None, reset)`` starts from
 nothing and leaves the empty memory out of the attention; the numbers are those of
-``scan(x, initial(B), reset)``.
+``scan(x, initial(B), reset)``. On a CPU a memory that began so is no longer than what it holds until it
+is full; elsewhere its shape is fixed.
 
 In a time loop what does not change from step to step is made once by :meth:`Transformer.bind`.
 """
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import no_reset
 from wmkit.errors import ConfigError
-from wmkit.nn.attention import Memory, Remember, token_ages, visible
+from wmkit.nn import rows_are_free
+from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
 
 
 class Transformer(nn.Module):
@@ -67,9 +69,15 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     def through(
-        self, layer: nn.Module, x: Tensor, remember: Remember | None, mask: Tensor, table: Tensor | None
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        remember: Remember | None,
+        mask: Tensor,
+        table: Tensor | None,
+        read: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer: tokens ``[B, n, D]``, and all keys and values ``[B, heads, C + n, d]``."""
+        """One layer: those tokens of ``[B, n, D]`` that are read after it, all keys and values ``[B, heads, C + n, d]``."""
         raise NotImplementedError
 
     def finish(self, x: Tensor) -> Tensor:
@@ -96,18 +104,22 @@ class Transformer(nn.Module):
         """One token: ``x [B, D]``, ``reset [B]`` bool -> ``u [B, U]`` and the new carry."""
         return self.bind().step(x, carry, reset)
 
-    def scan(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
+    def scan(
+        self, x: Tensor, carry: Memory | None, reset: Tensor, read: slice = ALL
+    ) -> tuple[Tensor, Memory]:
         """Any number of tokens at once.
 
         Args:
             x: ``[B, n, D]``.
             carry: what went before; ``None`` is nothing.
             reset: ``[B, n]`` bool, the token begins a segment.
+            read: of which tokens outputs are wanted, the last among them: the last layer does nothing more
+                for the others than to let them be looked at.
 
         Returns:
-            ``[B, n, U]``, and the carry after the last token.
+            ``[B, n, U]`` or as many as are read, and the carry after the last token.
         """
-        return self.bind(tokens=x.shape[1]).scan(x, carry, reset)
+        return self.bind(tokens=x.shape[1]).scan(x, carry, reset, read)
 
     def bind(self, known: int = 0, tokens: int = 1) -> TransformerLoop:
         """The model made ready for a time loop; good until the weights change.
@@ -154,17 +166,20 @@ class TransformerLoop:
         u, carry = self.scan(x.unsqueeze(1), carry, reset.unsqueeze(1))
         return u.squeeze(1), carry
 
-    def scan(self, x: Tensor, carry: Memory | None, reset: Tensor) -> tuple[Tensor, Memory]:
+    def scan(
+        self, x: Tensor, carry: Memory | None, reset: Tensor, read: slice = ALL
+    ) -> tuple[Tensor, Memory]:
         """See :meth:`Transformer.scan`."""
         model, slots = self.model, self.model.slots
         age = reset.new_zeros(len(reset), dtype=torch.int64) if carry is None else carry.age
         ages = token_ages(age, reset)
-        mask = visible(ages, 0 if carry is None else slots, model.window)
+        mask = visible(ages, 0 if carry is None else carry.keys[0].shape[2], model.window)
         x = model.embed(model.project_in(x), ages)
         all_keys, all_values = [], []
         remembers = self.room.remember(carry, x.shape[1], len(model.layers))
-        for layer, table, remember in zip(model.layers, self.tables, remembers, strict=True):
-            x, keys, values = model.through(layer, x, remember, mask, table)
+        reads = [ALL] * (len(model.layers) - 1) + [read]
+        for layer, table, remember, part in zip(model.layers, self.tables, remembers, reads, strict=True):
+            x, keys, values = model.through(layer, x, remember, mask, table, part)
             all_keys.append(_last(keys, slots))
             all_values.append(_last(values, slots))
         u = model.project_out(model.finish(x))
@@ -174,9 +189,11 @@ class TransformerLoop:
 
 
 def _last(x: Tensor, slots: int) -> Tensor:
-    """The last slots of ``[B, heads, M, d]``, with zeros in front where there are fewer."""
+    """The last slots of ``[B, heads, M, d]``; where there are fewer, with zeros in front unless shapes are free."""
     missing = slots - x.shape[2]
-    return F.pad(x, (0, 0, missing, 0)) if missing > 0 else x[:, :, -slots:]
+    if missing <= 0:
+        return x[:, :, -slots:]
+    return x if rows_are_free(x) else F.pad(x, (0, 0, missing, 0))
 
 
 class Room:

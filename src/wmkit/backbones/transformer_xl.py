@@ -47,7 +47,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.backbones.transformer import Transformer
-from wmkit.nn.attention import FeedForward, Remember, SelfAttention, relative_shift, sinusoids
+from wmkit.nn import Dropout
+from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention, relative_shift, sinusoids
 
 
 class TransformerXL(Transformer):
@@ -104,7 +105,7 @@ class TransformerXL(Transformer):
         shape = heads, self.layers[0].attention.head_dim
         self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))  # u
         self.position_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))  # v
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def tables(self, tokens: int) -> Sequence[Tensor]:
         """``W_R R`` of every layer, ``[heads, d, C + tokens]``, the largest distance first."""
@@ -125,11 +126,12 @@ class TransformerXL(Transformer):
         remember: Remember | None,
         mask: Tensor,
         table: Tensor | None,
+        read: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
         assert table is not None
         biases = self.content_bias.unsqueeze(1), self.position_bias.unsqueeze(1)  # [heads, 1, d]
-        return layer(x, remember, mask, table[..., -mask.shape[-1] :], biases)
+        return layer(x, remember, mask, table[..., -mask.shape[-1] :], biases, read)
 
 
 class TransformerXLLayer(nn.Module):
@@ -161,7 +163,7 @@ class TransformerXLLayer(nn.Module):
         self.position = nn.Linear(width, heads * self.attention.head_dim, bias=False)  # W_R
         self.feed_forward = FeedForward(width, hidden, activation, dropout)
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def table(self, code: Tensor) -> Tensor:
         """Projected sinusoids: ``[M, D] -> [heads, d, M]``."""
@@ -175,6 +177,7 @@ class TransformerXLLayer(nn.Module):
         mask: Tensor,
         table: Tensor,
         biases: tuple[Tensor, Tensor],
+        read: slice = ALL,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
         content, position = biases
@@ -183,6 +186,6 @@ class TransformerXLLayer(nn.Module):
         rows = ((query + position) * self.attention.scale).transpose(0, 1).flatten(1, 2)
         by_distance = torch.bmm(rows, table).unflatten(1, (len(x), -1)).transpose(0, 1)
         scores = relative_shift(by_distance).masked_fill(~mask, -torch.inf)
-        y = self.attention.attend(query + content, keys, values, scores)
-        x = self.norm_attention(x + self.dropout(y))
+        y = self.attention.attend((query + content)[:, :, read], keys, values, scores[:, :, read])
+        x = self.norm_attention(x[:, read] + self.dropout(y))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x))), keys, values

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from wmkit.codecs.images import channels, image_side
 from wmkit.codecs.images_2023 import GRID, IMAGE_SIZE, SHAPE, stage_widths
-from wmkit.nn import STYLE_2023, Activation, LayerStyle, init_hidden, init_output
+from wmkit.nn import (
+    STYLE_2023,
+    Activation,
+    DoublingConv,
+    HalvingConv,
+    LayerStyle,
+    init_hidden,
+    init_output,
+    patches,
+)
 
 
 class BatchNormImageEncoder(nn.Module):
@@ -46,13 +55,13 @@ class BatchNormImageEncoder(nn.Module):
         image_side(shapes, lambda side: side == IMAGE_SIZE and patch == 1, SHAPE)
         self.layers = nn.Sequential()
         for before, after in pairwise([channels(shapes), *stage_widths(depth, 1)]):
-            conv = init_hidden(nn.Conv2d(before, after, 4, 2, 1, bias=False), style.init)
+            conv = init_hidden(HalvingConv(before, after), style.init)
             self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style)])
         self.out_dim = 8 * depth * GRID**2
 
     def forward(self, image: Tensor) -> Tensor:
         """``image`` float in [0, 1]."""
-        return self.layers(image).flatten(1)
+        return self.layers(patches(image, 1)).flatten(1)
 
 
 class BatchNormImageDecoder(nn.Module):
@@ -88,11 +97,11 @@ class BatchNormImageDecoder(nn.Module):
         self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, widths[0] * GRID**2, bias=False), style.init)
         self.layers = nn.Sequential(nn.BatchNorm2d(widths[0]), Activation(style))
         for before, after in pairwise(widths):
-            conv = init_hidden(nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), style.init)
+            conv = init_hidden(DoublingConv(before, after), style.init)
             self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style)])
-        last = nn.ConvTranspose2d(widths[-1], channels(shapes), 4, 2, 1)
+        last = DoublingConv(widths[-1], channels(shapes), bias=True, patch=1)
         self.layers.append(init_output(last, init=style.init))
 
     def forward(self, features: Tensor) -> Tensor:
         """``[N, F] -> [N, C, 64, 64]``."""
-        return self.layers(self.linear(features).unflatten(-1, (-1, GRID, GRID)))
+        return self.layers(patches(self.linear(features).unflatten(-1, (-1, GRID, GRID)), 1))

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from wmkit.codecs.images import channels, image_side
 from wmkit.errors import ConfigError
-from wmkit.nn import STYLE_2023, Activation, LayerStyle, channel_norm, init_hidden, init_output
+from wmkit.nn import (
+    STYLE_2023,
+    Activation,
+    LayerStyle,
+    UnpaddedConv,
+    UnpaddedTransposedConv,
+    channel_norm,
+    init_hidden,
+    init_output,
+)
 
 IMAGE_SIZE = 64
 GRID = 2  # side of the coarsest grid of the encoder
@@ -54,7 +63,7 @@ class UnpaddedImageEncoder(nn.Module):
         check_shapes(shapes, patch)
         self.layers = nn.Sequential()
         for before, after in pairwise([channels(shapes), *(depth * 2**i for i in range(4))]):
-            conv = init_hidden(nn.Conv2d(before, after, 4, stride=2, bias=style.bias), style.init)
+            conv = init_hidden(UnpaddedConv(before, after, 4, bias=style.bias), style.init)
             self.layers.extend([conv, channel_norm(after, style), Activation(style)])
         self.out_dim = 8 * depth * GRID**2
 
@@ -104,7 +113,7 @@ class UnpaddedImageDecoder(nn.Module):
         self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, 16 * depth), style.init)
         self.activation = Activation(style)
         self.layers = unpadded_stages([16 * depth, 4 * depth, 2 * depth, depth], style, init)
-        last = nn.ConvTranspose2d(depth, channels(shapes), KERNELS[-1], stride=2)
+        last = UnpaddedTransposedConv(depth, channels(shapes), KERNELS[-1])
         if init == "style":
             init_output(last, init=style.init)
             nn.init.constant_(last.bias, 0.5)  # type: ignore[arg-type]
@@ -132,7 +141,7 @@ def unpadded_stages(
     """
     stages = nn.Sequential()
     for (before, after), kernel in zip(pairwise(widths), KERNELS[:-1], strict=True):
-        conv = nn.ConvTranspose2d(before, after, kernel, stride=2, bias=style.bias)
+        conv = UnpaddedTransposedConv(before, after, kernel, bias=style.bias)
         conv = init_hidden(conv, style.init) if init == "style" else conv
         stages.extend([conv, channel_norm(after, style), Activation(style)])
     return stages

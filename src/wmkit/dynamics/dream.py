@@ -16,7 +16,7 @@ from torch import Tensor
 from wmkit.dynamics.token_dynamics import Steps
 from wmkit.dynamics.token_world_model import TokenWorldModel
 from wmkit.errors import ConfigError, SpecError
-from wmkit.nn import Feature
+from wmkit.nn import Feature, weights_unchanged
 
 
 class DreamStart(NamedTuple):
@@ -158,7 +158,7 @@ def dream(
     else:
         threshold = 0.0
 
-    with world_model.evaluating():
+    with world_model.evaluating(), weights_unchanged():
         loop = dynamics.loop()
         states, carry = dynamics.one_hot(start.classes), None
         belief = states.new_zeros(rows, dynamics.belief_dim)
@@ -172,15 +172,10 @@ def dream(
         if prior_start and context:
             state, classes = dynamics.sample(dynamics.prior_logits(belief), state_noise[horizon])
         alive = torch.ones(rows, 1, device=device)  # product of the discounts since the last start
-        seen, taken, log_probs, entropies = [(state, belief, classes)], [], [], []
+        seen, taken = [(state, belief, classes)], []
         for t in range(horizon):
-            with torch.set_grad_enabled(learn):
-                policy = actor(dynamics.view(state, belief, classes))
+            policy = actor(dynamics.view(state, belief, classes))
             action = policy.sample(action_noise[t])
-            if learn:
-                with torch.enable_grad():
-                    log_probs.append(policy.log_prob(action))
-                    entropies.append(policy.entropy)
             here = Feature(state.unsqueeze(1), state[:, None, :0], classes.unsqueeze(1))
             steps = Steps(here, action.unsqueeze(1), reward.unsqueeze(1), reset)
             beliefs, carry = dynamics.advance(steps, carry, loop)
@@ -201,6 +196,12 @@ def dream(
     actions, rewards, discounts, restarts, weights = (
         torch.stack(parts, 1) for parts in zip(*taken, strict=True)
     )
+    learned: tuple[Tensor, ...] = ()
+    if learn:
+        # All steps at once: as many layers applied to few rows each cost more, backwards above all.
+        with torch.enable_grad():
+            policy = actor(dynamics.view(states[:, :-1], beliefs[:, :-1], all_classes[:, :-1]))
+            learned = policy.log_prob(actions), policy.entropy
     return Dream(
         states,
         beliefs,
@@ -210,11 +211,5 @@ def dream(
         discounts,
         restarts,
         weights,
-        *(_stack(parts) for parts in (log_probs, entropies)),
+        *learned,
     )
-
-
-@torch.enable_grad()
-def _stack(steps: list[Tensor]) -> Tensor | None:
-    """``H`` times ``[N]`` to ``[N, H]``; nothing of nothing."""
-    return torch.stack(steps, 1) if steps else None

@@ -160,12 +160,12 @@ class TokenDynamics(nn.Module):
             reset[:, :, layout.late] = steps.is_init
         x, reset = x.flatten(1, 2), reset.flatten(1)
         skip = layout.late if carry is None else 0
-        if carry is None and not isinstance(
-            self.backbone, Transformer
-        ):  # a transformer knows nothing as None
-            carry = self.backbone.initial(rows)
-        u, carry = (loop or self.backbone).scan(x[:, skip:], carry, reset[:, skip:])
-        return u[:, layout.per_step - 1 - skip :: layout.per_step], carry
+        x, reset, read = x[:, skip:], reset[:, skip:], slice(layout.per_step - 1 - skip, None, layout.per_step)
+        sequence = loop or self.backbone
+        if isinstance(self.backbone, Transformer):  # knows nothing as None, and can do without other outputs
+            return sequence.scan(x, carry, reset, read)
+        u, carry = sequence.scan(x, self.backbone.initial(rows) if carry is None else carry, reset)
+        return u[:, read], carry
 
     def loop(self) -> Any:
         """The sequence model for a loop over single steps; good until the weights change."""

@@ -3,7 +3,9 @@
 from wmkit.nn.block_linear import BlockLinear, block_product, side_by_side
 from wmkit.nn.conv import DoublingConv, HalvingConv, patches
 from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
+from wmkit.nn.conv_unpadded import UnpaddedConv, UnpaddedTransposedConv
 from wmkit.nn.deferred import LoopWeight, loop_weights
+from wmkit.nn.dropout import Dropout
 from wmkit.nn.features import Feature, FeaturePair, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
@@ -42,6 +44,7 @@ __all__ = [
     "ConvStage",
     "DenseNormAct",
     "DoublingConv",
+    "Dropout",
     "Feature",
     "FeaturePair",
     "GaussianLatent",
@@ -58,6 +61,8 @@ __all__ = [
     "TanhNormal",
     "TruncatedNormal",
     "UnitNormal",
+    "UnpaddedConv",
+    "UnpaddedTransposedConv",
     "UpsamplingConv",
     "UpsamplingStage",
     "block_product",

@@ -2,7 +2,7 @@
 
 Memory holds the keys and values of the last C tokens, already projected, oldest first; new ones
 push the oldest out. So the distance between a query and a slot is known without looking, and
-shapes never depend on data. A memory is a value: what was handed out is never written to.
+shapes never depend on data, on how many tokens there were at most. A memory is a value: what was handed out is never written to.
 
 Tokens of one rollout are cut into segments by resets. A token sees those of its own segment, up
 to the window W = C + 1 (itself included) back, so that one number per row says which slots it
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
+from wmkit.nn.dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
 
+ALL = slice(None)
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """New keys and values ``[B, heads, n, d]`` to all, remembered ones in front: ``[B, heads, C + n, d]``."""
 
@@ -168,19 +170,22 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, 3 * heads * head_dim, bias=bias)  # queries, keys, values
         self.out = nn.Linear(heads * head_dim, width, bias=bias)
 
-    def forward(self, x: Tensor, remember: Remember | None, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, remember: Remember | None, mask: Tensor, read: slice = ALL
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Attend.
 
         Args:
             x: ``[B, n, D]`` new tokens.
             remember: puts keys and values of C earlier tokens in front, if there are any.
             mask: ``[B, 1, n, C + n]`` bool, see :func:`visible`.
+            read: which of the new tokens look; the others are only looked at.
 
         Returns:
-            ``[B, n, D]``, and all keys and values ``[B, heads, C + n, d]``.
+            ``[B, n, D]`` of those that look, and all keys and values ``[B, heads, C + n, d]``.
         """
         query, keys, values = self.all_keys(x, remember)
-        return self.attend(query, keys, values, mask), keys, values
+        return self.attend(query[:, :, read], keys, values, mask[:, :, read]), keys, values
 
     def all_keys(self, x: Tensor, remember: Remember | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``[B, heads, n, d]`` of new tokens; keys and values, the remembered ones in front."""
@@ -222,7 +227,7 @@ class FeedForward(nn.Module):
                 f"activation {activation!r} is unknown: wanted one of {', '.join(ACTIVATIONS)}; "
                 "correct the transformer's activation"
             )
-        self.activation, self.dropout = ACTIVATIONS[activation], nn.Dropout(dropout)
+        self.activation, self.dropout = ACTIVATIONS[activation], Dropout(dropout)
         self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:

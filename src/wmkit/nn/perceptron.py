@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from wmkit.nn.dropout import Dropout
 from wmkit.nn.init import init_output
 from wmkit.nn.mlp import DenseNormAct
 from wmkit.nn.norms import Activation
@@ -49,7 +50,7 @@ class Perceptron(nn.Sequential):
         for i in range(layers):
             self.append(DenseNormAct(units if i else in_dim, units, style))
             if dropout:
-                self.append(nn.Dropout(dropout))
+                self.append(Dropout(dropout))
         out: nn.Linear = init_output(nn.Linear(units if layers else in_dim, out_dim), outscale, style.init)
         if bias is not None:
             nn.init.constant_(out.bias, bias)
