@@ -2,6 +2,7 @@
 
     python benchmarks/update_speed.py --system dreamer_v3 --size 1m --obs proprio --against torchrl
     python benchmarks/update_speed.py --obs vision --codec strided --threads 2 --json vision.json
+    python benchmarks/update_speed.py --system twm --json twm.json        # or storm: token_update_speed.py
 
 An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
 replay, one backward, one optimiser step, slow critic. Both sides run in turn in one process, on the same
@@ -31,6 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import token_update_speed
 import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
@@ -64,6 +66,7 @@ from torchrl.objectives import (
 from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3Optimizer
 
 import wmkit
+from wmkit.training.allocator import keep_freed_memory
 
 # TensorDictModule looks for pandas at every call, which is quick only once it is imported.
 PANDAS = find_spec("pandas") is not None and bool(import_module("pandas"))
@@ -560,8 +563,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--system", choices=["dreamer_v3"], default="dreamer_v3")
-    parser.add_argument("--against", choices=["torchrl"], default="torchrl")
+    parser.add_argument("--system", choices=["dreamer_v3", "twm", "storm"], default="dreamer_v3")
+    parser.add_argument(
+        "--against", choices=["torchrl", "plain", "nothing"], help="twm, storm: plain or nothing"
+    )
     parser.add_argument("--size", choices=SIZES, default="1m")
     parser.add_argument("--obs", choices=list(SPACES), default="proprio")
     parser.add_argument(
@@ -584,6 +589,10 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if args.system != "dreamer_v3":
+        token_update_speed.run(args, FlopCounter)
+        return
+    keep_freed_memory()  # as `wmkit train` does, for both sides
     machine = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -124,7 +124,42 @@ def test_memory_gives_what_a_whole_pass_gives(name: str, window: int) -> None:
             u, carry = loop.scan(part, carry, part_reset)
             outputs.append(u)
         torch.testing.assert_close(torch.cat(outputs, 1), whole, **EXACT)
-        torch.testing.assert_close(carry, last, **EXACT)
+        held = min(23, model.slots)  # what began with nothing is no longer than that
+        for full, short in zip((*carry.keys, *carry.values), (*last.keys, *last.values), strict=True):
+            assert full.shape[2] == model.slots and short.shape[2] == held
+            torch.testing.assert_close(full[:, :, -held:], short, **EXACT)
+            assert not full[:, :, :-held].any()
+        torch.testing.assert_close((carry.age, carry.output), (last.age, last.output), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("window", [5, 40])
+def test_a_memory_that_began_with_nothing_grows_to_its_window(name: str, window: int) -> None:
+    """Token triples from nothing, with and without gradients, old carries used again among them."""
+    model = make(name, window=window)
+    x, reset = tokens(24, 0.1)
+    whole = model.scan(x, None, reset)[0]
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            carry, loop = None, model.bind(tokens=3)
+            for t in range(0, 24, 3):
+                before = carry
+                loop.scan(x[:, :3].flip(1), before, reset[:, t : t + 3])  # leaves nothing behind
+                u, carry = loop.scan(x[:, t : t + 3], before, reset[:, t : t + 3])
+                torch.testing.assert_close(u, whole[:, t : t + 3], **EXACT)
+                assert carry.keys[0].shape[2] == min(t + 3, window - 1)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def test_outputs_that_are_read_are_those_of_reading_all(name: str) -> None:
+    model = make(name, layers=3, window=7)
+    x, reset = tokens(14, 0.1)
+    x.requires_grad_()
+    every, read = model.scan(x, None, reset), model.scan(x, None, reset, slice(1, None, 3))
+    torch.testing.assert_close(read[0], every[0][:, 1::3], **EXACT)
+    torch.testing.assert_close(read[1], every[1], **EXACT)
+    gradients = [torch.autograd.grad(u.square().sum(), x)[0] for u in (read[0], every[0][:, 1::3])]
+    torch.testing.assert_close(*gradients, **EXACT)
 
 
 @pytest.mark.parametrize("name", ["transformer_xl", "gpt"])

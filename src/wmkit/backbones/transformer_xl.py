@@ -108,7 +108,7 @@ class TransformerXL(Transformer):
         self.dropout = Dropout(dropout)
 
     def tables(self, tokens: int) -> Sequence[Tensor]:
-        """``W_R R`` of every layer, ``[heads, d, C + tokens]``, the largest distance first."""
+        """``scale W_R R`` of every layer, ``[heads, d, C + tokens]``, the largest distance first."""
         like = self.content_bias
         precise = torch.promote_types(like.dtype, torch.float32)
         distances = torch.arange(self.slots + tokens - 1, -1, -1, dtype=precise, device=like.device)
@@ -166,8 +166,8 @@ class TransformerXLLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def table(self, code: Tensor) -> Tensor:
-        """Projected sinusoids: ``[M, D] -> [heads, d, M]``."""
-        projected = F.linear(code, self.position.weight)
+        """Projected sinusoids, scaled as scores are: ``[M, D] -> [heads, d, M]``."""
+        projected = F.linear(code, self.position.weight) * self.attention.scale
         return projected.unflatten(-1, (self.attention.heads, -1)).permute(1, 2, 0)
 
     def forward(
@@ -183,7 +183,7 @@ class TransformerXLLayer(nn.Module):
         content, position = biases
         query, keys, values = self.attention.all_keys(x, remember)
         # Rows of all of a batch against one table: [heads, B * n, d] @ [heads, d, C + n].
-        rows = ((query + position) * self.attention.scale).transpose(0, 1).flatten(1, 2)
+        rows = (query + position).transpose(0, 1).flatten(1, 2)
         by_distance = torch.bmm(rows, table).unflatten(1, (len(x), -1)).transpose(0, 1)
         scores = relative_shift(by_distance).masked_fill(~mask, -torch.inf)
         y = self.attention.attend((query + content)[:, :, read], keys, values, scores[:, :, read])

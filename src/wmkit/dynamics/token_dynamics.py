@@ -160,7 +160,11 @@ class TokenDynamics(nn.Module):
             reset[:, :, layout.late] = steps.is_init
         x, reset = x.flatten(1, 2), reset.flatten(1)
         skip = layout.late if carry is None else 0
-        x, reset, read = x[:, skip:], reset[:, skip:], slice(layout.per_step - 1 - skip, None, layout.per_step)
+        x, reset, read = (
+            x[:, skip:],
+            reset[:, skip:],
+            slice(layout.per_step - 1 - skip, None, layout.per_step),
+        )
         sequence = loop or self.backbone
         if isinstance(self.backbone, Transformer):  # knows nothing as None, and can do without other outputs
             return sequence.scan(x, carry, reset, read)

@@ -1,8 +1,10 @@
 """Convolutions without padding as TWM and the first two Dreamers stack them, in channels-last memory.
 
-The numbers are those of PyTorch's own layers. On a CPU the shapes at the ends of such a stack are slow
-there and computed otherwise: few positions as a matrix product over patches, a single position as a
-matrix product, few channels as an ordinary convolution to the four phases of the output.
+The numbers are those of PyTorch's own layers. On a CPU the shapes of such a stack are slow there and
+computed otherwise: few positions as a matrix product over patches, a single position as a matrix
+product, a transposed convolution of even kernel as an ordinary one to the four phases of the output; and
+a bias has its gradient summed over rows, which inside PyTorch's transposed convolution takes ten times as
+long.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from wmkit.nn.conv import FEW
+from wmkit.nn.conv import FEW, interleave
 from wmkit.nn.features import rows_are_free
 
 FEW_POSITIONS = 4  # output positions up to which a product over patches is faster
@@ -43,9 +45,7 @@ class UnpaddedConv(nn.Conv2d):
         height, width = ((side - kernel) // 2 + 1 for side in x.shape[2:])
         if not rows_are_free(x) or height * width > FEW_POSITIONS:
             return F.conv2d(x, self.weight, self.bias, stride=2)
-        pixels = x.permute(0, 2, 3, 1)
-        patches = pixels.unfold(1, kernel, 2).unfold(2, kernel, 2)  # [N, h, w, C, k, k]
-        rows = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * x.shape[1])  # [N h w, k k C]
+        rows = _Patches.apply(x, kernel)  # [N h w, k k C]
         y = F.linear(rows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
@@ -77,24 +77,39 @@ class UnpaddedTransposedConv(nn.ConvTranspose2d):
             y = y.contiguous(memory_format=torch.channels_last)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
-        if rows_are_free(x) and self.out_channels <= FEW and kernel % 2 == 0:
-            return _Phases.apply(x, self.weight, self.bias)
+        if rows_are_free(x):
+            return _Transposed.apply(x, self.weight, self.bias)
         return F.conv_transpose2d(x, self.weight, self.bias, stride=2)
 
 
-class _Phases(torch.autograd.Function):
-    """Transposed convolution of stride 2 and even kernel by phases; its gradient is the strided one."""
+class _Patches(torch.autograd.Function):
+    """``[N, C, H, W]`` to the ``k x k`` patches that a convolution of stride 2 sees, one row each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: int) -> Tensor:
+        ctx.shape, ctx.kernel = x.shape, kernel
+        patches = x.permute(0, 2, 3, 1).unfold(1, kernel, 2).unfold(2, kernel, 2)  # [N, h, w, C, k, k]
+        return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, kernel * kernel * x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (rows, channels, height, width), kernel = ctx.shape, ctx.kernel
+        across = (width - kernel) // 2 + 1
+        patches = grad.view(rows, -1, across, kernel, kernel, channels)
+        out = grad.new_zeros(rows, height, width, channels)
+        for p in range(patches.shape[1]):
+            for q in range(across):
+                out[:, 2 * p : 2 * p + kernel, 2 * q : 2 * q + kernel] += patches[:, p, q]
+        return out.permute(0, 3, 1, 2), None
+
+
+class _Transposed(torch.autograd.Function):
+    """Transposed convolution of stride 2, whose gradient is the strided one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        half = weight.shape[-1] // 2
-        # y[2i + p] = sum over d of x[i - d] weight[2d + p], for either phase p of one axis.
-        taps = weight.unflatten(3, (half, 2)).unflatten(2, (half, 2)).flip(2, 4)  # [C, D, d, p, d', p']
-        kernel = taps.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # [D p p', C, d, d']
-        kernel = kernel.contiguous(memory_format=torch.channels_last)
-        y = F.conv2d(x, kernel, None if bias is None else bias.repeat_interleave(4), padding=half - 1)
-        return F.pixel_shuffle(y.contiguous(), 2)
+        return _by_phases(x, weight, bias) if weight.shape[-1] % 2 == 0 else _plain(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -103,3 +118,21 @@ class _Phases(torch.autograd.Function):
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = F.conv2d(grad, weight, stride=2) if ctx.needs_input_grad[0] else None
         return grad_x, conv2d_weight(grad, weight.shape, x, stride=2), grad_bias
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, stride=2)
+
+
+def _by_phases(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``y[2i + p]`` is the sum over d of ``x[i - d] weight[2d + p]``, for either phase p of an axis."""
+    half = weight.shape[-1] // 2
+    taps = weight.unflatten(3, (half, 2)).unflatten(2, (half, 2)).flip(2, 4)  # [C, D, d, p, d', p']
+    if weight.shape[1] <= FEW:
+        kernel = taps.permute(1, 3, 5, 0, 2, 4).flatten(0, 2)  # [D p p', C, d, d']
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.repeat_interleave(4)
+        return F.pixel_shuffle(F.conv2d(x, kernel, bias, padding=half - 1).contiguous(), 2)
+    kernel = taps.permute(3, 5, 1, 0, 2, 4).flatten(0, 2)  # [p p' D, C, d, d']
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    return interleave(F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=half - 1))
