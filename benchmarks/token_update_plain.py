@@ -1,17 +1,18 @@
 """Updates of TWM and STORM in plain PyTorch, with the cost structure of the official codes.
 
-Written from what is known of them (networks, shapes, order of work; see docs/systems/twm.md and storm.md), not
+Written from what is known of them (networks, shapes, order of work; docs/systems/twm.md and storm.md), not
 copied, and held to their measured arithmetic by the benchmark. What makes them slow is kept: caches hold
-layer inputs and grow by concatenation, so that queries, keys and values of the whole past are projected again
-at every step of a dream; heads run at every step of the context too; STORM encodes frames of its own for dreams,
-context steps one by one; images lie plane by plane; sampling goes through torch.distributions. Losses have the
-official terms; episodes' borders are left out, as they cost nothing. float32 on a CPU.
+layer inputs and grow by concatenation, so that keys and values of the whole past are projected again at
+every step of a dream (TWM: queries too); STORM encodes frames of its own for dreams and takes context steps
+one by one, with all heads; images lie plane by plane; sampling goes through torch.distributions. Losses
+have the official terms; episodes' borders are left out, as they cost nothing. float32.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ def perceptron(
 ) -> nn.Sequential:
     """Dense layers with everything between them; the last one is linear."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+    for before, after in pairwise(widths[:-1]):
         layers += [
             nn.Linear(before, after, bias=not norm),
             *([nn.LayerNorm(after)] if norm else []),
@@ -143,11 +144,13 @@ class PlainTWM:
     def __init__(self, rows: int, starts: int) -> None:
         silu = nn.SiLU
         widths, kernels = [4, 48, 96, 192, 384], [5, 5, 6, 6]
-        convs = [m for a, b in zip(widths, widths[1:]) for m in (nn.Conv2d(a, b, 4, 2), silu())]
+        convs = [m for a, b in pairwise(widths) for m in (nn.Conv2d(a, b, 4, 2), silu())]
         self.encoder = nn.Sequential(*convs, nn.Flatten(), *perceptron([1536, 512, 512, 1024], silu))
         back = [768, 192, 96, 48, 4]
         ups = [
-            m for a, b, k in zip(back, back[1:], kernels) for m in (nn.ConvTranspose2d(a, b, k, 2), silu())
+            m
+            for a, b, k in zip(back[:-1], back[1:], kernels, strict=True)
+            for m in (nn.ConvTranspose2d(a, b, k, 2), silu())
         ]
         self.decoder = nn.Sequential(nn.Linear(1024, 768), silu(), nn.Unflatten(1, (768, 1, 1)), *ups[:-1])
         self.state, self.action, self.reward = (
@@ -249,7 +252,7 @@ class PlainSTORM:
         relu, widths = nn.ReLU, [3, 32, 64, 128, 256]
         convs = [
             m
-            for a, b in zip(widths, widths[1:])
+            for a, b in pairwise(widths)
             for m in (nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), relu())
         ]
         self.encoder = nn.Sequential(*convs, nn.Flatten(), nn.Linear(4096, 1024))

@@ -3,11 +3,11 @@
     python benchmarks/update_speed.py --system twm --json twm.json
     python benchmarks/update_speed.py --system storm --threads 2
 
-On a CPU, TWM with a tenth of its windows and starts (10 x 16 and 40) and STORM with an eighth (2 x 64 and 128):
-lengths, horizons and networks are the published ones. On CUDA all of them. Two comparisons:
+On a CPU, TWM with a tenth of its windows and starts (10 x 16 and 40) and STORM with an eighth (2 x 64 and
+128): lengths, horizons and networks are the published ones. On CUDA all of them. Two comparisons:
 
-* a plain side in the same process, in turn (:mod:`token_update_plain`): the cost structure of the official codes,
-  whose arithmetic agrees with theirs to a few per cent (the table shows it);
+* a plain side in the same process, in turn (:mod:`token_update_plain`): the cost structure of the official
+  codes, whose arithmetic agrees with theirs to a few per cent (it is printed);
 * seconds of the official codes themselves, **measured on another machine** with two cores. Only a ratio on
   one machine says how much faster an update is.
 """
@@ -38,16 +38,16 @@ ACTIONS = 18
 # Windows and starts of the published batch, and the share of it that a CPU is given.
 BATCHES = {"twm": (100, 400, 10), "storm": (16, 1024, 8)}
 CHANNELS = {"twm": 1, "storm": 3}  # of one frame
-# Seconds of the official codes at that share, and GFLOP of theirs, measured on another machine with two cores.
+# Seconds of the official codes at that share, measured on another machine with two cores, and their GFLOP.
 OFFICIAL_S = {"twm": (0.97, 0.88, 0.06, 1.92), "storm": (0.66, 1.77, 0.19, 2.62)}
 OFFICIAL_GFLOP = {"twm": (107.9, 91.4, 9.9), "storm": (52.4, 183.0, 27.5)}
 NOTES = {
     "twm": ["imagination ends with the policy's probabilities of what it did, at all steps at once"],
     "storm": [
         "imagination ends with the policy's probabilities of what it did, at all steps at once",
-        "wmkit's dreams start in windows that the world model has just encoded, the official code's in windows of "
-        "their own, which it encodes: a third of its imagination's arithmetic",
-        "two windows of 64 hold {starts} starts with eight records before them, fewer than the 128 of the plain side",
+        "wmkit's dreams start in windows that the world model has just encoded, the official code's in "
+        "windows of their own, which it encodes: a third of its imagination's arithmetic",
+        "two windows of 64 hold {starts} starts with eight records before them, the plain side has 128",
     ],
 }
 
@@ -192,10 +192,8 @@ def run(args: argparse.Namespace, counter: Any) -> None:
     if flops:
         text = ", ".join(f"{name} {value:.0f}" for name, value in flops.items())
         print(f"\nGFLOP of an update: {text}, the official code {sum(official):.0f}")
-    behaviour = system.behaviour.starts
-    windows = rows * (
-        system.world_model_loss.context + system.batch_shape[1] - system.context - 1 - behaviour.context
-    )
+    kept = system.batch_shape[1] - system.context - system.world_model_loss.ahead
+    windows = rows * (kept - system.behaviour.starts.context)
     notes = [note.format(starts=min(starts, windows)) for note in NOTES[args.system]]
     print("\n" + "\n".join(f"- {note}" for note in notes))
     if args.json:

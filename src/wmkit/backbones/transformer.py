@@ -77,7 +77,7 @@ class Transformer(nn.Module):
         table: Tensor | None,
         read: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One layer: those tokens of ``[B, n, D]`` that are read after it, all keys and values ``[B, heads, C + n, d]``."""
+        """One layer: of tokens ``[B, n, D]`` those read, and all keys and values ``[B, heads, C + n, d]``."""
         raise NotImplementedError
 
     def finish(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class TransformerLoop:
 
 
 def _last(x: Tensor, slots: int) -> Tensor:
-    """The last slots of ``[B, heads, M, d]``; where there are fewer, with zeros in front unless shapes are free."""
+    """The last slots of ``[B, heads, M, d]``; where fewer, zeros in front unless shapes are free."""
     missing = slots - x.shape[2]
     if missing <= 0:
         return x[:, :, -slots:]

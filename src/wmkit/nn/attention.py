@@ -2,7 +2,8 @@
 
 Memory holds the keys and values of the last C tokens, already projected, oldest first; new ones
 push the oldest out. So the distance between a query and a slot is known without looking, and
-shapes never depend on data, on how many tokens there were at most. A memory is a value: what was handed out is never written to.
+shapes never depend on data; at most on how many tokens there were. A memory is a value: what was
+handed out is never written to.
 
 Tokens of one rollout are cut into segments by resets. A token sees those of its own segment, up
 to the window W = C + 1 (itself included) back, so that one number per row says which slots it
