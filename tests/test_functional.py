@@ -21,7 +21,14 @@ from wmkit.functional import (
     two_hot_mean,
     unimix_probs,
 )
-from wmkit.nn import DoublingConv, HalvingConv, SquaredError
+from wmkit.nn import (
+    DoublingConv,
+    Dropout,
+    HalvingConv,
+    SquaredError,
+    UnpaddedConv,
+    UnpaddedTransposedConv,
+)
 
 
 def column(*values: float) -> torch.Tensor:
@@ -136,6 +143,42 @@ def test_doubling_and_halving_equal_pytorch(channels) -> None:
     halving = HalvingConv(few, many).double()
     plain = F.conv2d(large, halving.weight, stride=2, padding=1)
     same_with_gradients(halving(large), plain, [large, halving.weight])
+
+
+@pytest.mark.parametrize("side", [4, 6, 7, 13])
+def test_convolutions_without_padding_equal_pytorch(side: int) -> None:
+    """Whichever way is taken for a shape: patches for few positions, one position, phases, few channels."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 8, side, side, dtype=torch.double, requires_grad=True)
+    for bias in (True, False):
+        down = UnpaddedConv(8, 6, 4, bias=bias).double()
+        same_with_gradients(down(x), F.conv2d(x, down.weight, down.bias, 2), [x, *down.parameters()])
+        small = x.detach()[..., : side - 3, : side - 3].requires_grad_()
+        for channels, kernel in ((3, 6), (12, 6), (12, 5), (3, 5)):
+            up = UnpaddedTransposedConv(8, channels, kernel, bias=bias).double()
+            plain = F.conv_transpose2d(small, up.weight, up.bias, 2)
+            same_with_gradients(up(small), plain, [small, *up.parameters()])
+
+
+def test_dropout_drops_its_share_everywhere_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    dropout, x = Dropout(0.1), torch.ones(401, 999, requires_grad=True)  # not a multiple of four
+    y = dropout(x)
+    scale = 2**16 / (2**16 - round(0.1 * 2**16))
+    assert y.detach().unique().tolist() == pytest.approx([0.0, scale])
+    dropped = (y == 0).float().flatten()
+    assert dropped.mean() == pytest.approx(0.1, abs=2e-3)  # four standard errors
+    for lane in range(4):  # of one drawn number
+        assert dropped[lane::4].mean() == pytest.approx(0.1, abs=4e-3)
+    for lag in range(1, 5):  # neighbours know nothing of each other
+        assert (dropped[lag:] * dropped[:-lag]).mean() == pytest.approx(0.01, abs=1e-3)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
+    assert dropout.eval()(x) is x or torch.equal(dropout(x), x)
+    for share in (0.0, 1e-9):
+        assert torch.equal(Dropout(share)(x), x)
 
 
 def test_squared_error_has_the_gradient_of_its_definition() -> None:

@@ -207,7 +207,7 @@ def test_counting_world_has_no_off_by_one() -> None:
         ],
     )
     torch.manual_seed(0)
-    for _ in range(150):
+    for _ in range(300):
         begin = int(torch.randint(0, 16, ()))
         out = system.world_model_loss(system.world_model, system.fill(records()[:, begin : begin + 16]))
         system.schedule.learners["dynamics"].step(out.dynamics)
