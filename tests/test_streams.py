@@ -1,7 +1,6 @@
-import copy
-
 """Replay streams: windows, ids, eviction, encodings, sparse images, crashes, samplers."""
 
+import copy
 import json
 import subprocess
 import sys
