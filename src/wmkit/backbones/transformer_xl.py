@@ -185,7 +185,7 @@ class TransformerXLLayer(nn.Module):
         # Rows of all of a batch against one table: [heads, B * n, d] @ [heads, d, C + n].
         rows = (query + position).transpose(0, 1).flatten(1, 2)
         by_distance = torch.bmm(rows, table).unflatten(1, (len(x), -1)).transpose(0, 1)
-        scores = relative_shift(by_distance).masked_fill(~mask, -torch.inf)
+        scores = torch.where(mask, relative_shift(by_distance), -torch.inf)
         y = self.attention.attend((query + content)[:, :, read], keys, values, scores[:, :, read])
         x = self.norm_attention(x[:, read] + self.dropout(y))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x))), keys, values

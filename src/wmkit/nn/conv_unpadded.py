@@ -3,7 +3,7 @@
 The numbers are those of PyTorch's own layers. On a CPU the shapes of such a stack are slow there and
 computed otherwise: few positions as a matrix product over patches, a single position as a matrix
 product, a transposed convolution of even kernel as an ordinary one to the four phases of the output; and
-a bias has its gradient summed over rows, which inside PyTorch's transposed convolution takes ten times as
+a bias has its gradient summed over rows, which inside PyTorch's transposed convolution takes nine times as
 long.
 """
 

@@ -27,9 +27,11 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
+        if not self.training:
+            return x
         dropped = round(self.p * _LEVELS)
-        if not self.training or not rows_are_free(x) or not 0 < dropped < _LEVELS:
-            return F.dropout(x, self.p, self.training)
+        if not rows_are_free(x) or not 0 < dropped < _LEVELS:
+            return F.dropout(x, self.p)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
         return _Keep.apply(x, levels >= dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped))
