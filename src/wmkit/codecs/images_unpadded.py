@@ -141,7 +141,7 @@ def unpadded_stages(
     """
     stages = nn.Sequential()
     for (before, after), kernel in zip(pairwise(widths), KERNELS[:-1], strict=True):
-        conv = UnpaddedTransposedConv(before, after, kernel, bias=style.bias)
+        conv: nn.ConvTranspose2d = UnpaddedTransposedConv(before, after, kernel, bias=style.bias)
         conv = init_hidden(conv, style.init) if init == "style" else conv
         stages.extend([conv, channel_norm(after, style), Activation(style)])
     return stages
