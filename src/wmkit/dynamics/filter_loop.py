@@ -113,7 +113,7 @@ def run(
         enter.linear.bias,
         step,
         own,
-        gru.norm.weight,
+        _norm(gru).weight,
         gru.gates.weight,
         gates_bias,
         carried,
@@ -122,12 +122,12 @@ def run(
         out.bias,
     )
     reset = is_init.t().unsqueeze(-1)  # [T, B, 1]
-    eps = (_norm(enter).eps, gru.norm.eps, _norm(posterior).eps)
+    eps = (_norm(enter).eps, _norm(gru).eps, _norm(posterior).eps)
     parts = _Loop.apply(reset, noise.transpose(0, 1), eps, rssm.latent, *inputs, *weights)
     return Filtered(*(x.transpose(0, 1).contiguous() for x in parts))
 
 
-def _norm(layer: DenseNormAct) -> RMSNorm:
+def _norm(layer: DenseNormAct | BlockGRU) -> RMSNorm:
     assert isinstance(layer.norm, RMSNorm)
     return layer.norm
 
