@@ -12,8 +12,6 @@ docs/results/.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 from pathlib import Path
 
 import cells
@@ -31,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbones", nargs="+", default=wmkit.available("backbone"))
     parser.add_argument("--updates", type=int, default=400, help="of each world model")
     parser.add_argument("--recall-updates", type=int, default=600, help="of each backbone in the corridor")
+    parser.add_argument("--window", type=int, default=64, help="of transformers in the part short_window")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="cells side by side, one thread each")
     parser.add_argument("--quick", action="store_true", help="everything once and tiny, into OUT/quick")
@@ -48,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if not args.report:
         cells.run(args)
-    report.write(args.out, args.docs, f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    for name, table in report.write(args.out, args.docs, cells.PARTS).items():
+        print(f"\n{name}\n\n{table}")
 
 
 if __name__ == "__main__":

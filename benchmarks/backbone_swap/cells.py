@@ -17,7 +17,8 @@ import speed
 import torch
 import worlds
 
-PARTS = ("recall", "vizdoom", "breakout", "speed")
+PARTS = ("recall", "vizdoom", "breakout", "short_window", "speed")
+WINDOWED = ("gpt", "transformer_xl")
 
 
 class Cell(NamedTuple):
@@ -29,40 +30,37 @@ class Cell(NamedTuple):
     data: Path | None = None
 
 
-def plan(args: argparse.Namespace) -> list[Cell]:
-    """The cells of the chosen parts, in the order in which they are run."""
+def plan(args: argparse.Namespace, part: str) -> list[Cell]:
+    """The cells of a part, in the order in which they are run."""
+    if part == "speed":
+        settings: dict[str, Any] = {"lengths": [64, 128, 256, 512, 1024], "repeats": 5, "patience": 1.0}
+        if args.quick:
+            settings = {"lengths": [16, 32], "repeats": 1, "patience": 0.0}
+        return [Cell(f"speed/{name}", partial(speed.run, name), settings) for name in args.backbones]
     cells: list[Cell] = []
-    if "recall" in args.parts:
-        lengths = [8, 16] if args.quick else [32, 64, 128, 256, 512]
-        settings = {"lengths": lengths, "updates": args.recall_updates, "rows": 8, "tests": 256}
-        for seed in range(args.seeds):
-            for name in args.backbones:
-                cells.append(recall(name, "", {**settings, "seed": seed, "window": None}))
-            if "transformer_xl" in args.backbones and not args.quick:
-                cells.append(
-                    recall("transformer_xl", "_window64", {**settings, "seed": seed, "window": 64})
-                )
-    for part in [part for part in args.parts if part in worlds.WORLDS]:
-        data = args.out / "data" / f"{part}{'_quick' * args.quick}.npz"
+    if part in worlds.WORLDS:
+        data = data_file(args, part)
         cells.append(Cell(f"{part}/baselines", worlds.baselines, {"context": 8, "horizon": 24}, data))
         settings = {"updates": args.updates, "size": 8, "length": 32, "context": 8, "horizon": 24}
         settings["most"] = 16 if args.quick else None
-        for seed in range(args.seeds):
-            for name in args.backbones:
-                run = partial(worlds.run, name)
-                cells.append(Cell(f"{part}/{name}-s{seed}", run, {**settings, "seed": seed}, data))
-    if "speed" in args.parts:
-        lengths = [16, 32] if args.quick else [64, 128, 256, 512, 1024]
-        limits = {"repeats": 1, "patience": 0.0} if args.quick else {"repeats": 5, "patience": 1.0}
-        for name in args.backbones:
-            cells.append(Cell(f"speed/{name}", partial(speed.run, name), {"lengths": lengths, **limits}))
+        function: Callable[..., dict] = worlds.run
+    else:
+        data, lengths = None, [8, 16] if args.quick else [32, 64, 128, 256, 512]
+        settings = {"lengths": lengths, "updates": args.recall_updates, "rows": 16, "tests": 256}
+        settings["window"] = args.window if part == "short_window" else None
+        function = corridor.run
+    names = [name for name in args.backbones if part != "short_window" or name in WINDOWED]
+    for seed in range(args.seeds):
+        for name in names:
+            cells.append(
+                Cell(f"{part}/{name}-s{seed}", partial(function, name), {**settings, "seed": seed}, data)
+            )
     return cells
 
 
-def recall(backbone: str, suffix: str, settings: dict[str, Any]) -> Cell:
-    """A cell of the corridor."""
-    name = f"recall/{backbone}{suffix}-s{settings['seed']}"
-    return Cell(name, partial(corridor.run, backbone), settings)
+def data_file(args: argparse.Namespace, part: str) -> Path:
+    """Where the records of a world lie."""
+    return args.out / "data" / f"{part}.npz"
 
 
 def finished(path: Path, settings: dict[str, Any]) -> bool:
@@ -84,23 +82,18 @@ def run_cell(cell: Cell, out: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Collect what is not there, then run every cell that is not finished."""
-    cells = plan(args)
-    for part in [part for part in args.parts if part in worlds.WORLDS]:
-        path = args.out / "data" / f"{part}{'_quick' * args.quick}.npz"
-        if not path.is_file():
+    """Part by part, run every cell that is not finished; data are collected once."""
+    for part in args.parts:
+        if part in worlds.WORLDS and not data_file(args, part).is_file():
             world = worlds.WORLDS[part]
             say(f"collecting {part}")
-            worlds.collect(world, 800 if args.quick else world.records, path)
-    cells = [c for c in cells if not finished(args.out / f"{c.name}.json", c.settings)]
-    learning = [cell for cell in cells if not cell.name.startswith("speed/")]
-    # Fresh processes: torch's threads do not outlive a fork.
-    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run_cell, cell, args.out) for cell in learning]):
-            say(f"finished {done.result()}")
-    for cell in cells:  # alone
-        if cell.name.startswith("speed/"):
-            say(f"finished {run_cell(cell, args.out)}")
+            worlds.collect(world, 800 if args.quick else world.records, data_file(args, part))
+        cells = [c for c in plan(args, part) if not finished(args.out / f"{c.name}.json", c.settings)]
+        # Fresh processes: torch's threads do not outlive a fork. What takes times runs alone.
+        jobs = 1 if part == "speed" else args.jobs
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            for done in as_completed([pool.submit(run_cell, cell, args.out) for cell in cells]):
+                say(f"finished {done.result()}")
 
 
 def say(text: str) -> None:

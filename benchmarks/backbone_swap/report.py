@@ -1,3 +1,275 @@
+"""Tables and plots of the cells that are there.
+
+A page keeps its prose: what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced by
+the table of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-def write(out, docs, machine): pass
+STYLES = {  # recurrent cells, transformers, state spaces
+    "block_gru": ("#08519c", "-"),
+    "gru": ("#3182bd", "-"),
+    "ln_gru": ("#31a354", "-"),
+    "ln_gru_bias": ("#a1d99b", "-"),
+    "lstm": ("#6baed6", "-"),
+    "gpt": ("#e6550d", "--"),
+    "transformer_xl": ("#a63603", "--"),
+    "s5": ("#756bb1", ":"),
+}
+Cells = dict[str, list[dict]]  # by backbone, one per seed
+
+
+def cells(folder: Path) -> Cells:
+    """What lies in the folder of a part, without its baselines."""
+    found: Cells = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.stem != "baselines":
+            found.setdefault(re.sub(r"-s\d+$", "", path.stem), []).append(json.loads(path.read_text()))
+    return dict(sorted(found.items(), key=lambda item: [*STYLES, item[0]].index(item[0])))
+
+
+def mean(runs: Iterable[dict], get: Callable[[dict], Any]) -> Any:
+    """Over seeds, of numbers or lists; None where there is none."""
+    values = [value for value in map(get, runs) if value is not None]
+    return np.mean(np.array(values, dtype=float), 0) if values else None
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+    """Markdown; names to the left, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def shown(value: float | None, form: str = ".2f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def counts(recall: Cells, world: Cells) -> str:
+    """Parameters of everything that learnt."""
+    rows = []
+    for name in {**world, **recall}:
+        row: list[object] = [f"`{name}`"]
+        for found, chosen in ((world, "overrides"), (recall, "width")):
+            run = found.get(name, [{}])[0]
+            kept = run.get(chosen, "–")
+            words = " ".join(f"`{word}`" for word in kept[1:]) if isinstance(kept, list) else kept
+            row += [words, *(shown(run.get(key), ",") for key in ("backbone_parameters", "parameters"))]
+        rows.append(row)
+    head = ["backbone", "world model", "backbone", "whole", "corridor: width", "backbone", "whole"]
+    return table(head, rows)
+
+
+def recall_table(recall: Cells, short: Cells) -> str:
+    """Accuracy against L."""
+    rows = []
+    for found in (recall, short):
+        for name, runs in found.items():
+            windowed = f", window {runs[0]['window']}" if found is short else ""
+            accuracy = [mean(runs, lambda r, k=k: r["accuracy"][k]) for k in runs[0]["accuracy"]]
+            rows.append([f"`{name}`{windowed}", *(shown(value) for value in accuracy)])
+    lengths = next(iter(recall.values()))[0]["accuracy"]
+    return table(["accuracy at L =", *lengths], rows)
+
+
+def image_table(world: Cells, baseline: dict) -> str:
+    """Squared error of images at some horizons, in thousandths."""
+    last = len(baseline["copy last"]) - 1
+    steps = sorted({0, 1, min(4, last), last // 3, 2 * last // 3, last})
+
+    def row(name: str, errors: Any) -> list[object]:
+        return [name, *(f"{1e3 * errors[step]:.2f}" for step in steps)]
+
+    rows = [row(name, baseline[name]) for name in ("copy last", "mean frame")]
+    rows += [row(f"`{name}`", mean(runs, lambda r: r["image"])) for name, runs in world.items()]
+    return table(["error x 1,000 after", *map(str, steps)], rows)
+
+
+def event_table(world: Cells) -> str:
+    """Balanced accuracy and area under the curve of rewards and ends."""
+    first = next(iter(world.values()))[0]
+    labels = [key for key in first if key.split()[0] in ("reward", "end") and first[key]["events"]]
+    if not labels:
+        return "Neither rewards nor ends in what was held out."
+    rows: list[list[object]] = [["events", *(first[key]["events"] for key in labels)]]
+    for name, runs in world.items():
+        pairs = [
+            (mean(runs, lambda r, k=k: r[k]["balanced_accuracy"]), mean(runs, lambda r, k=k: r[k]["auc"]))
+            for k in labels
+        ]
+        rows.append([f"`{name}`", *(f"{shown(hits)} ({shown(area)})" for hits, area in pairs)])
+    return table(["balanced accuracy (area)", *labels], rows)
+
+
+def speed_table(speed: Cells) -> str:
+    """Times by processor, memory and carries of world models."""
+    rows = []
+    for name, (run,) in speed.items():
+        model = run["world_model"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{model['update']['cpu_ms']:.0f}",
+                f"{model['imagined_step']['cpu_ms']:.2f}",
+                f"{model['update_kept_mib']:.0f}",
+                f"{model['carried_numbers']:,}",
+            ]
+        )
+    return table(["backbone", "update, ms", "imagined step, ms", "kept for backward, MiB", "carried"], rows)
+
+
+def scan_table(speed: Cells, key: str, form: str) -> str:
+    """One number of a scan against T."""
+    lengths = next(iter(speed.values()))[0]["scan"]["lengths"]
+    rows = [
+        [f"`{name}`", *(format(run["scan"]["lengths"][t][key], form) for t in lengths)]
+        for name, (run,) in speed.items()
+    ]
+    return table(["T =", *lengths], rows)
+
+
+def minutes(out: Path, parts: Iterable[str]) -> str:
+    """How long the cells of each part took, one after another."""
+    rows = []
+    for part in parts:
+        found = [json.loads(path.read_text()) for path in (out / part).glob("*.json")]
+        if found:
+            cpu = sum(run.get("cpu_seconds", 0) for run in found) / 60
+            rows.append([part, len(found), f"{sum(r['minutes'] for r in found):.0f}", f"{cpu:.0f}"])
+    return table(["part", "cells", "minutes", "processor minutes of learning"], rows)
+
+
+# -- plots ---------------------------------------------------------------------------------------------
+
+
+def line(axis: Any, name: str, x: Any, runs: Any, **style: Any) -> None:
+    """A thin line per backbone, in its colour."""
+    colour, dash = STYLES.get(name, ("black", "-."))
+    axis.plot(x, runs, **{"color": colour, "ls": dash, "lw": 1.2, "label": name, **style})
+
+
+def figure(panels: int) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    made, axes = plt.subplots(1, panels, figsize=(1.6 + 4.2 * panels, 3.9), dpi=130, squeeze=False)
+    for axis in axes[0]:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return made, axes[0]
+
+
+def save(made: Any, axis: Any, path: Path) -> None:
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    made.tight_layout()
+    made.savefig(path)
+
+
+def plot_recall(recall: Cells, short: Cells, path: Path) -> None:
+    """Accuracy against L."""
+    made, (axis,) = figure(1)
+    for found, style in ((recall, {"marker": "o", "ms": 3}), (short, {"lw": 0.8, "marker": "x", "ms": 4})):
+        for name, runs in found.items():
+            lengths = [int(key) for key in runs[0]["accuracy"]]
+            label = name if found is recall else f"{name}, window {runs[0]['window']}"
+            accuracy = mean(runs, lambda r: list(r["accuracy"].values()))
+            line(axis, name, lengths, accuracy, label=label, **style)
+    chance = next(iter(recall.values()))[0]["chance"]
+    axis.axhline(chance, color="black", lw=0.8, ls=(0, (1, 2)), label="chance")
+    axis.set_xscale("log", base=2)
+    axis.set(ylim=(0, 1.03), xlabel="steps of distraction L", ylabel="recall accuracy")
+    axis.set_xticks(lengths, lengths)
+    save(made, axis, path)
+
+
+def plot_images(data: dict[str, tuple[Cells, dict]], path: Path) -> None:
+    """Error of images against horizon, a panel per world."""
+    made, axes = figure(len(data))
+    for axis, (world, (found, baseline)) in zip(axes, data.items(), strict=True):
+        for name, colour in (("copy last", "#555555"), ("mean frame", "#aaaaaa")):
+            axis.plot(1e3 * np.array(baseline[name]), color=colour, lw=1.6, label=name)
+        for name, runs in found.items():
+            errors = 1e3 * mean(runs, lambda r: r["image"])
+            line(axis, name, np.arange(len(errors)), errors)
+        axis.set(title=world, xlabel="steps ahead (0: last observed)", ylim=(0, None))
+    axes[0].set_ylabel("squared error per value x 1,000")
+    save(made, axis, path)
+
+
+def plot_scaling(speed: Cells, path: Path) -> None:
+    """Time and memory of a scan against T."""
+    made, axes = figure(2)
+    for name, (run,) in speed.items():
+        scans = run["scan"]["lengths"]
+        lengths = [int(t) for t in scans]
+        for axis, key in zip(axes, ("cpu_ms", "kept_mib"), strict=True):
+            line(axis, name, lengths, [scan[key] for scan in scans.values()], marker="o", ms=3)
+    for axis, label in zip(axes, ("forward and backward, ms", "kept for backward, MiB"), strict=True):
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set(xlabel="steps T", ylabel=label)
+        axis.set_xticks(lengths, lengths)
+    save(made, axis, path)
+
+
+# -- the page ------------------------------------------------------------------------------------------
+
+
+def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Draw what is there into ``docs``, and put the tables into its page.
+
+    Args:
+        out: where the cells lie.
+        docs: for plots, and ``backbones.md``, which is made if there is none.
+        parts: of the cells, for the minutes.
+
+    Returns:
+        The tables by name.
+    """
+    docs.mkdir(parents=True, exist_ok=True)
+    found = {part: cells(out / part) for part in parts}
+    recall, short, speed = (found.get(part, {}) for part in ("recall", "short_window", "speed"))
+    tables = {}
+    if recall:
+        tables["recall"] = recall_table(recall, short)
+        plot_recall(recall, short, docs / "backbones_recall.png")
+    drawn = {}
+    for world in ("vizdoom", "breakout"):
+        path = out / world / "baselines.json"
+        if found.get(world) and path.is_file():
+            drawn[world] = found[world], json.loads(path.read_text())
+            tables[f"{world} images"] = image_table(*drawn[world])
+            tables[f"{world} events"] = event_table(found[world])
+    if drawn:
+        plot_images(drawn, docs / "backbones_images.png")
+    if speed:
+        tables["speed"] = speed_table(speed)
+        tables["scan time"] = scan_table(speed, "cpu_ms", ".0f")
+        tables["scan memory"] = scan_table(speed, "kept_mib", ".1f")
+        plot_scaling(speed, docs / "backbones_scaling.png")
+    tables["counts"] = counts(recall, found.get("vizdoom") or found.get("breakout") or {})
+    tables["minutes"] = minutes(out, parts)
+    page = docs / "backbones.md"
+    if not page.is_file():
+        marks = (f"## {name}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in tables)
+        page.write_text("# Backbones\n\n" + "\n".join(marks))
+    page.write_text(filled(page.read_text(), tables))
+    return tables
+
+
+def filled(page: str, tables: dict[str, str]) -> str:
+    """The page with tables between their marks."""
+    for name, text in tables.items():
+        pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
+        page = re.sub(pattern, lambda m, t=text: f"{m[1]}{t}\n{m[2]}", page, flags=re.DOTALL)
+    return page

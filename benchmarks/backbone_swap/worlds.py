@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +34,10 @@ class World(NamedTuple):
 WORLDS = {
     "vizdoom": World(
         "vizdoom/harvest_log_in_plains",
-        24_000,
+        16_000,
         {"world": "small", "max_steps": 60, "frames": False, "masks": False},
     ),
-    "breakout": World("atari100k/breakout", 20_000, {}),
+    "breakout": World("atari100k/breakout", 16_000, {}),
 }
 
 
@@ -83,7 +84,7 @@ def windows(
     found, real = [], []
     for stream in streams:
         borders = [*stream["is_init"].flatten().nonzero().flatten().tolist(), len(stream)]
-        for begin, end in zip(borders, borders[1:], strict=False):
+        for begin, end in pairwise(borders):
             for start in range(begin, end - context, stride):
                 index = torch.arange(start, start + context + horizon)
                 found.append(stream[index.clamp(max=end - 1)])

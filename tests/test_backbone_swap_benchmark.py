@@ -1,0 +1,209 @@
+"""The benchmark of backbones measures what its page says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+import wmkit
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "backbone_swap"
+MODULES = ("cells", "corridor", "equal", "report", "speed", "worlds")
+
+
+@pytest.fixture(scope="module")
+def swap():
+    """Its files, which are run by path and belong to no package."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def records(lengths: list[int], seed: int = 0) -> TensorDict:
+    """Episodes of these lengths as one stream; pixels count them, the last record is paid and ends."""
+    count, generator = sum(lengths), torch.Generator().manual_seed(seed)
+    is_init = torch.zeros(count, 1, dtype=torch.bool)
+    is_init[np.cumsum([0, *lengths[:-1]])] = True
+    done = is_init.roll(-1, 0)
+    action = torch.eye(3)[torch.randint(3, (count,), generator=generator)].masked_fill(is_init, 0)
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 64, 64).clone()
+    flags = {"is_init": is_init, "terminated": done, "done": done}
+    return TensorDict({"pixels": pixels, "previous_action": action, "reward": done.float(), **flags}, [count])
+
+
+# --- equal parameters ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", wmkit.available("backbone"))
+def test_recallers_have_as_many_parameters(swap, backbone):
+    model, counted = swap.equal.recaller(backbone, 17, 8, window=514, target=60_000, seed=0)
+    assert counted["parameters"] == sum(p.numel() for p in model.parameters())
+    assert counted["parameters"] == pytest.approx(60_000, rel=0.01)
+
+
+@pytest.mark.parametrize("backbone", ["block_gru"])  # the others by the run of every part, below
+def test_world_models_have_as_many_parameters_as_the_page_gives(swap, backbone):
+    _, page = swap.equal.world_model("ln_gru", 5, swap.worlds.OVERRIDES, 0)
+    system, counted = swap.equal.world_model(backbone, 5, swap.worlds.OVERRIDES, 0)
+    assert counted["parameters"] == sum(p.numel() for p in system.world_model.parameters())
+    assert counted["parameters"] == pytest.approx(page["parameters"], rel=0.02)
+    assert "size.deter=256" in page["overrides"]  # the page's own, found by counting
+
+
+def test_a_count_that_no_width_gives_is_an_error(swap):
+    assert swap.equal.matching_width(lambda w: 2 * w * w + 30 * w + 7, 2 * 90**2 + 30 * 90 + 7) == 90
+    with pytest.raises(ValueError, match="no width gives 100 parameters"):
+        swap.equal.matching_width(lambda w: 1000 + w, 100)
+
+
+# --- the corridor --------------------------------------------------------------------------------
+
+
+def test_a_sequence_is_cue_distraction_query_and_a_pure_function(swap):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    symbols, cues = swap.corridor.sequences(20, 500, seed=3)
+    again, other = (swap.corridor.sequences(20, 500, seed=s)[0] for s in (3, 4))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(symbols, again) and not torch.equal(symbols, other)
+    kinds, k = symbols.argmax(-1), swap.corridor.SYMBOLS
+    assert symbols.shape == (500, 22, swap.corridor.INPUTS) and symbols.sum(-1).eq(1).all()
+    assert torch.equal(kinds[:, 0], cues) and cues.unique().tolist() == list(range(k))
+    assert kinds[:, 1:-1].min() == k and kinds[:, 1:-1].max() == 2 * k - 1
+    assert kinds[:, -1].eq(2 * k).all()
+    assert cues.bincount(minlength=k).max() < 500 * 2 / k  # none is much likelier: chance is 1 / k
+
+
+def test_a_cue_is_recalled_inside_a_window_and_unseen_beyond(swap):
+    settings = {"lengths": [6], "updates": 60, "rows": 32, "tests": 64, "seed": 0}
+    found = swap.corridor.run("gru", **settings, window=None)
+    assert found["accuracy"][6] > 0.5 and found["losses"][0] > found["losses"][-1] and found["window"] is None
+    symbols, _ = swap.corridor.sequences(6, 4, seed=0)
+    changed = symbols.clone()
+    changed[:, 0] = symbols[:, 0].roll(1, -1)
+    for window, sees in ((8, True), (3, False)):  # two layers of 3 look back four steps
+        model, _ = swap.equal.recaller("transformer_xl", 17, 8, window, 60_000, seed=0)
+        assert (model(symbols) - model(changed)).abs().max().gt(0) == sees
+
+
+# --- worlds --------------------------------------------------------------------------------------
+
+
+def test_windows_stay_within_episodes(swap):
+    seen, real = swap.worlds.windows([records([11, 5]), records([9])], context=4, horizon=3, stride=4)
+    first = seen["pixels"][:, :, 0, 0, 0].tolist()
+    assert first[:3] == [[0, 1, 2, 3, 4, 5, 6], [4, 5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 15, 15]]
+    assert first[3:] == [[0, 1, 2, 3, 4, 5, 6], [4, 5, 6, 7, 8, 8, 8]]
+    assert real.sum(1).tolist() == [7, 7, 5, 7, 5] and real[:, :4].all()
+
+
+def test_batches_are_the_same_for_every_backbone(swap):
+    streams = [records([30, 20]), records([50], seed=1)]
+    one, two = (list(swap.worlds.batches(streams, 3, 4, 16, seed=5)) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(one, two, strict=True)) and one[0].shape == (4, 16)
+
+
+def test_balanced_accuracy_and_area_against_counting(swap):
+    generator = torch.Generator().manual_seed(0)
+    score, event = torch.rand(60, generator=generator), torch.rand(60, generator=generator) < 0.2
+    score = (10 * score).round() / 10  # ties
+    found = swap.worlds.recall_of_classes(score, event, 0.45)
+    yes, no = score[event].tolist(), score[~event].tolist()
+    hits = sum(s > 0.45 for s in yes) / len(yes) / 2 + sum(s <= 0.45 for s in no) / len(no) / 2
+    area = sum((y > n) + (y == n) / 2 for y in yes for n in no) / len(yes) / len(no)
+    assert found["balanced_accuracy"] == pytest.approx(hits) and found["auc"] == pytest.approx(area)
+    none = swap.worlds.recall_of_classes(score, torch.zeros_like(event), 0.45)
+    assert none == {"events": 0, "others": 60, "balanced_accuracy": None, "auc": None}
+
+
+def test_a_perfect_model_makes_no_error_and_a_blind_one_guesses(swap):
+    """A stand-in that knows the batch; image, reward and end are then right at every horizon."""
+    seen, real = swap.worlds.windows([records([12, 12, 40])], context=4, horizon=8, stride=4)
+
+    def judged(knows: bool) -> dict:
+        def open_loop(batch, context):
+            feature = torch.cat([batch["reward"], batch["terminated"].float()], -1) * float(knows)
+            return {"pixels": batch["pixels"] * float(knows)}, [SimpleNamespace(feature=feature)]
+
+        model = SimpleNamespace(
+            open_loop=open_loop,
+            heads={"reward": lambda feature: SimpleNamespace(mean=feature[..., :1])},
+            continuation=lambda feature: 1 - feature[..., 1:],
+        )
+        fill = lambda rows: {**rows, "pixels": rows["pixels"].float() / 255}  # noqa: E731
+        system = SimpleNamespace(world_model=model, fill=fill)
+        return swap.worlds.evaluate(system, seen, real, 4, {"reward": 0.05, "end": 0.05}, bands=2)
+
+    good, bad = judged(True), judged(False)
+    assert len(good["image"]) == 9 and max(good["image"]) == 0 and min(bad["image"]) > 0
+    for label in ("reward", "end", "reward 1-4", "end 5-8"):
+        assert good[label]["balanced_accuracy"] == good[label]["auc"] == 1 and good[label]["events"] > 0
+        assert bad[label]["balanced_accuracy"] == bad[label]["auc"] == 0.5
+
+
+def test_baselines(swap, tmp_path):
+    save(swap, tmp_path / "data.npz", [records([20]), records([20])])
+    found = swap.worlds.baselines(tmp_path / "data.npz", context=4, horizon=2)
+    assert found["copy last"] == pytest.approx([0, (1 / 255) ** 2, (2 / 255) ** 2], rel=1e-4)
+    assert found["records"] == {"learnt": 20, "held out": 20} and found["episodes"]["learnt"] == 1
+
+
+def test_collected_records_are_kept_as_they_were(swap, tmp_path):
+    pytest.importorskip("ale_py")
+    for name in ("one", "two"):
+        swap.worlds.collect(swap.worlds.WORLDS["breakout"], 48, tmp_path / f"{name}.npz", streams=2, seed=1)
+    (learnt,), (held_out,) = swap.worlds.load(tmp_path / "one.npz")
+    again = swap.worlds.load(tmp_path / "two.npz")[0][0]
+    assert len(learnt) == len(held_out) == 25 and (learnt == again).all()
+    assert learnt["is_init"].sum() == 1 and learnt["previous_action"][1:].sum(-1).eq(1).all()
+
+
+# --- cells and report ----------------------------------------------------------------------------
+
+
+def save(swap, path: Path, streams: list[TensorDict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {key: torch.cat([x[key] for x in streams]).numpy() for key in swap.worlds.KEYS}
+    np.savez_compressed(path, lengths=[len(x) for x in streams], **arrays)
+
+
+def test_every_part_runs_and_is_drawn(swap, tmp_path):
+    parts = swap.cells.PARTS
+    args = SimpleNamespace(out=tmp_path, quick=True, updates=2, recall_updates=2, seeds=1, window=4)
+    args.backbones = ["transformer_xl"]
+    save(swap, tmp_path / "data" / "vizdoom.npz", [records([25] * 2), records([25] * 2)])
+    for part in [part for part in parts if part != "breakout"]:
+        for cell in swap.cells.plan(args, part):
+            swap.cells.run_cell(cell, tmp_path)
+            path = tmp_path / f"{cell.name}.json"
+            assert swap.cells.finished(path, cell.settings)
+            assert not swap.cells.finished(path, {**cell.settings, "updates": 3})
+    run = json.loads((tmp_path / "vizdoom" / "transformer_xl-s0.json").read_text())
+    assert len(run["image"]) == 25 and len(run["losses"]) == 2 and run["reward"]["events"] > 0
+    speed = json.loads((tmp_path / "speed" / "transformer_xl.json").read_text())
+    kept = [scan["kept_mib"] for scan in speed["scan"]["lengths"].values()]
+    assert 0 < kept[0] < kept[1] and speed["world_model"]["carried_numbers"] > 2 * 2 * 31 * 96
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "backbones.md").write_text("Prose.\n<!-- begin recall -->\nold\n<!-- end recall -->\nMore.\n")
+    tables = swap.report.write(tmp_path, docs, parts)
+    page = (docs / "backbones.md").read_text()
+    assert tables["recall"] in page and "old" not in page and page.startswith("Prose.")
+    assert page.endswith("<!-- end recall -->\nMore.\n")
+    assert {path.stem for path in docs.glob("*.png")} == {
+        "backbones_recall",
+        "backbones_images",
+        "backbones_scaling",
+    }
