@@ -91,6 +91,7 @@ def world_model(backbone: str, actions: int, overrides: Sequence[str], seed: int
     system = build(*page(width))
     return system, {
         "overrides": page(width),
+        "page_parameters": target,
         "parameters": count(system.world_model),
         "backbone_parameters": count(system.world_model.dynamics.backbone),
     }
