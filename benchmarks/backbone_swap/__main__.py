@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where data and results lie")
     parser.add_argument("--parts", nargs="+", default=list(cells.PARTS), choices=cells.PARTS)
     parser.add_argument("--backbones", nargs="+", default=wmkit.available("backbone"))
-    parser.add_argument("--updates", type=int, default=400, help="of each world model")
+    parser.add_argument("--updates", type=int, default=1000, help="of each world model")
     parser.add_argument("--recall-updates", type=int, default=600, help="of each backbone in the corridor")
     parser.add_argument("--window", type=int, default=64, help="of transformers in the part short_window")
     parser.add_argument("--seeds", type=int, default=1)

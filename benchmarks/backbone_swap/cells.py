@@ -41,7 +41,7 @@ def plan(args: argparse.Namespace, part: str) -> list[Cell]:
     if part in worlds.WORLDS:
         data = data_file(args, part)
         cells.append(Cell(f"{part}/baselines", worlds.baselines, {"context": 8, "horizon": 24}, data))
-        settings = {"updates": args.updates, "size": 8, "length": 32, "context": 8, "horizon": 24}
+        settings = {"updates": args.updates, "size": 4, "length": 32, "context": 8, "horizon": 24}
         settings["most"] = 16 if args.quick else None
         function: Callable[..., dict] = worlds.run
     else:

@@ -20,7 +20,7 @@ from wmkit.data import to_sequence
 from wmkit.envs import make_env
 
 KEYS = ("pixels", "previous_action", "reward", "is_init", "terminated", "done")
-OVERRIDES = ["preset=quick", "size=tiny", "learning_rate.world_model=1.0e-3"]
+OVERRIDES = ["preset=quick", "size=tiny"]
 
 
 class World(NamedTuple):
