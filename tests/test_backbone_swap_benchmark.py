@@ -99,12 +99,19 @@ def test_a_cue_is_recalled_inside_a_window_and_unseen_beyond(swap):
 # --- worlds --------------------------------------------------------------------------------------
 
 
-def test_windows_stay_within_episodes(swap):
-    seen, real = swap.worlds.windows([records([11, 5]), records([9])], context=4, horizon=3, stride=4)
+def test_windows_stay_within_episodes_and_stand_closer_before_rewards(swap):
+    streams = [records([11, 5]), records([9])]
+    seen, real, even = swap.worlds.windows(streams, context=4, horizon=3, stride=4, near=2)
     first = seen["pixels"][:, :, 0, 0, 0].tolist()
-    assert first[:3] == [[0, 1, 2, 3, 4, 5, 6], [4, 5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 15, 15]]
-    assert first[3:] == [[0, 1, 2, 3, 4, 5, 6], [4, 5, 6, 7, 8, 8, 8]]
-    assert real.sum(1).tolist() == [7, 7, 5, 7, 5] and real[:, :4].all()
+    assert first[:3] == [
+        [0, 1, 2, 3, 4, 5, 6],
+        [4, 5, 6, 7, 8, 9, 10],
+        [6, 7, 8, 9, 10, 10, 10],
+    ]  # 10 is paid
+    assert first[3:5] == [[11, 12, 13, 14, 15, 15, 15], [0, 1, 2, 3, 4, 5, 6]]
+    assert first[5:] == [[2, 3, 4, 5, 6, 7, 8], [4, 5, 6, 7, 8, 8, 8]]
+    assert even.tolist() == [True, True, False, True, True, False, True]
+    assert real.sum(1).tolist() == [7, 7, 5, 5, 7, 7, 5] and real[:, :4].all()
 
 
 def test_batches_are_the_same_for_every_backbone(swap):
@@ -128,7 +135,7 @@ def test_balanced_accuracy_and_area_against_counting(swap):
 
 def test_a_perfect_model_makes_no_error_and_a_blind_one_guesses(swap):
     """A stand-in that knows the batch; image, reward and end are then right at every horizon."""
-    seen, real = swap.worlds.windows([records([12, 12, 40])], context=4, horizon=8, stride=4)
+    over = swap.worlds.windows([records([12, 12, 40])], context=4, horizon=8, stride=4)
 
     def judged(knows: bool) -> dict:
         def open_loop(batch, context):
@@ -142,7 +149,7 @@ def test_a_perfect_model_makes_no_error_and_a_blind_one_guesses(swap):
         )
         fill = lambda rows: {**rows, "pixels": rows["pixels"].float() / 255}  # noqa: E731
         system = SimpleNamespace(world_model=model, fill=fill)
-        return swap.worlds.evaluate(system, seen, real, 4, {"reward": 0.05, "end": 0.05}, bands=2)
+        return swap.worlds.evaluate(system, over, 4, {"reward": 0.05, "end": 0.05}, bands=2)
 
     good, bad = judged(True), judged(False)
     assert len(good["image"]) == 9 and max(good["image"]) == 0 and min(bad["image"]) > 0

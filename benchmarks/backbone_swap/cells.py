@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 def plan(args: argparse.Namespace, part: str) -> list[Cell]:
     """The cells of a part, in the order in which they are run."""
     if part == "speed":
-        settings: dict[str, Any] = {"lengths": [64, 128, 256, 512, 1024], "repeats": 5, "patience": 1.0}
+        settings: dict[str, Any] = {"lengths": [64, 128, 256, 512, 1024], "repeats": 7, "patience": 1.0}
         if args.quick:
             settings = {"lengths": [16, 32], "repeats": 1, "patience": 0.0}
         return [Cell(f"speed/{name}", partial(speed.run, name), settings) for name in args.backbones]

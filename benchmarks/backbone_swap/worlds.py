@@ -53,7 +53,7 @@ def collect(world: World, records: int, path: Path, streams: int = 8, seed: int 
     np.savez_compressed(path, lengths=[len(x) for x in kept], **arrays)
 
 
-def load(path: Path, held_out: float = 0.25) -> tuple[list[TensorDict], list[TensorDict]]:
+def load(path: Path, held_out: float = 0.375) -> tuple[list[TensorDict], list[TensorDict]]:
     """Streams of records ``[n]`` to learn from, and those held out."""
     with np.load(path) as file:
         lengths = file["lengths"].tolist()
@@ -74,22 +74,46 @@ def batches(
         yield torch.stack([row[s : s + length] for row, s in zip(rows, starts, strict=True)])
 
 
-def windows(
-    streams: list[TensorDict], context: int, horizon: int, stride: int = 12
-) -> tuple[TensorDict, Tensor]:
-    """Windows ``[W, context + horizon]`` within episodes, and which of their records are real ``[W, L]``.
+class Windows(NamedTuple):
+    """What is rolled out over, ``W`` windows of ``L`` records within episodes.
 
-    They start at every ``stride``-th record of an episode. One that outlasts the episode repeats the last.
+    Attributes:
+        seen: ``[W, L]``; one that outlasts its episode repeats the last record.
+        real: ``[W, L]`` bool, the records that are none of those.
+        even: ``[W]`` bool, those spread evenly; the others stand where rewards and ends lie ahead.
     """
-    found, real = [], []
+
+    seen: TensorDict
+    real: Tensor
+    even: Tensor
+
+
+def windows(
+    streams: list[TensorDict], context: int, horizon: int, stride: int = 12, near: int = 4
+) -> Windows:
+    """A window from every ``stride``-th record of an episode, and denser ones before what is rare.
+
+    Args:
+        streams: records ``[n]``.
+        context: steps that are observed.
+        horizon: steps after them.
+        stride: between the starts of windows.
+        near: the same where a reward or a true end lies within the horizon.
+    """
+    found, real, even = [], [], []
     for stream in streams:
+        rare = (stream["reward"] != 0) | stream["terminated"]
         borders = [*stream["is_init"].flatten().nonzero().flatten().tolist(), len(stream)]
         for begin, end in pairwise(borders):
-            for start in range(begin, end - context, stride):
-                index = torch.arange(start, start + context + horizon)
-                found.append(stream[index.clamp(max=end - 1)])
-                real.append(index < end)
-    return torch.stack(found), torch.stack(real)
+            for start in range(begin, end - context):
+                ahead = slice(start + context, min(start + context + horizon, end))
+                regular = (start - begin) % stride == 0
+                if regular or ((start - begin) % near == 0 and rare[ahead].any()):
+                    index = torch.arange(start, start + context + horizon)
+                    found.append(stream[index.clamp(max=end - 1)])
+                    real.append(index < end)
+                    even.append(regular)
+    return Windows(torch.stack(found), torch.stack(real), torch.tensor(even))
 
 
 def recall_of_classes(score: Tensor, event: Tensor, threshold: float) -> dict[str, float | int | None]:
@@ -110,19 +134,17 @@ def recall_of_classes(score: Tensor, event: Tensor, threshold: float) -> dict[st
 
 
 @torch.no_grad()
-def evaluate(
-    system: Any, seen: TensorDict, real: Tensor, context: int, rates: dict[str, float], bands: int = 3
-) -> dict:
+def evaluate(system: Any, over: Windows, context: int, rates: dict[str, float], bands: int = 3) -> dict:
     """Roll out with the recorded actions and compare; horizon 0 is the last observed step.
 
     Args:
         system: with the world model.
-        seen: windows ``[W, L]``.
-        real: ``[W, L]`` bool.
+        over: what to roll out over; images count where windows are spread evenly.
         context: steps that are observed.
         rates: of rewards and ends among the records learnt from.
         bands: of horizons, over which rewards and ends are put together.
     """
+    seen, real, _ = over
     errors, scores = [], {"reward": [], "end": []}
     for rows in seen.split(64):
         batch = system.fill(rows)
@@ -132,7 +154,7 @@ def evaluate(
         feature = torch.cat([latent.feature for latent in latents], 1)[:, context:]
         scores["reward"].append(system.world_model.heads["reward"](feature).mean.squeeze(-1).abs())
         scores["end"].append(1 - system.world_model.continuation(feature).squeeze(-1))
-    out: dict[str, Any] = {"image": masked_mean(torch.cat(errors), real[:, context - 1 :])}
+    out: dict[str, Any] = {"image": masked_mean(torch.cat(errors), counted(over, context))}
     ahead = real[:, context:]
     events = {"reward": seen["reward"][:, context:, 0] != 0, "end": seen["terminated"][:, context:, 0]}
     for name, parts in scores.items():
@@ -143,6 +165,11 @@ def evaluate(
             label = name if len(cut) == ahead.shape[1] else f"{name} {cut[0] + 1}-{cut[-1] + 1}"
             out[label] = recall_of_classes(score[:, cut][here], events[name][:, cut][here], rates[name])
     return out
+
+
+def counted(over: Windows, context: int) -> Tensor:
+    """Which images ``[W, L - context + 1]`` count."""
+    return over.real[:, context - 1 :] & over.even.unsqueeze(-1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> list[float]:
@@ -162,20 +189,20 @@ def frequencies(streams: list[TensorDict]) -> dict[str, float]:
 def baselines(path: Path, *, context: int, horizon: int) -> dict:
     """What the last seen frame, and the mean of all frames, are wrong by; and what the data hold."""
     learnt, held_out = load(path)
-    seen, real = windows(held_out, context, horizon)
+    over = windows(held_out, context, horizon)
     mean = torch.cat(learnt)["pixels"][::4].float().mean(0) / 255
     last, average = [], []
-    for rows in seen["pixels"].split(64):
+    for rows in over.seen["pixels"].split(64):
         frames = rows.float() / 255
         ahead = frames[:, context - 1 :]
         last.append((ahead - frames[:, context - 1 : context]).square().mean((-3, -2, -1)))
         average.append((ahead - mean).square().mean((-3, -2, -1)))
     return {
-        "copy last": masked_mean(torch.cat(last), real[:, context - 1 :]),
-        "mean frame": masked_mean(torch.cat(average), real[:, context - 1 :]),
+        "copy last": masked_mean(torch.cat(last), counted(over, context)),
+        "mean frame": masked_mean(torch.cat(average), counted(over, context)),
         "records": {"learnt": sum(map(len, learnt)), "held out": sum(map(len, held_out))},
         "episodes": {"learnt": starts(learnt), "held out": starts(held_out)},
-        "windows": len(seen),
+        "windows": {"even": int(over.even.sum()), "all": len(over.even)},
         "frequencies": frequencies(learnt),
     }
 
@@ -212,7 +239,7 @@ def run(
     """
     learnt, held_out = load(path)
     actions = learnt[0]["previous_action"].shape[-1]
-    system, counted = equal.world_model(backbone, actions, OVERRIDES, seed)
+    system, size_of = equal.world_model(backbone, actions, OVERRIDES, seed)
     learner = system.schedule.learners["world_model"]
     losses = []
     start, cpu = time.perf_counter(), time.process_time()
@@ -221,7 +248,7 @@ def run(
         learner.step(learned.loss)
         losses.append(learned.metrics["loss_world_model"])
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    seen, real = windows(held_out, context, horizon)
+    over = Windows(*(part[:most] for part in windows(held_out, context, horizon)))
     torch.manual_seed(seed)
-    found = evaluate(system, seen[:most], real[:most], context, frequencies(learnt))
-    return {**counted, **spent, **found, "losses": [round(float(x), 3) for x in torch.stack(losses)]}
+    found = evaluate(system, over, context, frequencies(learnt))
+    return {**size_of, **spent, **found, "losses": [round(float(x), 3) for x in torch.stack(losses)]}
