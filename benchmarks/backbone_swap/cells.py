@@ -17,7 +17,7 @@ import speed
 import torch
 import worlds
 
-PARTS = ("recall", "vizdoom", "breakout", "short_window", "speed")
+PARTS = ("recall", "reach", "vizdoom", "breakout", "short_window", "speed")
 WINDOWED = ("gpt", "transformer_xl")
 
 
@@ -37,6 +37,9 @@ def plan(args: argparse.Namespace, part: str) -> list[Cell]:
         if args.quick:
             settings = {"lengths": [16, 32], "repeats": 1, "patience": 0.0}
         return [Cell(f"speed/{name}", partial(speed.run, name), settings) for name in args.backbones]
+    if part == "reach":
+        settings = {"length": 16 if args.quick else 512, "rows": 16, "seed": 0}
+        return [Cell(f"reach/{name}", partial(corridor.reach, name), settings) for name in args.backbones]
     cells: list[Cell] = []
     if part in worlds.WORLDS:
         data = data_file(args, part)

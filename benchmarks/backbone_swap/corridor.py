@@ -74,3 +74,23 @@ def run(
         "accuracy": accuracy,
         "losses": [round(float(x), 4) for x in torch.stack(losses)],
     }
+
+
+def reach(backbone: str, *, length: int, rows: int, seed: int) -> dict:
+    """How much of the loss's gradient arrives at symbols further and further back, before any update.
+
+    Args:
+        backbone: a name of ``wmkit list backbone``.
+        length: L.
+        rows: sequences.
+        seed: of weights and sequences.
+
+    Returns:
+        Distances before the query, and the gradient's norm there over that at the query.
+    """
+    model, _ = equal.recaller(backbone, INPUTS, SYMBOLS, length + 2, TARGET, seed)
+    symbols, cues = sequences(length, rows, seed)
+    F.cross_entropy(model(symbols.requires_grad_()), cues).backward()
+    norm = symbols.grad.double().square().sum((0, 2)).sqrt().flip(0)
+    distances = sorted({*range(0, length + 1, max(length // 32, 1)), length + 1})
+    return {"distance": distances, "gradient": (norm[distances] / norm[0]).tolist()}

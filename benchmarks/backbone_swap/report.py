@@ -70,7 +70,7 @@ def counts(recall: Cells, world: Cells) -> str:
 
 def recall_table(recall: Cells, short: Cells) -> str:
     """Accuracy against L."""
-    rows = []
+    rows: list[list[object]] = []
     for found in (recall, short):
         for name, runs in found.items():
             windowed = f", window {runs[0]['window']}" if found is short else ""
@@ -170,14 +170,15 @@ def figure(panels: int) -> tuple[Any, Any]:
 
 
 def save(made: Any, axis: Any, path: Path) -> None:
-    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    made.tight_layout()
+    handles, labels = axis.get_legend_handles_labels()
+    made.legend(handles, labels, fontsize=8, frameon=False, loc="center right")
+    made.tight_layout(rect=(0, 0, 1 - 1.45 / made.get_figwidth(), 1))
     made.savefig(path)
 
 
-def plot_recall(recall: Cells, short: Cells, path: Path) -> None:
-    """Accuracy against L."""
-    made, (axis,) = figure(1)
+def plot_recall(recall: Cells, short: Cells, reach: Cells, path: Path) -> None:
+    """Accuracy against L, and beside it how far gradients reach."""
+    made, (axis, *others) = figure(2 if reach else 1)
     for found, style in ((recall, {"marker": "o", "ms": 3}), (short, {"lw": 0.8, "marker": "x", "ms": 4})):
         for name, runs in found.items():
             lengths = [int(key) for key in runs[0]["accuracy"]]
@@ -189,6 +190,11 @@ def plot_recall(recall: Cells, short: Cells, path: Path) -> None:
     axis.set_xscale("log", base=2)
     axis.set(ylim=(0, 1.03), xlabel="steps of distraction L", ylabel="recall accuracy")
     axis.set_xticks(lengths, lengths)
+    for far in others:
+        for name, (run,) in reach.items():
+            line(far, name, run["distance"], np.maximum(run["gradient"], 1e-30))
+        far.set_yscale("log")
+        far.set(ylim=(1e-14, 1e1), xlabel="steps before the query", ylabel="gradient, against the query's")
     save(made, axis, path)
 
 
@@ -242,7 +248,7 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
     tables = {}
     if recall:
         tables["recall"] = recall_table(recall, short)
-        plot_recall(recall, short, docs / "backbones_recall.png")
+        plot_recall(recall, short, found.get("reach", {}), docs / "backbones_recall.png")
     drawn = {}
     for world in ("vizdoom", "breakout"):
         path = out / world / "baselines.json"
