@@ -179,22 +179,24 @@ def save(made: Any, axis: Any, path: Path) -> None:
 def plot_recall(recall: Cells, short: Cells, reach: Cells, path: Path) -> None:
     """Accuracy against L, and beside it how far gradients reach."""
     made, (axis, *others) = figure(2 if reach else 1)
-    for found, style in ((recall, {"marker": "o", "ms": 3}), (short, {"lw": 0.8, "marker": "x", "ms": 4})):
+    # Side by side where they would lie on one another.
+    shift = {name: 1 + 0.03 * (i - len(recall) / 2) for i, name in enumerate(recall)}
+    for found, style in ((recall, {"marker": "o", "ms": 4}), (short, {"lw": 0.8, "marker": "x", "ms": 5})):
         for name, runs in found.items():
             lengths = [int(key) for key in runs[0]["accuracy"]]
             label = name if found is recall else f"{name}, window {runs[0]['window']}"
             accuracy = mean(runs, lambda r: list(r["accuracy"].values()))
-            line(axis, name, lengths, accuracy, label=label, **style)
+            line(axis, name, np.array(lengths) * shift.get(name, 1), accuracy, label=label, **style)
     chance = next(iter(recall.values()))[0]["chance"]
     axis.axhline(chance, color="black", lw=0.8, ls=(0, (1, 2)), label="chance")
     axis.set_xscale("log", base=2)
-    axis.set(ylim=(0, 1.03), xlabel="steps of distraction L", ylabel="recall accuracy")
+    axis.set(ylim=(0, 1.05), xlabel="steps of distraction L", ylabel="recall accuracy")
     axis.set_xticks(lengths, lengths)
     for far in others:
         for name, (run,) in reach.items():
             line(far, name, run["distance"], np.maximum(run["gradient"], 1e-30))
         far.set_yscale("log")
-        far.set(ylim=(1e-14, 1e1), xlabel="steps before the query", ylabel="gradient, against the query's")
+        far.set(ylim=(1e-14, 1e5), xlabel="steps before the query", ylabel="gradient, against the query's")
     save(made, axis, path)
 
 
