@@ -96,7 +96,8 @@ def image_table(world: Cells, baseline: dict) -> str:
 def event_table(world: Cells) -> str:
     """Balanced accuracy and area under the curve of rewards and ends."""
     first = next(iter(world.values()))[0]
-    labels = [key for key in first if key.split()[0] in ("reward", "end") and first[key]["events"]]
+    labels = [key for key in first if key.split()[0] in ("reward", "end")]
+    labels = [key for key in labels if first[key]["events"] >= (10 if " " in key else 1)]  # bands, the whole
     if not labels:
         return "Neither rewards nor ends in what was held out."
     rows: list[list[object]] = [["events", *(first[key]["events"] for key in labels)]]
