@@ -99,7 +99,7 @@ class BlockGRU(RecurrentCell):
 
         Quicker than one product that is cut afterwards, where no gradient puts them together again.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return []
         weights = self.gates.weight.chunk(3, -1)
         biases = self.gates.bias.view(self.blocks, 1, -1).chunk(3, -1)
@@ -167,10 +167,11 @@ class BlockGRULoop:
         """One step without reset."""
         gru = self.gru
         shared = self.shared(torch.cat([gru.belief_in(belief), x], -1))  # [B, U]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             hidden = gru.norm(shared + ahead + side_by_side(self.own(belief)))
             gates = self.gates(gru.style.activate(hidden)).to(belief.dtype)  # [g, B, 3U/g]
-            return side_by_side(_Update.apply(gates, self._blocks(belief)))
+            update = _update if torch.compiler.is_compiling() else _Update.apply
+            return side_by_side(update(gates, self._blocks(belief)))
         self._blocks(shared.add_(ahead)).add_(self.own(belief))
         hidden = self._blocks(gru.style.activate(gru.norm(shared), inplace=True))  # [g, B, U/g]
         reset, candidate, update = (torch.bmm(hidden, weight).add_(bias) for weight, bias in self.apart)
@@ -183,6 +184,12 @@ class BlockGRULoop:
     def _blocks(self, x: Tensor) -> Tensor:
         """``[B, U] -> [g, B, U/g]``, a view."""
         return x.view(len(x), self.gru.blocks, -1).transpose(0, 1)
+
+
+def _update(gates: Tensor, belief: Tensor) -> Tensor:
+    """:class:`_Update` as a compiler reads it, who finds a gradient of its own."""
+    reset, candidate, update = gates.chunk(3, -1)
+    return torch.lerp(belief, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
 
 
 class _Update(torch.autograd.Function):

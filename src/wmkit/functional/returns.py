@@ -142,7 +142,7 @@ def replay_lambda_return(
     return torch.stack(returns[::-1], -2)
 
 
-def discount_sum(steps: Tensor, gamma: float) -> Tensor:
+def discount_sum(steps: Tensor, gamma: float | Tensor) -> Tensor:
     """Sum of discounts over the steps inside a transition: ``Γ(Δ) = Σ_{k=0}^{max(Δ-2, 0)} γ^k``.
 
     LS-Imagine predicts the *mean* reward inside a jump; this turns it into the sum

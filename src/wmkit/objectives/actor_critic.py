@@ -211,7 +211,7 @@ class ActorCriticLoss(nn.Module):
             span = _where(jumps, pair, lambda x: heads["jump_steps"](x).mean).transpose(0, 1)
             span = span.clamp(1, self.max_span).floor()
             mean_reward = _where(jumps, pair, lambda x: heads["jump_return"](x).mean).transpose(0, 1)
-            total = mean_reward * discount_sum(span, float(self.estimator.gamma))
+            total = mean_reward * discount_sum(span, self.estimator.gamma)
             steps = torch.where(trajectory.jumps, span, steps)
             jump_return = torch.where(trajectory.jumps, total, jump_return)
         return as_transitions(trajectory, reward, steps=steps, jump_return=jump_return)

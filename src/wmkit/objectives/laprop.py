@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from wmkit.errors import ConfigError
 
 _SCALARS = ("lr", "step")
+_OPTIONS = ("betas", "eps", "agc", "pmin", "warmup")
 
 
 class LaProp(Optimizer):
@@ -99,25 +101,19 @@ class LaProp(Optimizer):
                 self._update(group, params)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        momentum, square = self._moments(params)
-        beta1, beta2 = group["betas"]
-        lr, step = self._scalars(group, params[0].device)
-        if group["warmup"]:
-            lr = lr * (step / group["warmup"]).clamp(max=1)  # of the updates before this one
-        step += 1
-        # 1 - β^t, without the cancellation
-        debias1, debias2 = (-torch.expm1(step * math.log(beta)) for beta in (beta1, beta2))
+    def prepared(self) -> list[PreparedStep]:
+        """The step of each group on all of its parameters, for a compiler: tensors and arithmetic alone.
 
-        grads = _clip([p.grad for p in params], params, group["agc"], group["pmin"])
-        torch._foreach_mul_(square, beta2)
-        torch._foreach_addcmul_(square, grads, grads, value=1 - beta2)
-        rms = torch._foreach_div(square, debias2)
-        torch._foreach_sqrt_(rms)
-        torch._foreach_add_(rms, group["eps"])
-        torch._foreach_div_(grads, rms)
-        torch._foreach_lerp_(momentum, grads, 1 - beta1)
-        torch._foreach_add_(params, list(torch._foreach_mul(momentum, -lr / debias1)))
+        Good until a state is loaded.
+        """
+        return [self._prepare(group, list(group["params"])) for group in self.param_groups]
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        self._prepare(group, params)([p.grad for p in params])
+
+    def _prepare(self, group: dict[str, Any], params: list[Tensor]) -> PreparedStep:
+        scalars = self._scalars(group, params[0].device)
+        return PreparedStep(params, *self._moments(params), *scalars, *(group[name] for name in _OPTIONS))
 
     def _moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Momentum μ and squared gradient ν of each parameter, zero at first."""
@@ -134,6 +130,51 @@ class LaProp(Optimizer):
             if not isinstance(group[name], Tensor) or group[name].device != device:
                 group[name] = torch.as_tensor(group[name], dtype=torch.float32, device=device)
         return group["lr"], group["step"]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedStep:
+    """One step of :class:`LaProp` on some tensors, see there; called with their gradients.
+
+    Attributes:
+        params: what is changed.
+        momentum: μ of each, changed too.
+        square: ν of each, likewise.
+        lr: scalar on their device.
+        step: updates so far, likewise; one more afterwards.
+        betas: see :class:`LaProp`, as the others.
+    """
+
+    params: list[Tensor]
+    momentum: list[Tensor]
+    square: list[Tensor]
+    lr: Tensor
+    step: Tensor
+    betas: tuple[float, float]
+    eps: float
+    agc: float
+    pmin: float
+    warmup: int
+
+    def __call__(self, grads: list[Any]) -> None:
+        """Change :attr:`params` along ``grads``, whose tensors stay as they are."""
+        momentum, square, step, lr = self.momentum, self.square, self.step, self.lr
+        beta1, beta2 = self.betas
+        if self.warmup:
+            lr = lr * (step / self.warmup).clamp(max=1)  # of the updates before this one
+        step += 1
+        # 1 - β^t, without the cancellation
+        debias1, debias2 = (-torch.expm1(step * math.log(beta)) for beta in (beta1, beta2))
+
+        grads = _clip(grads, self.params, self.agc, self.pmin)
+        torch._foreach_mul_(square, beta2)
+        torch._foreach_addcmul_(square, grads, grads, value=1 - beta2)
+        rms = torch._foreach_div(square, debias2)
+        torch._foreach_sqrt_(rms)
+        torch._foreach_add_(rms, self.eps)
+        torch._foreach_div_(grads, rms)
+        torch._foreach_lerp_(momentum, grads, 1 - beta1)
+        torch._foreach_add_(self.params, list(torch._foreach_mul(momentum, -lr / debias1)))
 
 
 def _clip(grads: list[Any], params: list[Tensor], agc: float, pmin: float) -> list[Tensor]:

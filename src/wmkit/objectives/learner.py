@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from wmkit.errors import ConfigError
 
 
 class Learner:
@@ -33,9 +36,26 @@ class Learner:
         self.parameters = list(parameters)
         self.optimizer = optimizer(self.parameters)
         self.clip = clip
+        self._prepared: list[Any] | None = None
+
+    def prepare(self) -> None:
+        """Get ready to be compiled: what :meth:`step` changes is laid out for a compiler to see.
+
+        Raises:
+            ConfigError: the optimiser cannot be, or clipping is not its own affair.
+        """
+        make = getattr(self.optimizer, "prepared", None)
+        if make is None or self.clip is not None:
+            raise ConfigError(
+                f"an update with the optimiser {type(self.optimizer).__name__} cannot be compiled as one graph: "
+                "wanted wmkit.objectives.LaProp; set training.compile=false (training.cuda_graph captures it)"
+            )
+        self._prepared = make()
 
     def step(self, loss: Tensor) -> Tensor:
         """Minimise ``loss`` once; returns the gradient's norm before clipping."""
+        if torch.compiler.is_compiling():
+            return self._traced(loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
         if self.clip is None:
@@ -47,6 +67,17 @@ class Learner:
         self.optimizer.step()
         return norm.detach()
 
+    def _traced(self, loss: Tensor) -> Tensor:
+        """:meth:`step` as a compiler reads it, after :meth:`prepare`."""
+        assert self._prepared is not None, "prepare() comes before compiling"
+        grads = torch.autograd.grad(loss, self.parameters)
+        norm = nn.utils.get_total_norm(grads, foreach=True)
+        by_parameter = iter(grads)
+        with torch.no_grad():
+            for step in self._prepared:
+                step([next(by_parameter) for _ in step.params])
+        return norm.detach()
+
     def state_dict(self) -> dict:
         """The optimiser's state."""
         return self.optimizer.state_dict()
@@ -54,3 +85,5 @@ class Learner:
     def load_state_dict(self, state: dict) -> None:
         """Take an optimiser's state back."""
         self.optimizer.load_state_dict(state)
+        if self._prepared is not None:
+            self.prepare()

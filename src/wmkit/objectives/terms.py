@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -72,4 +74,4 @@ def reduce_terms(terms: Mapping[str, Term], weights: Mapping[str, float], count:
     >>> reduce_terms({"a": Term(torch.ones(4))}, {"a": 2.0}, 4).item()
     2.0
     """
-    return sum((weights[name] * term.total for name, term in terms.items()), torch.zeros(())) / count
+    return reduce(operator.add, (weights[name] * term.total for name, term in terms.items())) / count

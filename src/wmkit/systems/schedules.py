@@ -53,6 +53,12 @@ class Schedule(nn.Module):
         self.learners = dict(learners)
         self.updates = 0
 
+    @property
+    def phase(self) -> bool:
+        """Which kind of update comes next, whether the slow critic moves: equal ones do the same things."""
+        # A compiler that reads the count makes a new graph of every update.
+        return self.slow_every == 1 or self.updates % self.slow_every == 0
+
     def behave(self, system: Any, learned: WorldModelOutput) -> ActorCriticOutput:
         """Losses of actor and critic on roll-outs from what the world model has just observed."""
         return system.behaviour(
@@ -68,11 +74,12 @@ class Schedule(nn.Module):
     @torch.no_grad()
     def follow(self, critic: nn.Module) -> None:
         """Move the slow critic towards ``critic``, if there is one and it is time."""
-        if self.slow_fraction is not None and self.updates % self.slow_every == 0:
+        if self.slow_fraction is not None and self.phase:
             torch._foreach_lerp_(
                 list(self.slow_critic.parameters()), list(critic.parameters()), self.slow_fraction
             )
-        self.updates += 1
+        if self.slow_every != 1 or not torch.compiler.is_compiling():
+            self.updates += 1
 
     def get_extra_state(self) -> dict:
         """Optimiser states, so that ``state_dict`` holds everything a resume needs."""

@@ -10,6 +10,7 @@ evaluate.py          one record per reset
 again.py             evaluation and report of a run that is there
 memory.py            replay and jump pairs
 guard.py             NaN and infinity, without a synchronisation per update
+captured.py          an update behind fixed buffers, as one CUDA graph
 schedule.py          ratios, intervals, deadlines, interrupts
 progress.py          one bar per stage
 report/              report.html
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.again import revisit
+    from wmkit.training.captured import CapturedUpdate
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
     from wmkit.training.trainer import Summary, Trainer, train
 
 _HOMES = {
+    "CapturedUpdate": "captured",
     "RunDirectory": "run",
     "Summary": "trainer",
     "Trainer": "trainer",
@@ -37,7 +40,16 @@ _HOMES = {
     "write_report": "report",
 }
 
-__all__ = ["RunDirectory", "Summary", "Trainer", "fit_only", "revisit", "train", "write_report"]
+__all__ = [
+    "CapturedUpdate",
+    "RunDirectory",
+    "Summary",
+    "Trainer",
+    "fit_only",
+    "revisit",
+    "train",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

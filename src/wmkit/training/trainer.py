@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from wmkit.errors import ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.training.allocator import keep_freed_memory
+from wmkit.training.captured import make_update
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate
@@ -111,6 +112,7 @@ class Trainer:
             base.set_seed(self.seed)  # starts worker processes, if there are any
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
+        self.update = make_update(self.system, self.settings)
         self.env = self.parts.carry(base, self.system)
         self.num_envs = self.env.batch_size[0]
         self.prolong: ProlongEpisodes | None = None
@@ -208,8 +210,8 @@ class Trainer:
         for _ in range(count):
             if self.interrupt.requested or not self.memory.ready():
                 return
-            batch = self.memory.sample().to(self.device)
-            metrics = self.system.update(batch)
+            batch = self.memory.sample()
+            metrics = self.update(batch)
             self.updates += 1
             context = metrics.get("replay_context", None)
             if context is not None:
