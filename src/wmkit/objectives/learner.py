@@ -47,8 +47,8 @@ class Learner:
         make = getattr(self.optimizer, "prepared", None)
         if make is None or self.clip is not None:
             raise ConfigError(
-                f"an update with the optimiser {type(self.optimizer).__name__} cannot be compiled as one graph: "
-                "wanted wmkit.objectives.LaProp; set training.compile=false (training.cuda_graph captures it)"
+                f"an update cannot be compiled as one graph: found {type(self.optimizer).__name__}, wanted "
+                "wmkit.objectives.LaProp; set training.compile=false (training.cuda_graph captures any)"
             )
         self._prepared = make()
 

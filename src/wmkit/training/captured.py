@@ -2,9 +2,9 @@
 
 An update of a small model is some ten thousand short kernels, and launching them one by one takes a host
 many times as long as the device needs to run them. A CUDA graph launches all of them at once. What it
-records it repeats to the letter: the same kernels on the same addresses. So nothing in an update may look at a
-number, change a shape or bring something from the host, and everything that lives from update to update
-(weights, moments, step counts, running percentiles) stays where it is.
+records it repeats to the letter: the same kernels on the same addresses. So nothing in an update may look
+at a number, change a shape or bring something from the host, and everything that lives from update to
+update (weights, moments, step counts, running percentiles) stays where it is.
 
     batch ──copy──▶ buffers ──▶ update (eager, then a recording) ──▶ results ──copy──▶ metrics, latents
 
@@ -14,7 +14,7 @@ On other devices every update does, through the same buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -166,9 +166,8 @@ class CapturedUpdate:
         if found != wanted:
             key = next(k for k in {**wanted, **found} if found.get(k) != wanted.get(k))
             raise SpecError(
-                f"batch key {key!r} is {found.get(key, 'missing')}: wanted {wanted.get(key, 'no such key')}, as "
-                "in the first batch, for a recorded update reads fixed addresses; make a CapturedUpdate for "
-                "every kind of batch"
+                f"batch key {key!r} is {found.get(key, 'missing')}: wanted {wanted.get(key, 'none')}, as in "
+                "the first batch; make a CapturedUpdate for every kind of batch"
             )
         for key, buffer in held.items():
             buffer.copy_(leaves[key])
@@ -234,18 +233,25 @@ def compile_update(system: Any, backend: str = "inductor") -> Callable[[TensorDi
 
     if not hasattr(config, "trace_autograd_ops"):
         raise ConfigError(
-            f"an update cannot be compiled as one graph: found torch {torch.__version__}, wanted 2.11 or later; "
-            "upgrade torch or set training.compile=false"
+            f"an update cannot be compiled as one graph: found torch {torch.__version__}, wanted 2.11 or "
+            "later; upgrade torch or set training.compile=false"
         )
     for learner in system.schedule.learners.values():
         learner.prepare()
-    compiled = torch.compile(system.update, fullgraph=True, backend=backend)
+    compiled = torch.compile(
+        system.update, fullgraph=True, backend=backend, options={"guard_filter_fn": _lasting}
+    )
 
     def update(batch: TensorDictBase) -> TensorDict:
         with config.patch(trace_autograd_ops=True):
             return compiled(batch)
 
     return update
+
+
+def _lasting(guards: Sequence[Any]) -> list[bool]:
+    """Conditions that a compiled graph keeps: not how many classes TensorDict has met, wherever it was."""
+    return ["_TENSORCLASS_MEMO" not in guard.name for guard in guards]
 
 
 def _like(batch: TensorDictBase, device: torch.device) -> TensorDict:
