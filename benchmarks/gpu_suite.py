@@ -105,13 +105,13 @@ def cells() -> list[Cell]:
 def overrides(cell: Cell, tiny: bool) -> list[str]:
     """Of the page, at full size or so small that a CPU runs every cell."""
     if not tiny:
-        return [f"size={cell.size}"]
+        return [f"size={cell.size}", "training.pretrain=0"]
     shape = {
         "dreamer_v3": ["batch.size=2", "batch.length=3", "behaviour.horizon=2"],
         "twm": ["batch.size=2", "batch.length=4", "behaviour.horizon=2", "behaviour.starts.count=4"],
         "storm": ["batch.size=2", "batch.length=12", "behaviour.horizon=2", "behaviour.starts.count=4"],
     }
-    return ["size=tiny", *shape[cell.system]]
+    return ["size=tiny", "training.pretrain=0", *shape[cell.system]]
 
 
 def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
@@ -138,23 +138,12 @@ def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any
         for name, width in {"state": dynamics.state_dim, "belief": dynamics.belief_dim}.items():
             batch[name] = torch.zeros(*batch.shape, width)
     batch = batch.to(args.device)
-    autocast = torch.bfloat16 if cell.precision == "bfloat16" else None
-    backend = args.backend if cell.compiles else False
-    if cell.mode in ("graph", "both"):
-        update: Any = CapturedUpdate(system, compiled=backend, autocast=autocast)
-    else:
-        inner = system.update
-        if backend:
-            from wmkit.training.captured import compile_update
-
-            inner = compile_update(system, backend=backend)
-
-        def update(batch: Any) -> Any:
-            if autocast is None:
-                return inner(batch)
-            with torch.autocast(torch.device(args.device).type, autocast):
-                return inner(batch)
-
+    update = CapturedUpdate(
+        system,
+        compiled=args.backend if cell.compiles else False,
+        autocast=torch.bfloat16 if cell.precision == "bfloat16" else None,
+        record=cell.mode in ("graph", "both"),
+    )
     parameters = sum(p.numel() for p in system.parameters() if p.requires_grad)
     facts = {
         "parameters": parameters,

@@ -197,6 +197,18 @@ def test_steps_taken_ahead_are_acted_with_the_weights_of_the_round_before(tmp_pa
     assert (summary.steps, summary.updates, summary.episodes) == (160, (160 - 24) * 4 // 8, 3)
 
 
+def test_updates_behind_fixed_buffers_learn_the_same(tmp_path):
+    learnt = []
+    for graph in (False, True):
+        summary = train(
+            toy_config(tmp_path / str(graph), steps=64, evaluate_every=0, cuda_graph=graph), parts=toy_parts()
+        )
+        store = CheckpointStore(Path(summary.run) / "checkpoints")
+        learnt.append(store.load(store.latest())["system"]["line"])
+    assert summary.updates == (64 - 24) * 4 // 8
+    assert torch.equal(learnt[0]["weight"], learnt[1]["weight"])
+
+
 class Promise(Transform):
     """At t = 2 a zoomed view promises the score 9; the score is t, so t = 10 beats it."""
 

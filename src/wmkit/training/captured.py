@@ -34,22 +34,20 @@ class _Results:
 
     names: list[Key]
     scalars: Tensor  # [M] float32
-    larger: dict[Key, Tensor]
+    larger: TensorDictBase
 
     @classmethod
     def of(cls, metrics: TensorDictBase) -> _Results:
-        leaves = dict(metrics.items(include_nested=True, leaves_only=True))
-        names = [key for key, value in leaves.items() if value.ndim == 0]
-        scalars = torch.stack([leaves[name].float() for name in names]) if names else torch.zeros(0)
-        return cls(names, scalars, {key: value for key, value in leaves.items() if value.ndim})
+        leaves = metrics.items(include_nested=True, leaves_only=True)
+        known = {key: value.float() for key, value in leaves if value.ndim == 0}
+        scalars = torch.stack(list(known.values())) if known else torch.zeros(0)
+        return cls(list(known), scalars, metrics.exclude(*known))
 
     def copied(self) -> TensorDict:
         """In memory of their own: the next update writes into this one."""
-        metrics = TensorDict({})
+        metrics = self.larger.clone()
         for name, value in zip(self.names, self.scalars.clone().unbind(), strict=True):
             metrics[name] = value
-        for name, value in self.larger.items():
-            metrics[name] = value.clone()
         return metrics
 
 
@@ -66,6 +64,7 @@ class CapturedUpdate:
         compiled: compile the update as well, as one graph of the compiler's (``fullgraph=True``); takes
             minutes once. True for the default backend, or a backend's name.
         autocast: precision of products and convolutions; none leaves that of the weights.
+        record: false never records, on CUDA either.
 
     Raises:
         SpecError: on call, a batch unlike the first one.
@@ -86,13 +85,15 @@ class CapturedUpdate:
         warm_up: int = 3,
         compiled: bool | str = False,
         autocast: torch.dtype | None = None,
+        record: bool = True,
     ) -> None:
         self.system, self.warm_up, self.autocast = system, max(int(warm_up), 1), autocast
         self.device = next(system.parameters()).device
         self._update: Callable[[TensorDictBase], TensorDict] = system.update
         if compiled:
             self._update = compile_update(system, backend="inductor" if compiled is True else compiled)
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        records = record and self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if records else None
         self._batch: TensorDict | None = None
         self.forget()
 
@@ -153,7 +154,8 @@ class CapturedUpdate:
         precision: AbstractContextManager = nullcontext()
         if self.autocast is not None:
             precision = torch.autocast(self.device.type, self.autocast)
-        with precision:
+        # Gradients in this thread: another one would not know the precision, nor that it is being recorded.
+        with torch.autograd.set_multithreading_enabled(False), precision:
             return _Results.of(self._update(self._batch))
 
     def _fill(self, batch: TensorDictBase) -> None:
@@ -195,9 +197,9 @@ def make_update(system: Any, settings: Mapping[str, Any]) -> Callable[[TensorDic
         system: on the device it learns on.
         settings: the ``training`` block.
     """
-    compiled = bool(settings.get("compile", False))
-    if compiled or settings.get("cuda_graph", False):
-        return CapturedUpdate(system, compiled=compiled)
+    record, compiled = bool(settings.get("cuda_graph", False)), bool(settings.get("compile", False))
+    if record or compiled:
+        return CapturedUpdate(system, compiled=compiled, record=record)
     device = next(system.parameters()).device
     return lambda batch: system.update(batch.to(device))
 
