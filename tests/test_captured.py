@@ -48,13 +48,12 @@ SYSTEMS = {
 }
 
 
-def build(name: str, *, seed: int = 0) -> System:
-    """A tiny system."""
-    torch.manual_seed(seed)
+def build(name: str, *smaller: str) -> System:
+    """A tiny system, the same every time."""
+    torch.manual_seed(0)
     space, *overrides = SYSTEMS[name]
-    return wmkit.build(
-        name, observation_spec=SPACES[space], action_spec=OneHot(4), overrides=[*SMALL, *overrides]
-    )
+    overrides = [*SMALL, *overrides, *smaller]
+    return wmkit.build(name, observation_spec=SPACES[space], action_spec=OneHot(4), overrides=overrides)
 
 
 class OneDevice(TorchDispatchMode):
@@ -165,7 +164,7 @@ def test_what_lives_on_stays_where_it_is_and_results_are_the_callers(name):
     torch.testing.assert_close(second["loss_critic"], expected["loss_critic"], rtol=0, atol=0)
     for mine, theirs in zip(captured.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    with pytest.raises(SpecError, match=r"is \[2, 3, .*: wanted \[2, 4, .*as in the first batch"):
+    with pytest.raises(SpecError, match=r"is \[2, .*: wanted \[2, .*, as in the first batch"):
         update(batch[:, 1:])
 
 
@@ -189,13 +188,14 @@ def test_updates_of_one_kind_do_the_same_things():
 
 
 def test_a_whole_update_compiles_as_one_graph():
-    compiled, eager = build("dreamer_v3"), build("dreamer_v3")
+    compiled, eager = (build("dreamer_v3", "batch.length=2", "behaviour.horizon=1") for _ in range(2))
     batch = eager.example_batch()
+    before = [parameter.clone() for parameter in eager.parameters()]
     # `fullgraph` raises at a break. Without a code generator: the trace is what is tested, and it takes long.
     update = compile_update(compiled, backend="eager")
     frames = torch._dynamo.utils.counters["stats"]
     frames.clear()
-    for i in range(3):  # the first has a learning rate of zero
+    for i in range(2):  # the first has a learning rate of zero
         torch.manual_seed(i)
         found = update(batch)
         torch.manual_seed(i)
@@ -203,8 +203,11 @@ def test_a_whole_update_compiles_as_one_graph():
         for key in ("loss", "loss_actor", "loss_replay_critic", "grad_norm"):
             torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
     assert frames["unique_graphs"] == 1
-    for mine, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    changed = 0
+    for mine, theirs, first in zip(compiled.parameters(), eager.parameters(), before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-8)
+        changed += not torch.equal(theirs, first)
+    assert changed > len(before) / 2
 
 
 def test_other_optimisers_are_refused_by_the_compiler():

@@ -82,6 +82,7 @@ class LambdaReturnJumpy(ValueEstimatorBase):
         self.register_buffer("gamma", torch.tensor(gamma))
         self.register_buffer("lmbda", torch.tensor(lmbda))
         self.continuation_at = continuation_at
+        _ = self.tensor_keys  # made at the first look, which a compiler would take for a change
 
     def forward(
         self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None
