@@ -14,7 +14,9 @@ PAGES = ["README.md", *sorted(str(page.relative_to(TREE)) for page in (TREE / "d
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/tour.md", "README.md", "docs/guides/scorer.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/tour.md", "README.md", "docs/guides/scorer.md", "docs/performance.md"]
+)
 def test_python_blocks_run(page, capsys):
     text = (TREE / page).read_text(encoding="utf-8")
     names = {"__name__": "page"}
