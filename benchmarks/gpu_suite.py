@@ -169,13 +169,12 @@ def torchrl_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], A
     system, batch = peer.build_wmkit(options)
     numbers = OmegaConf.load(str(files("wmkit.systems") / "conf" / "size" / f"{size}.yaml"))
     sample = peer.torchrl_sample(system, batch, peer.SPACES[cell.obs][0]).to(args.device)
-    side = peer.TorchRL(options, numbers)
-    side.loss.to(args.device)
-    optimizer = peer.DreamerV3Optimizer(side.loss.parameters())
+    with torch.device(args.device):  # moved later, its environment and slow critic would stay behind
+        side = peer.TorchRL(options, numbers)
     on_gpu = torch.device(args.device).type == "cuda"
     stepper = DreamerV3OptimizationStepper(
         side.loss,
-        optimizer,
+        side.optimizer,
         side.slow,
         compile_train_step=cell.compiles and args.backend == "inductor",
         cudagraph=cell.mode in ("graph", "both") and on_gpu,

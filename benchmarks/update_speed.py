@@ -369,7 +369,8 @@ class TorchRL:
             bind(SymExpTwoHot(BINS), ["reward_logits"], ["reward"]),
         )
         transition = bind(self.prior, ["state", "belief", "action"], ["_", "state", "belief"])
-        env = DreamerEnv(WorldModelWrapper(transition, rewards), (state,), (size.deter,))
+        model, device = WorldModelWrapper(transition, rewards), torch.get_default_device()
+        env = DreamerEnv(model, (state,), (size.deter,), device=device)
         env.observation_spec = Composite(state=Unbounded((state,)), belief=Unbounded((size.deter,)))
         env.state_spec = env.observation_spec.clone()
         env.action_spec, env.reward_spec = OneHot(ACTIONS), Unbounded((1,))
