@@ -210,8 +210,6 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
             first = time.perf_counter() - begin
     wait()
     ready = time.perf_counter() - begin
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(args.repeats):
         if on_gpu:
