@@ -18,10 +18,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +134,22 @@ def play_at_random(experiment: Experiment, path: Path, episodes: int, extra: lis
     from wmkit.systems import compose
     from wmkit.training.evaluate import evaluate
     from wmkit.training.parts import make_training_env
+    from wmkit.training.protocol import EvaluationProtocol
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = compose(experiment.system, [*experiment.overrides, *extra])
-    env = make_training_env(config, None, seed=0)
+    env = make_training_env(config, None, seed=0, evaluation=True)
 
     def act(observed: Any) -> Any:
         return observed.set("action", env.full_action_spec["action"].rand())
 
-    found = evaluate(act, env, episodes, seed=500_000).episodes
+    protocol = replace(EvaluationProtocol.of(config, episodes), sampled=True)
+    found = evaluate(act, env, protocol).episodes
     env.close()
     scores = np.array([[e.episode_return, bool(e.success), e.length] for e in found])
     numbers = dict(zip(("return", "success", "length"), scores.mean(0).tolist(), strict=True))
-    numbers |= {"return_std": float(scores[:, 0].std()), "episodes": len(found)}
+    numbers |= {"return_std": float(scores[:, 0].std()), "protocol": protocol.record()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(numbers))
     return numbers
@@ -204,6 +207,7 @@ def summary(name: str, experiment: Experiment, runs: list[Path], random: dict[st
         "random": digits(random[experiment.measure]),
         "end of training": [digits(value) for value in ends],
         "evaluation": [digits(m[f"eval/{key}"]) if m else None for m in final],
+        "protocol": next((m["protocol"] for m in final if "protocol" in m), None),
         "minutes": [round(m.get("wall", 0) / 60) for m in last],
     }
 
@@ -219,6 +223,8 @@ def report(experiments: dict[str, Experiment], args: argparse.Namespace) -> None
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
+    from wmkit.training.protocol import EvaluationProtocol
 
     published = json.loads((HERE / "learning_published.json").read_text())
     there = {
@@ -274,6 +280,9 @@ def report(experiments: dict[str, Experiment], args: argparse.Namespace) -> None
     (RESULTS / f"{args.group}.json").write_text(text + "\n")
     machine = platform.processor() or platform.machine()
     print(f"machine: {machine}, {os.cpu_count()} cores, one thread per run\n{markdown(rows)}")
+    for row in rows:
+        if row["protocol"]:
+            print(f"{row['run']}: {EvaluationProtocol.read(row['protocol'])}")
 
 
 def rounded(values: np.ndarray) -> list[float | None]:
@@ -291,7 +300,7 @@ def markdown(rows: list[dict]) -> str:
             return f"{value:,}" if isinstance(value, int) else f"{value:g}"
         return "–" if value is None else str(value)
 
-    head = list(rows[0])
+    head = [key for key in rows[0] if key != "protocol"]
     body = [[cell(row[key]) for key in head] for row in rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
 
@@ -314,6 +323,7 @@ def main() -> None:
     if unknown := set(args.only or ()) - set(experiments):
         parser.error(f"no experiment {', '.join(sorted(unknown))}: wanted some of {', '.join(experiments)}")
     if not args.report:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs as well
         train({name: e for name, e in experiments.items() if name in (args.only or experiments)}, args)
     report(experiments, args)
 

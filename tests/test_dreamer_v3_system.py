@@ -31,6 +31,7 @@ from wmkit.nn import Categorical as Classes
 from wmkit.systems import compose
 from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import default_parts
+from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer
 
@@ -328,7 +329,8 @@ def test_evaluation_samples_where_the_page_says_so() -> None:
     env = default_parts().carry(SerialEnv(1, Steer), system)
     torch.nn.init.zeros_(system.actor.mean.weight)  # the mode is zero everywhere
     for sampled in (False, True):
-        (trajectory,) = evaluate(system.policy, env, 1, record=1, sampled=sampled).trajectories
+        protocol = EvaluationProtocol("steer", episodes=1, sampled=sampled)
+        (trajectory,) = evaluate(system.policy, env, protocol, record=1).trajectories
         assert trajectory["previous_action"].any() == sampled
 
 

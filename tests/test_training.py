@@ -29,6 +29,7 @@ from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import Parts, make_memory
+from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer, restore_system, train
 
@@ -126,7 +127,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     summary = train(toy_config(tmp_path / "run"), parts=toy_parts())
     run = RunDirectory.open(summary.run)
     assert summary.steps == 160 and summary.updates == (160 - 24) * 4 // 8
-    assert summary.success_rate == 0.0 and summary.episodes == 3
+    assert summary.episodes == 3
     assert summary.episode_return == sum(range(LENGTH + 1))
     episodes = list(run.episodes())
     assert {(e["length"], e["return"]) for e in episodes} == {(LENGTH, 28.0)}
@@ -294,7 +295,7 @@ def test_random_states_come_back():
 def test_evaluation_counts_one_record_per_reset_and_keeps_trajectories():
     system = ToySystem()
     env = with_carry(toy_env(None, None, seed=0), system.policy)
-    result = evaluate(system.policy, env, 5, seed=3, record=1)
+    result = evaluate(system.policy, env, EvaluationProtocol("counting", 5, seed=3), record=1)
     assert [e.length for e in result.episodes] == [LENGTH] * 5
     (trajectory,) = result.trajectories
     assert trajectory.batch_size == (LENGTH + 1,)

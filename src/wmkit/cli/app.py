@@ -92,9 +92,10 @@ def evaluate(
     with reported():
         from wmkit.training import revisit
 
-        numbers = revisit(run, episodes=episodes, best=best).numbers()
-        for name, value in numbers.items():
+        evaluation = revisit(run, episodes=episodes, best=best)
+        for name, value in evaluation.numbers().items():
             typer.echo(f"{name.replace('_', ' '):<14} {value:.3g}")
+        typer.echo(f"{'protocol':<14} {evaluation.protocol}")
         typer.echo(f"{'report':<14} {run / 'report.html'}")
 
 
@@ -215,8 +216,14 @@ def _print_summary(summary: Any) -> None:
         lines.append(
             ("success rate", f"{percent(summary.success_rate)} of {summary.episodes} evaluation episodes")
         )
-        lines.append(("return", f"{summary.episode_return:.2f}"))
-    lines.append(("success in training", f"{percent(summary.training_success_rate)} of the last episodes"))
+    if summary.episode_return is not None:
+        lines.append(("return", f"{summary.episode_return:.2f}, mean of {summary.episodes} episodes"))
+        lines.append(("protocol", summary.protocol))
+    if summary.training_success_rate is not None:
+        text = f"{percent(summary.training_success_rate)} of the last episodes"
+        lines.append(("success in training", text))
+    elif summary.training_return is not None:
+        lines.append(("return in training", f"{summary.training_return:.2f}, mean of the last episodes"))
     if (Path(summary.run) / "report.html").exists() and not summary.interrupted:
         lines.append(("report", str(Path(summary.run) / "report.html")))
     for name, value in lines:

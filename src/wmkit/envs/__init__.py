@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from wmkit.envs.actions import unit_actions
 from wmkit.envs.counting import CountingEnv
-from wmkit.envs.make import make_env
+from wmkit.envs.make import make_env, read_options
 from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
 from wmkit.envs.tasks import TASKS, Task, task_prompt
 from wmkit.envs.vizdoom_env import VizdoomEnv
@@ -27,6 +27,7 @@ __all__ = [
     "make_env",
     "measure",
     "random_policy",
+    "read_options",
     "task_prompt",
     "unit_actions",
 ]

@@ -3,7 +3,8 @@
     reset       0 to 30 no-ops, each one frame, drawn uniformly
     step        the action is held for 4 frames; rewards are summed, not clipped
     image       maximum over the last two frames -> bilinear to a square -> grey (``atari`` only)
-    end         the game is over: terminated; 108,000 frames (30 minutes): truncated; lives are ignored
+    end         the game is over: terminated; 108,000 frames (30 minutes): truncated; lives are ignored,
+                or with lives="terminate" the loss of one ends the episode, and the next goes on from there
 
                 atari100k                    atari
     image       64 x 64, colour              96 x 96, grey
@@ -29,6 +30,7 @@ from torchrl.envs import EnvBase
 from wmkit.envs.adapters import channels_first, ends, ends_spec, fit_image, needs, unknown
 from wmkit.errors import ConfigError
 
+LIVES = ("ignored", "terminate")
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
 
 
@@ -47,7 +49,9 @@ class AtariEnv(EnvBase):
         all_actions: all 18 actions, instead of those that do something in this game.
         image_size: side of the image.
         grey: one channel instead of three.
-        max_frames: after which an episode is truncated, no-ops not counted.
+        lives: ``ignored``, or ``terminate``: losing one terminates, and the reset after it does nothing for
+            one step and plays on; only when the game is over does it begin anew (TWM, STORM in training).
+        max_frames: after which an episode is truncated, no-ops not counted; lives share them.
 
     Raises:
         ConfigError: ale-py is missing, no such game, or an option out of range.
@@ -68,8 +72,14 @@ class AtariEnv(EnvBase):
         all_actions: bool = True,
         image_size: int = 96,
         grey: bool = True,
+        lives: str = "ignored",
         max_frames: int = 108_000,
     ) -> None:
+        if lives not in LIVES:
+            raise ConfigError(
+                f"Atari game {game!r} got lives={lives!r}: wanted one of {', '.join(LIVES)}; correct "
+                "env.options.lives"
+            )
         if action_repeat < 1 or not 0 <= sticky < 1 or noops < 0 or max_frames < 1 or image_size < 1:
             raise ConfigError(
                 f"Atari game {game!r} got action_repeat={action_repeat}, sticky={sticky}, noops={noops}, "
@@ -82,7 +92,8 @@ class AtariEnv(EnvBase):
         super().__init__(device="cpu", batch_size=torch.Size([]))
         self.game = find_game(game)
         self.action_repeat, self.noops, self.max_frames = action_repeat, noops, max_frames
-        self.image_size, self.grey = image_size, grey
+        self.image_size, self.grey, self.lives = image_size, grey, lives
+        self._lives_left, self._between_lives = 0, False
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self.emulator = ale_py.ALEInterface()
         self.emulator.setFloat("repeat_action_probability", float(sticky))
@@ -100,19 +111,34 @@ class AtariEnv(EnvBase):
         self.done_spec = ends_spec()
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        if not self._goes_on():
+            self._begin()
+        self._lives_left = self.emulator.lives()
+        self._look()
+        self._frames[1 - self._newest] = self._frames[self._newest]  # nothing of the last episode
+        return TensorDict._new_unsafe({"pixels": self._image()} | ends(), batch_size=torch.Size([]))
+
+    def _goes_on(self) -> bool:
+        """After a lost life: a step without an action, unless that ends the game too."""
+        if not self._between_lives:
+            return False
+        self._between_lives = False
+        for _ in range(self.action_repeat):
+            self.emulator.act(0)
+            self._played += 1
+        return not self._over()
+
+    def _begin(self) -> None:
         self.emulator.reset_game()
         for _ in range(int(self._random.integers(self.noops + 1))):
             self.emulator.act(0)
             if self._over():
                 self.emulator.reset_game()
         self._played = 0
-        self._look()
-        self._frames[1 - self._newest] = self._frames[self._newest]  # nothing of the last episode
-        return TensorDict._new_unsafe({"pixels": self._image()} | ends(), batch_size=torch.Size([]))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = self.actions[int(tensordict.get("action").argmax())]
-        reward, over, late = 0.0, False, False
+        reward, over, late, lost = 0.0, False, False, False
         for frame in range(self.action_repeat):
             reward += self.emulator.act(action)
             self._played += 1
@@ -121,8 +147,12 @@ class AtariEnv(EnvBase):
                 self._look()
             if over or late:
                 break
+        if self.lives == "terminate" and not over:
+            left = self.emulator.lives()
+            lost, self._lives_left = left < self._lives_left, left
+            self._between_lives = lost and not late
         out = {"pixels": self._image(), "reward": torch.tensor([reward], dtype=torch.float32)}
-        return TensorDict._new_unsafe(out | ends(over, late), batch_size=torch.Size([]))
+        return TensorDict._new_unsafe(out | ends(over or lost, late), batch_size=torch.Size([]))
 
     def _over(self) -> bool:
         return bool(self.emulator.game_over(with_truncation=False))
@@ -141,6 +171,7 @@ class AtariEnv(EnvBase):
         from ale_py import roms
 
         number = 0 if seed is None else int(seed) % 2**31
+        self._between_lives = False
         self._random = np.random.default_rng(number)
         self.emulator.setInt("random_seed", number)  # read when a game is loaded
         self.emulator.loadROM(str(roms.get_rom_path(self.game)))

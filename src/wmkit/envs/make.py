@@ -56,6 +56,34 @@ def make_env(
     return ParallelWorlds(constructors)
 
 
+def read_options(name: str, **options: Any) -> dict[str, Any]:
+    """What an environment's constructor is given: ``options``, and its defaults for the others.
+
+    Nothing is made. ``max_steps`` is also known of gymnasium's environments, which keep it in their registry; None
+    where it says nothing.
+
+    Raises:
+        ConfigError: an unknown name or option.
+
+    >>> read_options("counting", truncate=True)["length"]
+    7
+    """
+    create = partial(_constructor(name), **options)
+    bound = _check_options(name, create)
+    known: dict[str, Any] = {}
+    for key, value in bound.arguments.items():
+        if bound.signature.parameters[key].kind is inspect.Parameter.VAR_KEYWORD:
+            known |= value  # handed on to another constructor
+        elif key not in ("self", "seed"):
+            known[key] = value
+    if "env_id" in known:
+        import gymnasium
+
+        registered = gymnasium.registry.get(known["env_id"])
+        known.setdefault("max_steps", registered.max_episode_steps if registered is not None else None)
+    return known
+
+
 def _constructor(name: str) -> Callable[..., EnvBase]:
     if GYMNASIUM_ID.fullmatch(name):
         name = f"{'minigrid' if name.startswith(('MiniGrid-', 'BabyAI-')) else 'gym'}/{name}"
@@ -68,15 +96,17 @@ def _constructor(name: str) -> Callable[..., EnvBase]:
     return resolve("env", name)
 
 
-def _check_options(name: str, create: partial) -> None:
-    """Refuse options that the constructor of ``name`` does not have."""
+def _check_options(name: str, create: partial) -> inspect.BoundArguments:
+    """Every argument of the constructor of ``name``; options that it does not have are refused."""
     target: Any = create.func
     arguments = create.args
     if isinstance(target, type):  # EnvBase's metaclass hides the constructor's signature
         target, arguments = target.__init__, (None, *arguments)  # type: ignore[misc]
     try:
-        inspect.signature(target).bind(*arguments, seed=0, **create.keywords)
+        bound = inspect.signature(target).bind(*arguments, seed=0, **create.keywords)
     except TypeError as error:
         raise ConfigError(
             f"env {name!r} cannot take these options: {error}; see its documentation"
         ) from error
+    bound.apply_defaults()
+    return bound

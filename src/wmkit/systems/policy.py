@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
@@ -23,7 +24,7 @@ class Policy(TensorDictModuleBase):
     Reads the observation keys, ``is_init`` and the carried ``state``, ``belief`` and
     ``previous_action``; writes ``action``, the posterior ``state`` and ``belief`` at this
     step, and what the next step is to carry. Samples under ``ExplorationType.RANDOM`` and
-    takes the mode otherwise; the posterior is sampled either way. Continuous actions are of the order
+    takes the mode otherwise; the posterior is sampled either way, and nothing is dropped out. Continuous actions are of the order
     of [-1, 1] and not clipped: what was drawn is stored and remembered, and the environment clips and
     rescales it (:func:`wmkit.envs.unit_actions`).
 
@@ -56,6 +57,7 @@ class Policy(TensorDictModuleBase):
         # Read, not owned: the system registers both.
         self.__dict__["world_model"], self.__dict__["actor"] = world_model, actor
         self._parts: tuple[Any, ...] = ()
+        self.__dict__["_dropping"] = []
         self._places: list[tuple[dict[str, Any], str]] = []
         self._seen: list[tuple[int, int]] = []
         self._fused_step: FusedStep | None = None
@@ -103,7 +105,8 @@ class Policy(TensorDictModuleBase):
         step: Callable[..., tuple[Tensor, ...]] = self._step
         if fused is not None and not torch.is_autocast_enabled("cpu"):
             step = fused
-        action, *latent = step(observations, *carried, is_init=is_init, explore=explore)
+        with self._without_dropout():
+            action, *latent = step(observations, *carried, is_init=is_init, explore=explore)
         if explore and self.exploration is not None:
             action = self.exploration(action)
         for key, value in zip(("action", *self.latent_keys), (action, *latent), strict=True):
@@ -122,12 +125,25 @@ class Policy(TensorDictModuleBase):
         after = (choice.sample() if explore else choice.mode, latent.state, latent.belief)
         return (*after, dynamics.packed(latent)) if "carry" in self.latent_keys else after
 
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Acting drops nothing out: the few modules that would are set aside for the step."""
+        learning = [module for module in self._dropping if module.training]
+        for module in learning:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in learning:
+                module.training = True
+
     def _fused(self) -> FusedStep | None:
         """The fused step of the weights as they are now, where there is one for such parts."""
         parts = (self.world_model.encoder, self.world_model.dynamics, self.actor)
         if self._parts != parts:
             modules = [module for part in parts for module in part.modules()]
             self.__dict__["_parts"], self._seen = parts, []
+            self.__dict__["_dropping"] = [module for module in modules if _drops(module)]
             owned = ((m._parameters, name) for m in modules for name in m._parameters)
             self._places = [(place, name) for place, name in owned if place[name] is not None]
         # An optimiser's step raises a weight's version; another device or a loaded weight, its address.
@@ -136,6 +152,12 @@ class Policy(TensorDictModuleBase):
         if seen != self._seen:
             self._seen, self._fused_step = seen, fuse(self.world_model, self.actor)
         return self._fused_step
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module drops numbers out in training: a layer for it, or attention over probabilities."""
+    rate = module.p if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0.0)
+    return isinstance(rate, float) and rate > 0
 
 
 def recurrent_policy(system: Any) -> Policy:

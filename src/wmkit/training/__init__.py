@@ -12,6 +12,7 @@ memory.py            replay and jump pairs
 guard.py             NaN and infinity, without a synchronisation per update
 captured.py          an update behind fixed buffers, as one CUDA graph
 schedule.py          ratios, intervals, deadlines, interrupts
+protocol.py          the rules a score was made under
 progress.py          one bar per stage
 report/              report.html
 """
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.again import revisit
     from wmkit.training.captured import CapturedUpdate
+    from wmkit.training.protocol import EvaluationProtocol
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
     from wmkit.training.trainer import Summary, Trainer, train
 
 _HOMES = {
     "CapturedUpdate": "captured",
+    "EvaluationProtocol": "protocol",
     "RunDirectory": "run",
     "Summary": "trainer",
     "Trainer": "trainer",
@@ -42,6 +45,7 @@ _HOMES = {
 
 __all__ = [
     "CapturedUpdate",
+    "EvaluationProtocol",
     "RunDirectory",
     "Summary",
     "Trainer",

@@ -8,12 +8,13 @@ import torch
 
 from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.collect import closing
-from wmkit.training.evaluate import Episode, Evaluation, evaluate
+from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.parts import Parts, default_parts, find_device
 from wmkit.training.progress import Stages
+from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.report import gather_evidence, write_report
 from wmkit.training.run import RunDirectory
-from wmkit.training.trainer import EVALUATION_SEED, restore_system
+from wmkit.training.trainer import restore_system
 
 
 def revisit(
@@ -29,7 +30,7 @@ def revisit(
     Args:
         path: the run directory.
         episodes: how many to play, one record per reset.
-        best: take the checkpoint with the highest success rate.
+        best: take the checkpoint with the highest success rate, or return without flags.
         parts: stand-ins for tests.
         stages: draws the progress bar.
 
@@ -51,26 +52,25 @@ def revisit(
     restore_system(system, state["system"], str(checkpoint))
     memory = parts.make_memory(config, run, system, int(config.env.get("num_envs", 1)))
     world = parts.carry(parts.make_env(config, affordance, seed=EVALUATION_SEED, evaluation=True), system)
-    done: list[Episode] = []
+    protocol, done = EvaluationProtocol.of(config, episodes), list[Episode]()
     with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
 
         def count(episode: Episode) -> None:
             done.append(episode)
-            bar.advance(success_rate=sum(e.success for e in done) / len(done))
+            name, value = headline(means(done)) or ("return", 0.0)
+            bar.advance(**{name: value})
 
         result = evaluate(
             system.policy,
             world,
-            episodes,
-            seed=EVALUATION_SEED,
+            protocol,
             record=2,
-            sampled=bool(config.training.get("evaluate_sampled", False)),
             on_episode=count,
         )
     step = state["counters"]["step"]
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())
-    run.log(step, "evaluate", {f"eval/{name}": value for name, value in result.numbers().items()})
+    run.score(step, "evaluate", result.numbers(), protocol.record())
     gather_evidence(run, system, result, memory, device, affordance)
     write_report(run)
     run.close()

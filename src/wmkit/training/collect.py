@@ -36,7 +36,7 @@ from torchrl.data import Binary, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import InitTracker, Transform
 
-from wmkit.training.evaluate import Episode
+from wmkit.training.evaluate import Episode, means
 
 OVER = ("over", "over_terminated")
 
@@ -275,7 +275,7 @@ class EpisodeTracker:
     >>> step = {"reward": torch.ones(1, 3, 1), "done": torch.tensor([[[False], [True], [False]]])}
     >>> tracker = EpisodeTracker(1)
     >>> tracker.add(TensorDict({"next": step}, [1, 3]))
-    [(1, Episode(episode_return=2.0, length=2, success=False))]
+    [(1, Episode(episode_return=2.0, length=2, success=None))]
     """
 
     KEYS = ("jump", "is_zoomed", "jump_probability", "intrinsic_reward", "score")
@@ -288,8 +288,8 @@ class EpisodeTracker:
 
     @property
     def success_rate(self) -> float | None:
-        """Mean over the last ``window`` episodes; None before the first one ends."""
-        return sum(e.success for e in self.recent) / len(self.recent) if self.recent else None
+        """Mean over the last ``window`` episodes; None before the first one ends, or without flags."""
+        return means(self.recent).get("success_rate")
 
     def add(self, batch: TensorDictBase) -> list[tuple[int, Episode]]:
         """Take one collected batch ``[N, k]``.
@@ -316,7 +316,8 @@ class EpisodeTracker:
                     self._lengths[env] += 1
                     self._succeeded[env] |= bool(success[env][t]) if success is not None else False
                     if over[env][t]:
-                        episode = Episode(self._returns[env], self._lengths[env], self._succeeded[env])
+                        won = self._succeeded[env] if success is not None else None
+                        episode = Episode(self._returns[env], self._lengths[env], won)
                         self.recent.append(episode)
                         ended.append((t, episode))
                         self._over[env] = True
@@ -326,16 +327,11 @@ class EpisodeTracker:
         return ended
 
     def numbers(self) -> dict[str, float]:
-        """Means since the last call, and success rate, return and length over the window."""
+        """Means since the last call, and :func:`means` over the window."""
         sums, self._sums = self._sums, {}
         names = {"jump": "jump_rate", "is_zoomed": "zoom_rate"}
         numbers = {f"collect/{names.get(k, k)}": torch.stack(v).mean().item() for k, v in sums.items()}
-        if self.recent:
-            count = len(self.recent)
-            numbers["success_rate"] = self.success_rate or 0.0
-            numbers["return"] = sum(e.episode_return for e in self.recent) / count
-            numbers["length"] = sum(e.length for e in self.recent) / count
-        return numbers
+        return numbers | means(self.recent)
 
     def state_dict(self) -> dict[str, Any]:
         """The window; unfinished episodes are not kept, since a resumed run resets its environments."""

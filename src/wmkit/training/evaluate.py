@@ -1,4 +1,4 @@
-"""Plays whole episodes and counts each of them once.
+"""Plays whole episodes under one protocol and counts each of them once.
 
 The released LS-Imagine evaluator records an episode again while jump pairs are pending
 (specification 10.3). Here an episode yields exactly one record, between a reset and the
@@ -8,7 +8,7 @@ step: taking the first k to finish would favour short ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from wmkit.training.protocol import EvaluationProtocol
 
 RECORD_KEYS = (
     "pixels",
@@ -34,11 +36,11 @@ BIG_KEYS = ("frame", "goal_mask")
 
 @dataclass
 class Episode:
-    """What one evaluation episode was: undiscounted return, steps, success."""
+    """What one episode was: undiscounted return, steps, success (None where the environment has no flag)."""
 
     episode_return: float
     length: int
-    success: bool
+    success: bool | None
 
     def line(self) -> dict[str, Any]:
         """As written to ``episodes.jsonl``."""
@@ -46,29 +48,52 @@ class Episode:
         return {"return": record.pop("episode_return"), **record}
 
 
+def means(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Mean return and length, and success rate where there are flags; empty without episodes.
+
+    >>> means([Episode(2.0, 7, None), Episode(4.0, 5, None)])
+    {'return': 3.0, 'length': 6.0}
+    """
+    if not episodes:
+        return {}
+    flags = [e.success for e in episodes if e.success is not None]
+    count = len(episodes)
+    return {
+        **({"success_rate": sum(flags) / len(flags)} if flags else {}),
+        "return": sum(e.episode_return for e in episodes) / count,
+        "length": sum(e.length for e in episodes) / count,
+    }
+
+
+def headline(numbers: Mapping[str, float]) -> tuple[str, float] | None:
+    """The number by which a system is judged: the success rate, or the return where there is none.
+
+    Args:
+        numbers: of :func:`means`.
+
+    >>> headline({"return": 3.0, "length": 6.0})
+    ('return', 3.0)
+    """
+    return next(((name, numbers[name]) for name in ("success_rate", "return") if name in numbers), None)
+
+
 @dataclass
 class Evaluation:
-    """All episodes of one evaluation, and the first trajectories in full.
+    """All episodes of one evaluation, the rules they were played by, and the first trajectories in full.
 
     ``trajectories`` are arrival-aligned TensorDicts ``[T]`` (see the sequence layout); ``views`` hold
     ``frame`` and ``goal_mask`` of evenly spaced steps, with their ``step`` index, ``[V]``.
     """
 
     episodes: list[Episode] = field(default_factory=list)
+    protocol: EvaluationProtocol | None = None
     trajectories: list[TensorDictBase] = field(default_factory=list)
     views: list[TensorDictBase] = field(default_factory=list)
 
     def numbers(self) -> dict[str, float]:
         """Means over the episodes; empty when none was finished."""
-        if not self.episodes:
-            return {}
         count = len(self.episodes)
-        return {
-            "success_rate": sum(e.success for e in self.episodes) / count,
-            "return": sum(e.episode_return for e in self.episodes) / count,
-            "length": sum(e.length for e in self.episodes) / count,
-            "episodes": float(count),
-        }
+        return means(self.episodes) | ({"episodes": float(count)} if count else {})
 
 
 class Recorder:
@@ -116,23 +141,20 @@ class Recorder:
 def evaluate(
     policy: Callable[[TensorDictBase], TensorDictBase],
     env: EnvBase,
-    episodes: int,
+    protocol: EvaluationProtocol,
     *,
-    seed: int | None = None,
     record: int = 0,
-    sampled: bool = False,
     stop: Callable[[], bool] = lambda: False,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> Evaluation:
-    """Play ``episodes`` episodes.
+    """Play the episodes of a protocol.
 
     Args:
         policy: reads observations and the carry, writes ``action`` and the new carry.
-        env: batched over N environments, ``batch_size [N]``.
-        episodes: how many to finish.
-        seed: seeds the environments first, so that every evaluation meets the same worlds.
+        env: batched over N environments, ``batch_size [N]``, made with the protocol's options.
+        protocol: how many episodes to finish, whether the policy samples, and the seed of the environments,
+            so that every evaluation meets the same worlds.
         record: how many environments keep their first episode in full.
-        sampled: let the policy sample, as in training, instead of taking its mode.
         stop: asked at every step; when true, the unfinished episodes are dropped.
         on_episode: called with each finished episode.
 
@@ -140,13 +162,13 @@ def evaluate(
         One record per reset.
     """
     count = env.batch_size[0]
-    quota = [episodes // count + (index < episodes % count) for index in range(count)]
+    episodes, extra = divmod(protocol.episodes, count)
+    quota = [episodes + (index < extra) for index in range(count)]
     recorders = [Recorder(index) for index in range(min(record, count)) if quota[index]]
-    result = Evaluation()
+    result = Evaluation(protocol=protocol)
     totals, lengths, succeeded = [0.0] * count, [0] * count, [False] * count
-    if seed is not None:
-        env.set_seed(seed)
-    with set_exploration_type(ExplorationType.RANDOM if sampled else ExplorationType.DETERMINISTIC):
+    env.set_seed(protocol.seed)
+    with set_exploration_type(ExplorationType.RANDOM if protocol.sampled else ExplorationType.DETERMINISTIC):
         current = env.reset()
         first = True
         while any(quota) and not stop():
@@ -168,10 +190,11 @@ def evaluate(
                     continue
                 totals[index] += reward[index]
                 lengths[index] += 1
-                succeeded[index] |= success[index]
+                succeeded[index] |= success is not None and success[index]
                 if done[index]:
                     quota[index] -= 1
-                    result.episodes.append(Episode(totals[index], lengths[index], succeeded[index]))
+                    won = succeeded[index] if success is not None else None
+                    result.episodes.append(Episode(totals[index], lengths[index], won))
                     on_episode(result.episodes[-1])
                     totals[index], lengths[index], succeeded[index] = 0.0, 0, False
             finished = [r for r in recorders if done[r.env]]
@@ -187,6 +210,6 @@ def _keep(result: Evaluation, finished: list[Recorder]) -> None:
         result.views.append(views if views is not None else TensorDict({}, batch_size=[0]))
 
 
-def _flags(arrived: TensorDictBase, key: str, count: int) -> list[bool]:
+def _flags(arrived: TensorDictBase, key: str, count: int) -> list[bool] | None:
     value = arrived.get(key, None)
-    return [False] * count if value is None else value.reshape(count).tolist()
+    return None if value is None else value.reshape(count).tolist()

@@ -20,6 +20,7 @@ from wmkit.registry import resolve
 from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
 from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
+from wmkit.training.protocol import evaluation_options
 from wmkit.training.run import RunDirectory
 
 LATENT_WAYS = ("raw", "compact", *HALVES)
@@ -93,7 +94,7 @@ def make_training_env(
 
     Args:
         config: reads ``env.name``, ``env.num_envs``, ``env.parallel``, ``env.options`` and
-            ``affordance.transform``.
+            ``affordance.transform``; in an evaluation ``env.evaluation``, which goes over the options.
         affordance: model and text features; None for systems without.
         seed: of the worlds.
         evaluation: maps without rewards, labels and thresholds; frames and masks stay, for the report.
@@ -103,7 +104,7 @@ def make_training_env(
     """
     from wmkit.envs import make_env
 
-    options = to_options(config.env.get("options"))
+    options = evaluation_options(config) if evaluation else to_options(config.env.get("options"))
     if config.env.name.startswith("vizdoom/"):
         masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}

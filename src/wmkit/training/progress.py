@@ -1,4 +1,4 @@
-"""One progress bar per stage: done, rate, time left, success rate so far.
+"""One progress bar per stage: done, rate, time left, success rate or return so far.
 
 On a terminal rich draws the bars. Elsewhere (a log file, CI) a line is printed now and
 then, so that a log stays readable.
@@ -40,7 +40,7 @@ class Stage:
             progress.update(task, completed=self.done)
 
     def advance(self, count: int = 1, **notes: float | str | None) -> None:
-        """Count ``count`` more units; ``notes`` (success rate, a loss) are shown behind the bar."""
+        """Count ``count`` more units; ``notes`` (success rate, return) are shown behind the bar."""
         self.done += count
         shown = {name: value for name, value in notes.items() if value is not None}
         if shown:

@@ -1,8 +1,8 @@
 """A run directory: one folder that holds everything a training run leaves behind.
 
     config.yaml      the resolved configuration, enough to rebuild the system
-    metrics.jsonl    one JSON object per line: step, stage, wall (seconds), then numbers
-    episodes.jsonl   one line per finished episode: step, stage, return, length, success
+    metrics.jsonl    one JSON object per line: step, stage, wall (seconds), numbers; a score's protocol
+    episodes.jsonl   one line per finished episode: step, stage, return, length, success (null without a flag)
     tensorboard/     the same numbers for TensorBoard
     checkpoints/     see :mod:`wmkit.training.checkpoints`
     replay/          see :class:`wmkit.data.ReplayStreams`
@@ -113,22 +113,30 @@ class RunDirectory:
         """Seconds spent on this run, earlier sessions included."""
         return self._wall_before + time.monotonic() - self._started
 
-    def log(self, step: int, stage: str, numbers: Mapping[str, float]) -> None:
+    def log(self, step: int, stage: str, numbers: Mapping[str, float], **notes: Any) -> None:
         """Append one line to ``metrics.jsonl`` and the same numbers to TensorBoard.
 
         Args:
             step: environment steps so far (or the stage's own step for stages without an environment).
             stage: ``affordance``, ``prefill``, ``train``, ``evaluate`` or ``final``.
             numbers: name to float; names with a slash are grouped by TensorBoard. NaN is written as null.
+            **notes: JSON for the line alone.
         """
         clean = {name: _number(value) for name, value in numbers.items()}
         _append(
-            self.path / "metrics.jsonl", {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean}
+            self.path / "metrics.jsonl",
+            {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
         )
         writer = self._writer()
         for name, value in clean.items():
             if value is not None:
                 writer.log_scalar(name if "/" in name else f"{stage}/{name}", value, step=step)
+
+    def score(
+        self, step: int, stage: str, numbers: Mapping[str, float], protocol: Mapping[str, Any]
+    ) -> None:
+        """:meth:`log` an evaluation's means as ``eval/...``; the line also holds its ``protocol``."""
+        self.log(step, stage, {f"eval/{name}": value for name, value in numbers.items()}, protocol=protocol)
 
     def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
         """Append one finished episode to ``episodes.jsonl``."""

@@ -13,6 +13,7 @@ on with ``resume=RUN``.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,13 @@ from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.captured import make_update
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
-from wmkit.training.evaluate import Episode, Evaluation, evaluate
+from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.guard import FiniteGuard, scalars
 from wmkit.training.parts import Parts, default_parts, find_device
 from wmkit.training.progress import Stage, Stages
+from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio, children_ignore_sigint
-
-EVALUATION_SEED = 1_000_000  # evaluation worlds are the same in every run and never met in training
 
 
 @dataclass
@@ -47,6 +47,8 @@ class Summary:
     episodes: int
     training_success_rate: float | None
     interrupted: bool
+    training_return: float | None = None
+    protocol: str = ""
 
 
 class Trainer:
@@ -75,7 +77,7 @@ class Trainer:
         self.checkpoints = CheckpointStore(run.path / "checkpoints")
         self.step = 0  # environment steps, over all environments and sessions
         self.updates = 0
-        self.score: float | None = None  # success rate of the newest evaluation
+        self.score: float | None = None  # of the newest evaluation: success rate, or return without flags
 
     # ------------------------------------------------------------------------------------------ the recipe
 
@@ -203,7 +205,7 @@ class Trainer:
         for t, episode in self.tracker.add(batch):
             self.run.episode(self.step + (t + 1) * self.num_envs, stage, episode.line())
         self.step += collected
-        bar.advance(collected, success_rate=self.tracker.success_rate)
+        bar.advance(collected, **self._note(self.tracker.recent))
         return collected
 
     def _update(self, count: int) -> None:
@@ -256,17 +258,16 @@ class Trainer:
         def count(episode: Episode) -> None:
             done.append(episode)
             if bar is not None:
-                bar.advance(success_rate=sum(e.success for e in done) / len(done))
+                bar.advance(**self._note(done))
 
+        protocol = EvaluationProtocol.of(self.config, episodes)
         states = rng_state()  # evaluations do not change what training draws
         torch.manual_seed(self.seed)
         result = evaluate(
             self.system.policy,
             self._evaluation_env,
-            episodes,
-            seed=EVALUATION_SEED,
+            protocol,
             record=record,
-            sampled=bool(self.settings.get("evaluate_sampled", False)),
             stop=lambda: self.interrupt.requested or self.deadline.playing_over(),
             on_episode=count,
         )
@@ -274,10 +275,15 @@ class Trainer:
         for episode in result.episodes:
             self.run.episode(self.step, stage, episode.line())
         if result.episodes:
-            numbers = result.numbers()
-            self.score = numbers["success_rate"]
-            self.run.log(self.step, stage, {f"eval/{name}": value for name, value in numbers.items()})
+            self.score = (headline(result.numbers()) or (None, None))[1]
+            self.run.score(self.step, stage, result.numbers(), protocol.record())
         return result
+
+    @staticmethod
+    def _note(episodes: Sequence[Episode]) -> dict[str, float]:
+        """What stands behind a progress bar."""
+        found = headline(means(episodes))
+        return {} if found is None else {found[0]: found[1]}
 
     def _finish(self) -> Evaluation:
         episodes = int(self.settings.get("final_episodes", 20))
@@ -367,6 +373,8 @@ class Trainer:
             episodes=int(numbers.get("episodes", 0)),
             training_success_rate=self.tracker.success_rate,
             interrupted=self.interrupt.requested,
+            training_return=means(self.tracker.recent).get("return"),
+            protocol=str(evaluation.protocol) if evaluation is not None else "",
         )
 
 

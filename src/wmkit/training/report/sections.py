@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.report.charts import Series, chart
 from wmkit.training.report.pictures import heat, image, outline_mask, overlay
 from wmkit.training.run import RunDirectory
@@ -18,19 +19,19 @@ Lines = list[dict[str, Any]]
 def cards(run: RunDirectory) -> str:
     """Headline numbers."""
     metrics, episodes = list(run.metrics()), list(run.episodes())
-    final = next((m for m in reversed(metrics) if "eval/success_rate" in m), None)
+    final = next((m for m in reversed(metrics) if "eval/return" in m), None)
     trained: dict[str, Any] = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
     entries: list[tuple[str, str]] = []
     if final is not None:
-        entries.append(
-            (
-                f"{100 * final['eval/success_rate']:.0f} %",
-                f"success, {final['eval/episodes']:.0f} evaluation episodes",
-            )
-        )
-        entries.append((f"{final['eval/return']:.2f}", "return in evaluation"))
+        over = f"{final['eval/episodes']:.0f} evaluation episodes"
+        if final.get("eval/success_rate") is not None:
+            entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {over}"))
+            over = "in evaluation"
+        entries.append((f"{final['eval/return']:.2f}", f"return, {over}"))
     if trained.get("success_rate") is not None:
         entries.append((f"{100 * trained['success_rate']:.0f} %", "success, last training episodes"))
+    elif trained.get("return") is not None:
+        entries.append((f"{trained['return']:.2f}", "return, last training episodes"))
     steps = max((m["step"] for m in metrics if m["stage"] != "affordance"), default=0)
     entries.append((f"{steps:,}", "environment steps"))
     entries.append((f"{sum(e['stage'] in ('prefill', 'train') for e in episodes):,}", "training episodes"))
@@ -115,7 +116,7 @@ def _strip(real: np.ndarray, imagined: np.ndarray, jumps: np.ndarray, spans: np.
 
 def curves(run: RunDirectory) -> str:
     """Success rate, return and episode length over environment steps."""
-    train, played = list(run.metrics("train")), [m for m in run.metrics() if "eval/success_rate" in m]
+    train, played = list(run.metrics("train")), [m for m in run.metrics() if "eval/return" in m]
     charts = []
     for name, title, percent in (
         ("success_rate", "Success rate", True),
@@ -125,7 +126,9 @@ def curves(run: RunDirectory) -> str:
         both = [_series("training", train, name), _series("evaluation", played, f"eval/{name}")]
         both[1].dots = len(both[1].points) < 3
         charts.append(chart(title, both, y_range=(0.0, 1.0) if percent else None, percent=percent))
-    return section("Learning", "", _grid(charts))
+    rules = next((m["protocol"] for m in reversed(played) if "protocol" in m), None)
+    note = f"Evaluation: {escape(str(EvaluationProtocol.read(rules)))}." if rules else ""
+    return section("Learning", note, _grid(charts))
 
 
 def jumps(run: RunDirectory) -> str:
