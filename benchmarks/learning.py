@@ -188,7 +188,8 @@ def curve(run: Path, measure: str, grid: np.ndarray) -> np.ndarray:
     window = grid[-1] * WINDOW
     inside = [(steps > point - window) & (steps <= point) for point in grid]
     reached = steps.max(initial=0) + window / 2
-    return np.array([values[i].mean() if i.any() and p <= reached else np.nan for i, p in zip(inside, grid)])
+    seen = [i.any() and point <= reached for i, point in zip(inside, grid, strict=True)]
+    return np.array([values[i].mean() if s else np.nan for i, s in zip(inside, seen, strict=True)])
 
 
 def summary(name: str, experiment: Experiment, runs: list[Path], random: dict[str, float]) -> dict:
@@ -322,9 +323,10 @@ def main() -> None:
     experiments = GROUPS[args.group]
     if unknown := set(args.only or ()) - set(experiments):
         parser.error(f"no experiment {', '.join(sorted(unknown))}: wanted some of {', '.join(experiments)}")
+    experiments = {name: e for name, e in experiments.items() if name in (args.only or experiments)}
     if not args.report:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs as well
-        train({name: e for name, e in experiments.items() if name in (args.only or experiments)}, args)
+        train(experiments, args)
     report(experiments, args)
 
 

@@ -51,6 +51,28 @@ def learns_and_imagines(system: System) -> None:
     assert all(bool(x.isfinite().all()) for x in system.open_loop(batch, 2).values())
 
 
+@pytest.mark.parametrize("backbone", ["transformer_xl", "gpt", "s5"])
+def test_nothing_is_dropped_out_while_acting(backbone: str) -> None:
+    """Acting is the same in training mode, which it leaves as it was; what is learned from is thinned out."""
+    system = small("dreamer_v3", backbone, "+backbone.dropout=0.5")
+    env = TransformedEnv(CountingEnv(length=5, num_actions=A), InitTracker())
+    env.append_transform(system.policy.make_tensordict_primer())
+    observed = env.reset().set("observation", torch.ones(2)).set("is_init", torch.zeros(1, dtype=torch.bool))
+    batch, found = system.example_batch(), {}
+    for training in (True, False):
+        system.train(training)
+        torch.manual_seed(1)
+        acted = system.policy(observed.clone())
+        modes = {module.training for module in system.modules()}
+        with torch.no_grad():
+            learned = system.world_model.observe(system.fill(batch)).latent.belief
+        assert modes == {training}
+        found[training] = (acted["belief"], acted["state"], learned)
+    (belief, state, learned), (other, same, calm) = found[True], found[False]
+    assert torch.equal(belief, other) and torch.equal(state, same) and bool(belief.any())
+    assert not torch.allclose(learned, calm)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("system", ["dreamer_v3", "dreamer_v3_2023"])
 def test_learns_and_imagines(system: str, backbone: str) -> None:

@@ -16,11 +16,13 @@ from torchrl.envs.transforms import InitTracker
 from typer.testing import CliRunner
 
 from wmkit.cli import app
-from wmkit.envs import make_env
+from wmkit.envs import make_env, read_options
 from wmkit.envs.atari import AtariEnv, atari100k
 from wmkit.errors import ConfigError
 from wmkit.registry import resolve
 from wmkit.systems import compose
+from wmkit.training.parts import make_training_env
+from wmkit.training.protocol import EvaluationProtocol
 
 # name, its package, options, whether these end an episode after three steps
 ENVIRONMENTS = [
@@ -204,6 +206,59 @@ def test_lives_are_ignored_and_game_over_terminates():
     assert lives == sorted(lives, reverse=True) and set(lives) == {5, 4, 3, 2, 1, 0}
     assert stepped["terminated"] and not stepped["truncated"]
     assert env.reset()["terminated"].logical_not() and env.emulator.lives() == 5
+
+
+def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
+    """Breakout, served by FIRE and never hit: five lives, each an episode, in one game."""
+    pytest.importorskip("ale_py")
+    env = atari100k("breakout", noops=0, lives="terminate")
+    current, starts, ends = env.reset(), [(5, env.emulator.getEpisodeFrameNumber())], []
+    for _ in range(1000):
+        stepped = act(env, current, 1)
+        assert not stepped["truncated"] and bool(stepped["done"]) == bool(stepped["terminated"])
+        if stepped["done"]:
+            ends.append((env.emulator.lives(), env.emulator.getEpisodeFrameNumber()))
+            current = env.reset()
+            starts.append((env.emulator.lives(), env.emulator.getEpisodeFrameNumber()))
+            if starts[-1][0] == 5:
+                break
+        else:
+            current = stepped
+    assert [lives for lives, _ in ends] == [4, 3, 2, 1, 0]
+    assert [lives for lives, _ in starts] == [5, 4, 3, 2, 1, 5]
+    for (_, ended), (_, began) in zip(ends[:-1], starts[1:-1], strict=True):
+        assert began == ended + env.action_repeat  # one step without an action, then on
+    assert starts[-1][1] == starts[0][1]  # only the end of the game begins it anew
+
+    config = compose("twm", ["preset=atari100k", "env.game=breakout"])
+    for evaluation, lives in ((False, "terminate"), (True, "ignored")):
+        made = make_training_env(config, None, seed=0, evaluation=evaluation)
+        made.reset()
+        assert made._envs[0].lives == lives
+    asked = compose("twm", ["preset=atari100k", "env.evaluation.lives=terminate"])
+    assert EvaluationProtocol.of(asked, 1).lives == "terminate"
+    with pytest.raises(ConfigError, match="lives='lost': wanted one of ignored, terminate"):
+        atari100k("pong", lives="lost")
+
+
+def test_a_protocol_says_what_the_environment_does():
+    pytest.importorskip("ale_py")
+    config = compose("storm", ["preset=atari100k", "env.game=pong", "env.num_envs=3"])
+    protocol = EvaluationProtocol.of(config, episodes=7)
+    env = make_training_env(config, None, seed=0, evaluation=True)
+    env.reset()
+    game = env._envs[0]
+    assert (protocol.episodes, protocol.num_envs, protocol.sampled) == (7, env.batch_size[0], True)
+    assert protocol.sticky == pytest.approx(game.emulator.getFloat("repeat_action_probability"))
+    assert (protocol.action_repeat, protocol.noops) == (game.action_repeat, game.noops)
+    assert (protocol.frame_limit, protocol.lives) == (game.max_frames, game.lives)
+    assert protocol.step_limit is None and EvaluationProtocol.read(protocol.record()) == protocol
+    words = ("7 episodes of atari100k/pong", "sampled", "action repeat 4", "sticky actions 0.25", "no no-ops")
+    assert all(word in str(protocol) for word in (*words, "lives ignored", "108,000 frames", "seed 1000000"))
+    assert read_options("gym/Acrobot-v1")["max_steps"] == 500
+    assert read_options("Acrobot-v1", max_episode_steps=9)["max_steps"] == 9
+    with pytest.raises(ConfigError, match="cannot take these options"):
+        read_options("atari/pong", stickiness=1)
 
 
 def test_actions_of_the_two_protocols_and_spellings_of_a_game():

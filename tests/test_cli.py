@@ -89,13 +89,16 @@ def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):
         "episode_return": 1.0,
         "episodes": 20,
         "training_success_rate": None,
+        "protocol": "20 episodes of somewhere",
     }
 
     def fail(config):
         raise NonFiniteLossError("loss term 'loss_reward' is not finite")
 
+    bare = Summary(**{**summary, "success_rate": None, "training_return": 0.75}, interrupted=False)
     for behaviour, code, words in (
-        (lambda config: Summary(**summary, interrupted=False), 0, ["runs/a", "25 % of 20"]),
+        (lambda config: bare, 0, ["1.00, mean of 20 episodes", "0.75, mean of the last", "20 episodes of"]),
+        (lambda config: Summary(**summary, interrupted=False), 0, ["runs/a", "25 % of 20", "of somewhere"]),
         (lambda config: Summary(**summary, interrupted=True), 130, ["resume=runs/a"]),
         (fail, 1, ["loss_reward"]),
     ):

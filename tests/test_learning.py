@@ -9,6 +9,9 @@ from tensordict import TensorDict
 from torchrl.data import Composite, OneHot, Unbounded
 
 import wmkit
+from wmkit.dynamics import Steps
+from wmkit.envs.counting import CountingEnv
+from wmkit.nn import Feature
 
 
 def records(batch: int, length: int) -> tuple[TensorDict, torch.Tensor]:
@@ -48,3 +51,51 @@ def test_policy_learned_in_imagination_is_the_right_one() -> None:
         feature = system.world_model.observe(system.fill(batch)).latent.feature
         right = system.actor(feature).probs.gather(-1, side.unsqueeze(-1))
     assert right.mean() > 0.9
+
+
+LENGTH = 5  # steps of a counting episode
+
+
+def counted(batch: int, length: int) -> TensorDict:
+    """Windows of the counting world, each from a random moment on."""
+    moment = torch.arange(length) + torch.randint(0, LENGTH + 1, (batch, 1))
+    t = (moment % (LENGTH + 1)).unsqueeze(-1)  # [B, T, 1]
+    number, end = t.float(), t == LENGTH
+    action = F.one_hot(torch.randint(0, 3, (batch, length)), 3) * (t > 0)
+    columns = {"observation": number, "previous_action": action.float(), "reward": number, "is_init": t == 0}
+    return TensorDict({**columns, "terminated": end, "done": end}, [batch, length])
+
+
+@pytest.mark.slow
+def test_storm_learns_to_count() -> None:
+    """From the first observation alone, its model expects 1, 2, ... and an end after the last."""
+    torch.manual_seed(0)
+    sizes = {"deter": 32, "groups": 4, "classes": 8, "hidden": 32, "units": 16, "layers": 1}
+    env = CountingEnv(length=LENGTH)
+    overrides = ["batch.size=16", "batch.length=13", "behaviour.horizon=1", "learning_rate.world_model=3e-3"]
+    overrides += ["behaviour.starts.count=4", "behaviour.starts.context=1", "backbone.heads=2"]
+    system = wmkit.build(
+        "storm",
+        observation_spec=env.observation_spec,
+        action_spec=env.action_spec,
+        overrides=[*overrides, *(f"size.{name}={value}" for name, value in sizes.items())],
+    )
+    for _ in range(300):
+        system.update(counted(16, 13))
+    model, rows = system.world_model.eval(), 32
+    dynamics, before = model.dynamics, torch.zeros(rows, 1, 1)
+    rewards, goes_on, is_init, carry = [], [], torch.ones(rows, 1, dtype=torch.bool), None
+    with torch.no_grad():
+        state, classes = dynamics.sample(dynamics.posterior_logits(model.encoder({"observation": before})))
+        for _ in range(LENGTH):
+            action = F.one_hot(torch.randint(0, 3, (rows, 1)), 3).float()
+            steps = Steps(Feature(state, state[..., :0], classes), action, before, is_init)
+            belief, carry = dynamics.advance(steps, carry)
+            reward, continuation = model.outcome(belief)
+            rewards.append(reward.flatten())
+            goes_on.append(continuation.flatten() > 0)
+            state, classes = dynamics.sample(dynamics.prior_logits(belief))
+            is_init = torch.zeros_like(is_init)
+    error = (torch.stack(rewards) - torch.arange(1.0, LENGTH + 1).unsqueeze(-1)).abs()  # [T, rows]
+    assert error.median() < 0.25 and error.mean() < 0.5
+    assert torch.stack(goes_on)[:-1].float().mean() > 0.9 and goes_on[-1].float().mean() < 0.1

@@ -80,7 +80,10 @@ def run(tmp_path):
         }
         run.log(step, "train", {**numbers, "collect/jump_rate": 0.05, "updates": step / 10})
     run.log(
-        1000, "final", {"eval/success_rate": 0.5, "eval/return": 1.0, "eval/length": 70, "eval/episodes": 20}
+        1000,
+        "final",
+        {"eval/success_rate": 0.5, "eval/return": 1.0, "eval/length": 70, "eval/episodes": 20},
+        protocol={"env": "vizdoom/harvest_sand", "episodes": 20},
     )
     yield run
     run.close()
@@ -99,6 +102,7 @@ def test_every_section_is_drawn_and_nothing_is_fetched(run):
         'class="moment jump"',
         "Δ 2",
         "real steps",
+        "Evaluation: 20 episodes of vizdoom/harvest_sand, mode of the policy",
     ):
         assert text in page, text
     assert page.count("data:image/") > 60

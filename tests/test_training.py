@@ -127,7 +127,8 @@ def test_a_run_leaves_everything_behind(tmp_path):
     summary = train(toy_config(tmp_path / "run"), parts=toy_parts())
     run = RunDirectory.open(summary.run)
     assert summary.steps == 160 and summary.updates == (160 - 24) * 4 // 8
-    assert summary.episodes == 3
+    assert summary.episodes == 3 and summary.success_rate is summary.training_success_rate is None
+    assert summary.training_return == 28.0
     assert summary.episode_return == sum(range(LENGTH + 1))
     episodes = list(run.episodes())
     assert {(e["length"], e["return"]) for e in episodes} == {(LENGTH, 28.0)}
@@ -135,8 +136,46 @@ def test_a_run_leaves_everything_behind(tmp_path):
     lines = list(run.metrics("train"))
     assert lines[-1]["step"] == 160 and lines[-1]["loss/line"] > 0
     assert [line["step"] for line in run.metrics("evaluate")] == [80]
+    (final,) = run.metrics("final")
+    protocol = EvaluationProtocol.read(final["protocol"])
+    assert protocol.episodes == final["eval/episodes"] == 3 and str(protocol) == summary.protocol
+    assert "eval/success_rate" not in final and "success_rate" not in lines[-1]
+    assert {e["success"] for e in episodes} == {None}
+    store = CheckpointStore(run.path / "checkpoints")
+    assert store.meta(store.best())["score"] == 28.0  # the return, where there is no flag
     assert len(CheckpointStore(run.path / "checkpoints").steps()) <= 3
     assert list((run.path / "tensorboard").glob("events*"))
+
+
+class Flagged(Transform):
+    """Every second episode of seven steps is a success."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended = 0
+
+    def _call(self, next_tensordict):
+        over = next_tensordict["observation"] >= LENGTH
+        self.ended += int(over.any())
+        return next_tensordict.set("success", over & (self.ended % 2 == 1))
+
+    def _reset(self, tensordict, tensordict_reset):
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec):
+        observation_spec["success"] = Binary(shape=(2, 1), dtype=torch.bool)
+        return observation_spec
+
+
+def test_a_success_flag_is_the_score_and_is_shown_where_there_is_one(tmp_path, capsys):
+    flagged = replace(toy_parts(), make_env=lambda *a, **k: TransformedEnv(toy_env(*a, **k), Flagged()))
+    for name, parts, shown in (("flagged", flagged, "success rate"), ("bare", toy_parts(), "return 28")):
+        summary = train(toy_config(tmp_path / name, final_episodes=4), parts=parts)
+        store = CheckpointStore(Path(summary.run) / "checkpoints")
+        score = summary.success_rate if name == "flagged" else summary.episode_return
+        assert store.meta(store.latest())["score"] == score == (0.5 if name == "flagged" else 28.0)
+        bars = capsys.readouterr().err
+        assert shown in bars and ("success" in bars) == (name == "flagged")
 
 
 def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):

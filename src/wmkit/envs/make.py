@@ -59,8 +59,8 @@ def make_env(
 def read_options(name: str, **options: Any) -> dict[str, Any]:
     """What an environment's constructor is given: ``options``, and its defaults for the others.
 
-    Nothing is made. ``max_steps`` is also known of gymnasium's environments, which keep it in their registry; None
-    where it says nothing.
+    Nothing is made. ``max_steps`` is also known of gymnasium's environments, from their registry; None
+    where that says nothing.
 
     Raises:
         ConfigError: an unknown name or option.
@@ -80,7 +80,8 @@ def read_options(name: str, **options: Any) -> dict[str, Any]:
         import gymnasium
 
         registered = gymnasium.registry.get(known["env_id"])
-        known.setdefault("max_steps", registered.max_episode_steps if registered is not None else None)
+        limit = registered.max_episode_steps if registered is not None else None
+        known.setdefault("max_steps", known.get("max_episode_steps", limit))
     return known
 
 

@@ -3,7 +3,7 @@
 One checkpoint is a folder ``step-000000012000-000/`` (step, and a serial number for a step saved twice) with
 
     state.pt     torch.save of plain containers and tensors, read with ``weights_only=True``
-    meta.json    step, score (of the last evaluation: success rate, or return without flags; or null), versions
+    meta.json    step, score (success rate, or return without flags, of the last evaluation), versions
 
 It is written to a hidden folder, synced to disk and renamed, so a kill at any moment
 leaves the earlier checkpoints untouched. The newest two and the best-scored one stay.

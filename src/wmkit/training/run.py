@@ -132,9 +132,7 @@ class RunDirectory:
             if value is not None:
                 writer.log_scalar(name if "/" in name else f"{stage}/{name}", value, step=step)
 
-    def score(
-        self, step: int, stage: str, numbers: Mapping[str, float], protocol: Mapping[str, Any]
-    ) -> None:
+    def score(self, step: int, stage: str, numbers: Mapping[str, float], protocol: Mapping[str, Any]) -> None:
         """:meth:`log` an evaluation's means as ``eval/...``; the line also holds its ``protocol``."""
         self.log(step, stage, {f"eval/{name}": value for name, value in numbers.items()}, protocol=protocol)
 
