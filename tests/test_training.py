@@ -314,7 +314,7 @@ def test_a_checkpoint_of_another_shape_names_the_parameter(tmp_path):
 
 def test_checkpoints_keep_the_newest_two_and_the_best(tmp_path):
     store = CheckpointStore(tmp_path)
-    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (4, 0.3)):
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, None), (4, None), (4, 0.3)):
         store.save(step, {"step": step}, score)
     assert list(store.steps()) == [2, 3, 4]
     assert store.load(store.best())["step"] == 2 and store.meta(store.latest())["score"] == 0.3

@@ -25,8 +25,8 @@ class Policy(TensorDictModuleBase):
     ``previous_action``; writes ``action``, the posterior ``state`` and ``belief`` at this
     step, and what the next step is to carry. Samples under ``ExplorationType.RANDOM`` and
     takes the mode otherwise; the posterior is sampled either way, and nothing is dropped out.
-    Continuous actions are of the order of [-1, 1] and not clipped: what was drawn is stored and remembered, and the environment clips and
-    rescales it (:func:`wmkit.envs.unit_actions`).
+    Continuous actions are of the order of [-1, 1] and not clipped: what was drawn is stored and
+    remembered, and the environment clips and rescales it (:func:`wmkit.envs.unit_actions`).
 
     A vector observation ``reward`` is read from ``arrival_reward``
     (:class:`wmkit.training.collect.ArrivalReward`), zero if that key is absent.

@@ -107,10 +107,10 @@ class CheckpointStore:
         return json.loads((path / "meta.json").read_text(encoding="utf-8"))
 
     def _free_name(self, step: int) -> Path:
-        name, serial = f"step-{step:012d}", 0
-        while (self.folder / f"{name}-{serial:03d}").exists():
-            serial += 1
-        return self.folder / f"{name}-{serial:03d}"
+        name = f"step-{step:012d}"
+        # Above all that are there: a number that was pruned, used again, would count as older.
+        taken = [int(path.name.split("-")[2]) for path in self.folder.glob(f"{name}-*")]
+        return self.folder / f"{name}-{max(taken, default=-1) + 1:03d}"
 
     def _prune(self) -> None:
         kept = {*list(self.steps().values())[-self.keep :], self.best()}

@@ -86,9 +86,9 @@ class Evaluation:
     """
 
     episodes: list[Episode] = field(default_factory=list)
-    protocol: EvaluationProtocol | None = None
     trajectories: list[TensorDictBase] = field(default_factory=list)
     views: list[TensorDictBase] = field(default_factory=list)
+    protocol: EvaluationProtocol | None = None
 
     def numbers(self) -> dict[str, float]:
         """Means over the episodes; empty when none was finished."""
