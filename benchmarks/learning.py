@@ -64,7 +64,7 @@ GROUPS = {
         "reacher_easy": Experiment(
             "dreamer_v3", ("preset=reacher_easy",), "reacher easy", published="reacher_easy"
         ),
-        "doorkey": Experiment("dreamer_v3", ("preset=doorkey",), "MiniGrid DoorKey 5x5", "success"),
+        "fetch": Experiment("dreamer_v3", ("preset=fetch",), "MiniGrid Fetch 5x5", "success"),
     },
     "tokens": {
         f"{system}_{name}": Experiment(system, (f"preset={system}/{name}",), task, measure)
