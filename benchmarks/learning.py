@@ -31,7 +31,7 @@ import numpy as np
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 COLOURS = ("#2a6f4e", "#d08c2c", "#7a5195", "#3b6fb6", "#b03a48", "#666666")
-POINTS, WINDOW = 60, 1 / 12  # of a curve; share of the run whose episodes a point averages
+POINTS, WINDOW = 60, 1 / 8  # of a curve; share of the run whose episodes a point averages
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ GROUPS = {
     "tokens": {
         f"{system}_{name}": Experiment(system, (f"preset={system}/{name}",), task, measure)
         for name, task, measure in (
-            ("minigrid", "MiniGrid", "success"),
-            ("atari_small", "Atari", "return"),
+            ("minigrid", "MiniGrid Empty 5x5", "return"),
+            ("atari_small", "Atari Up'n Down", "return"),
         )
         for system in ("twm", "storm")
     },
@@ -228,11 +228,12 @@ def report(experiments: dict[str, Experiment], args: argparse.Namespace) -> None
     from wmkit.training.protocol import EvaluationProtocol
 
     published = json.loads((HERE / "learning_published.json").read_text())
+    seeds = range(args.seeds)
+    there = {name: [folder(args.out, name, seed) for seed in seeds] for name in experiments}
     there = {
-        name: runs
-        for name in experiments
-        if (runs := [r for r in sorted(args.out.glob(f"{name}-s[0-9]*")) if (r / "episodes.jsonl").is_file()])
+        name: [run for run in runs if (run / "episodes.jsonl").is_file()] for name, runs in there.items()
     }
+    there = {name: runs for name, runs in there.items() if runs}
     tasks = list(dict.fromkeys(experiments[name].task for name in there))
     if not tasks:
         print("no runs yet")
