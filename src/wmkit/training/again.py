@@ -58,7 +58,7 @@ def revisit(
         def count(episode: Episode) -> None:
             done.append(episode)
             name, value = headline(means(done)) or ("return", 0.0)
-            bar.advance(**{name: value})
+            bar.advance(1, **{name: value})
 
         result = evaluate(
             system.policy,

@@ -258,7 +258,7 @@ class Trainer:
         def count(episode: Episode) -> None:
             done.append(episode)
             if bar is not None:
-                bar.advance(**self._note(done))
+                bar.advance(1, **self._note(done))
 
         protocol = EvaluationProtocol.of(self.config, episodes)
         states = rng_state()  # evaluations do not change what training draws
