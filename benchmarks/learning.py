@@ -64,7 +64,7 @@ GROUPS = {
         "reacher_easy": Experiment(
             "dreamer_v3", ("preset=reacher_easy",), "reacher easy", published="reacher_easy"
         ),
-        "fetch": Experiment("dreamer_v3", ("preset=fetch",), "MiniGrid Fetch 5x5", "success"),
+        "minigrid": Experiment("dreamer_v3", ("preset=minigrid",), "MiniGrid, a random start in 6 x 6"),
     },
     "tokens": {
         f"{system}_{name}": Experiment(system, (f"preset={system}/{name}",), task, measure)
