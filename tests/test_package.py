@@ -120,11 +120,11 @@ assert "leaky" in wmkit.available("backbone"), wmkit.available("backbone")
 spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 torch.manual_seed(0)
 small = ["backbone=leaky", "size.depth=4", "size.deter=16", "batch.size=2", "batch.length=4"]
-small += ["learning_rate.world_model=1.0e-3"]
+small += ["learning_rate.world_model=3.0e-3"]
 system = wmkit.build("ls_imagine", observation_spec=spec, action_spec=OneHot(3), overrides=small)
 batch = system.example_batch()
-losses = [system.update(batch)["loss_world_model"] for _ in range(6)]
-assert losses[-1] < 0.98 * losses[0], losses
+losses = [system.update(batch)["loss_world_model"] for _ in range(10)]
+assert losses[-1] < losses[0] - 2, losses
 print(type(system.world_model.dynamics.short.backbone).__module__)
 """
     printed = python("-c", code, cwd=tmp_path, path=tmp_path / "site")
