@@ -1,7 +1,7 @@
 """The filtering loop of today's DreamerV3 with its gradient written out.
 
 Over a window the recurrent core and the posterior take B rows at a time, T times: some thirty
-operations a step on a few numbers, where autograd's bookkeeping costs many times the arithmetic.
+operations a step on a few numbers, where autograd's bookkeeping costs more than the arithmetic.
 Here the whole loop is one operation to autograd (danijar/dreamerv3 e3f0224)::
 
     b, x = act(norm(W_u u)), act(norm(W_z z))         u, z masked where an episode starts
@@ -12,7 +12,7 @@ Here the whole loop is one operation to autograd (danijar/dreamerv3 e3f0224)::
 
 The backward pass walks the same steps in reverse; weights get their gradients once, from the rows
 of all steps together. Same values as :meth:`RSSM.observe <wmkit.dynamics.RSSM.observe>` without it,
-gradients up to rounding, in a tenth of the time on a CPU (``docs/performance.md``).
+gradients up to rounding, in half the time on a CPU (``docs/performance.md``).
 """
 
 from __future__ import annotations
@@ -265,16 +265,14 @@ class _Loop(torch.autograd.Function):
             torch.lerp(before_b, new_t, update_t, out=belief_b)
             h = outer.forward(t, torch.addmm(embed_t, belief_t, w_posterior))
             torch.addmm(w.logits_bias, h, w_logits, out=logits_t)
-            torch.softmax(
-                logits_t.view(-1, classes).t().contiguous(), 0, out=soft_t
-            )  # long rows, not short ones
+            by_class = logits_t.view(-1, classes).t().contiguous()  # [C, B*G]: long rows, not short ones
+            torch.softmax(by_class, 0, out=soft_t)
             below = torch.add(floor, soft_t, alpha=1.0 - mix)[:-1].cumsum(0) <= noise_t
             torch.sum(below, 0, out=index_t)
             torch.index_select(identity, 0, index_t, out=state_t)
             carried = torch.cat([state_t.view(rows, size), belief_t], -1)
-        ctx.save_for_backward(
-            beliefs, *w
-        )  # what is returned must not lie in ctx itself: it would never be freed
+        # What is returned must not lie in ctx itself: it would never be freed.
+        ctx.save_for_backward(beliefs, *w)
         states = states.view(steps, rows, size)
         index = index.view(steps, rows, groups)
         ctx.mark_non_differentiable(index)
