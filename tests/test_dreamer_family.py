@@ -453,6 +453,10 @@ def test_domains_have_the_numbers_of_their_benchmark() -> None:
     v1 = build("dreamer_v1", VECTOR, CHOICE, "domain=v1_atari")
     assert continuation(v1) == 0.99 and v1.world_model_loss.weights["continuation"] == 10
     assert isinstance(v1.policy.exploration, EpsilonGreedy)
+    learned = v1.world_model_loss(v1.world_model, v1.fill(v1.example_batch()[:, v1.context :]))
+    batch, length = learned.observed.posterior_logits.shape[:2]
+    counted = learned.start_mask.view(batch, length)
+    assert counted[:, :-1].all() and not counted[:, -1].any()  # no dream begins at a window's last step
     assert compose("dreamer_v2", ["domain=v2_atari", "preset=paper"]).training.train_ratio == 50  # of 16 x 50
     wide = compose("dreamer_v3_2024", ["domain=v3_2024_dmc", "preset=paper"])
     assert (wide.size.deter, wide.training.train_ratio) == (2048, 512)

@@ -75,15 +75,22 @@ class WorldModelLoss(nn.Module):
             long branch's terms if there is one.
         kl: the KL terms: :class:`KLBalance`, or another's with the same call.
         long_branch: the jumpy branch of LS-Imagine; none for ordinary systems.
+        last_start: imagine from the last step of a window as well (not in DreamerV1 with a discount head).
     """
 
     def __init__(
-        self, *, weights: Mapping[str, float], kl: Any, long_branch: LongBranch | None = None
+        self,
+        *,
+        weights: Mapping[str, float],
+        kl: Any,
+        long_branch: LongBranch | None = None,
+        last_start: bool = True,
     ) -> None:
         super().__init__()
         self.weights = dict(weights)
         self.kl = kl
         self.long_branch = long_branch
+        self.last_start = last_start
 
     def forward(
         self, world_model: WorldModel, batch: Mapping[str, Tensor], latent: Latent | None = None
@@ -96,7 +103,12 @@ class WorldModelLoss(nn.Module):
         count: Tensor | float = float(positions)
 
         starts = observed.latent.map(lambda x: x.flatten(0, 1))
-        mask = torch.ones(positions, 1, dtype=torch.bool, device=starts.state.device)
+        mask = torch.ones(
+            *observed.posterior_logits.shape[:2], 1, dtype=torch.bool, device=starts.state.device
+        )
+        if not self.last_start:
+            mask[:, -1] = False
+        mask = mask.flatten(0, 1)
         continuation = 1 - batch["terminated"].float().flatten(0, 1)
         extra: dict[str, Tensor] = {}
         if self.long_branch is not None:
