@@ -664,13 +664,13 @@ def slow_losses(system: wmkit.System, learned: Any, v1: bool, reinforce: bool) -
     target, following = {}, v[h]
     for t in reversed(range(h)):
         following = target[t] = r[t] + d[t] * ((1 - lmbda) * v[t + 1] + lmbda * following)
-    actor_loss, critic_loss = torch.zeros(()), torch.zeros(())
+    actor_loss, critic_loss, counts = torch.zeros(()), torch.zeros(()), learned.start_mask[:, 0]
     first = 1 if v1 else 0
     weight = torch.ones_like(r[0])
     for t in range(first, h):
         predicted = system.critic(features[t].detach()).mean[:, 0]
         error = 0.5 * (predicted - target[t].detach()).square() + 0.5 * math.log(2 * math.pi)
-        critic_loss = critic_loss + (weight.detach() * error).mean() / (h - first)
+        critic_loss = critic_loss + (weight.detach() * error)[counts].mean() / (h - first)
         action = t - first  # V1's weights begin with the first state that an action led to
         if action < h - 1:
             gain = target[action + 1]
@@ -678,7 +678,7 @@ def slow_losses(system: wmkit.System, learned: Any, v1: bool, reinforce: bool) -
                 gain = scores[action] * (target[action + 1] - v[action]).detach()
             if system.behaviour.entropy:
                 gain = gain + system.behaviour.entropy * entropies[action]
-            actor_loss = actor_loss - (weight.detach() * gain).mean() / (h - 1)
+            actor_loss = actor_loss - (weight.detach() * gain)[counts].mean() / (h - 1)
         weight = weight * d[t]
     return actor_loss, critic_loss
 
