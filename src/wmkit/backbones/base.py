@@ -101,6 +101,6 @@ class RecurrentCell(nn.Module):
         return torch.stack(outputs, 1), carry
 
 
-def no_reset(x: Tensor) -> Tensor:
-    """``[B, ...]`` to ``[B]`` bool: no row starts an episode."""
-    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+def resets(reset: Tensor | None, x: Tensor) -> Tensor:
+    """``reset``, or for none a ``[B]`` bool for ``x [B, ...]`` in which no row starts an episode."""
+    return torch.zeros(x.shape[0], dtype=torch.bool, device=x.device) if reset is None else reset

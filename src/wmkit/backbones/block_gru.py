@@ -24,14 +24,7 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import RecurrentCell
 from wmkit.errors import ConfigError
-from wmkit.nn import (
-    STYLE_2024,
-    BlockLinear,
-    DenseNormAct,
-    LayerStyle,
-    LoopWeight,
-    side_by_side,
-)
+from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
 
 
 class BlockGRU(RecurrentCell):

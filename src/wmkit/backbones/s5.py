@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import no_reset
+from wmkit.backbones.base import resets
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
 from wmkit.nn.attention import FeedForward
@@ -177,7 +177,7 @@ class S5Loop:
         """One step: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
         model = self.model
         x = model.project_in(x if ahead is None else torch.cat([x, ahead], -1))
-        states, forget = [], (no_reset(x) if reset is None else reset).view(-1, 1, 1)
+        states, forget = [], resets(reset, x).view(-1, 1, 1)
         for layer, (decay, factor), state in zip(model.layers, self.systems, carry.states, strict=True):
             before = torch.view_as_complex(state.masked_fill(forget, 0))
             normed = layer.norm(x)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import no_reset
+from wmkit.backbones.base import resets
 from wmkit.errors import ConfigError
 from wmkit.nn import rows_are_free
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
@@ -162,8 +162,7 @@ class TransformerLoop:
     ) -> tuple[Tensor, Memory]:
         """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
         x = x if ahead is None else torch.cat([x, ahead], -1)
-        reset = no_reset(x) if reset is None else reset
-        u, carry = self.scan(x.unsqueeze(1), carry, reset.unsqueeze(1))
+        u, carry = self.scan(x.unsqueeze(1), carry, resets(reset, x).unsqueeze(1))
         return u.squeeze(1), carry
 
     def scan(

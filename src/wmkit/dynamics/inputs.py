@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.backbones import Carry, SequenceModel
-from wmkit.backbones.base import no_reset
+from wmkit.backbones.base import resets
 from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle, LoopWeight
 from wmkit.nn.features import one_hot_linear
 
@@ -216,4 +216,4 @@ class _Concatenated:
 
     def step(self, x: Tensor, carry: Carry, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Carry]:
         x = torch.cat([x, ahead], -1) if ahead.shape[-1] else x
-        return self.backbone.step(x, carry, no_reset(x) if reset is None else reset)
+        return self.backbone.step(x, carry, resets(reset, x))

@@ -23,7 +23,7 @@ from wmkit.backbones.transformer import Transformer
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.dynamics.tokens import TokenLayout
 from wmkit.errors import ConfigError
-from wmkit.functional import sample_index, straight_through, unimix_probs
+from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs
 from wmkit.nn import Feature
 
 
@@ -160,11 +160,8 @@ class TokenDynamics(nn.Module):
             reset[:, :, layout.late] = steps.is_init
         x, reset = x.flatten(1, 2), reset.flatten(1)
         skip = layout.late if carry is None else 0
-        x, reset, read = (
-            x[:, skip:],
-            reset[:, skip:],
-            slice(layout.per_step - 1 - skip, None, layout.per_step),
-        )
+        x, reset = x[:, skip:], reset[:, skip:]
+        read = slice(layout.per_step - 1 - skip, None, layout.per_step)
         sequence = loop or self.backbone
         if isinstance(self.backbone, Transformer):  # knows nothing as None, and can do without other outputs
             return sequence.scan(x, carry, reset, read)
@@ -197,15 +194,14 @@ class TokenDynamics(nn.Module):
             noise = torch.rand(*logits.shape[:-1], 1, device=logits.device)
         probs = unimix_probs(logits, self.unimix)
         index = sample_index(probs.detach(), noise)
-        state = self.one_hot(index, probs.dtype).unflatten(-1, (self.groups, self.classes))
+        state = one_hot(index, self.classes, probs.dtype)
         if torch.is_grad_enabled() and probs.requires_grad:
             state = straight_through(state, probs)
         return state.flatten(-2), index
 
     def one_hot(self, classes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Classes ``[*B, G]`` to states ``[*B, G*C]``."""
-        state = torch.zeros(*classes.shape, self.classes, dtype=dtype, device=classes.device)
-        return state.scatter_(-1, classes.unsqueeze(-1), 1.0).flatten(-2)
+        return one_hot(classes, self.classes, dtype).flatten(-2)
 
 
 def _but_last(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit.functional import (
+    one_hot,
     sample_one_hot,
     straight_through,
     symexp,
@@ -265,7 +266,7 @@ class OneHotCategorical:
     @property
     def mode(self) -> Tensor:
         """The likeliest action as one-hot, ``[*B, A]``."""
-        return F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).to(self.probs.dtype)
+        return one_hot(self.probs.argmax(-1), self.probs.shape[-1], self.probs.dtype)
 
     def sample(self, uniform: Tensor | None = None) -> Tensor:
         """One-hot sample ``[*B, A]`` from uniforms ``[*B, 1]`` (drawn here if none are given)."""
