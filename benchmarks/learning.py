@@ -19,14 +19,13 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import lines, run_all
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -101,28 +100,14 @@ def finished(run: Path) -> bool:
 def train(experiments: dict[str, Experiment], args: argparse.Namespace) -> None:
     """Start every run that is not finished, ``args.jobs`` at a time; the first seeds of all come first."""
     args.out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     queue = [(name, seed) for seed in range(args.seeds) for name in experiments]
-    queue = [(name, seed) for name, seed in queue if not finished(folder(args.out, name, seed))]
-    running: dict[subprocess.Popen, str] = {}
-    try:
-        while queue or running:
-            while queue and len(running) < args.jobs:
-                name, seed = queue.pop(0)
-                run = folder(args.out, name, seed)
-                with run.with_suffix(".log").open("a") as log:
-                    line = command(experiments[name], run, seed, args.override)
-                    program = [sys.executable, "-m", "wmkit", *line]
-                    process = subprocess.Popen(program, env=environment, stdout=log, stderr=log)
-                running[process] = run.name
-                print(time.strftime("%H:%M:%S"), "started", run.name, flush=True)
-            time.sleep(2)
-            for process in [p for p in running if p.poll() is not None]:
-                name, code = running.pop(process), process.returncode
-                print(time.strftime("%H:%M:%S"), "ended", name, f"with exit code {code}", flush=True)
-    finally:
-        for process in running:
-            process.terminate()
+    runs = [(name, seed, folder(args.out, name, seed)) for name, seed in queue]
+    commands = {
+        run.name: command(experiments[name], run, seed, args.override)
+        for name, seed, run in runs
+        if not finished(run)
+    }
+    run_all(commands, args.out, args.jobs)
 
 
 def play_at_random(experiment: Experiment, path: Path, episodes: int, extra: list[str]) -> dict[str, float]:
@@ -156,11 +141,6 @@ def play_at_random(experiment: Experiment, path: Path, episodes: int, extra: lis
 
 
 # ------------------------------------------------------------------------------------------------ reporting
-
-
-def lines(path: Path) -> list[dict]:
-    """The JSON lines of a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def newest(run: Path, stage: str) -> dict:

@@ -16,10 +16,10 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+from runs import ONE_THREAD, lines, run_all
 
 VARIANTS = {
     "ls_imagine": ("ls_imagine", []),
@@ -61,38 +61,14 @@ def finished(run: Path, steps: int) -> bool:
 def train(out: Path, args: argparse.Namespace) -> None:
     """Start every run that is not finished, ``args.jobs`` at a time."""
     out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    wmkit = [sys.executable, "-m", "wmkit"]
     if not (out / "affordance" / "affordance" / "model" / "config.json").is_file():
         fit = ["affordance", "fit", f"env={args.env}", f"run_dir={out / 'affordance'}"]
-        subprocess.run([*wmkit, *fit], env=environment, check=True)
+        subprocess.run([sys.executable, "-m", "wmkit", *fit], env={**os.environ, **ONE_THREAD}, check=True)
     groups = list(VARIANTS)[:2], list(VARIANTS)[2:]  # the two systems first, then the ablations
     queue = [(v, s) for group in groups for s in range(args.seeds) for v in group]
-    queue = [(v, s) for v, s in queue if not finished(folder(out, v, s), args.steps)]
-    running: dict[subprocess.Popen, str] = {}
-    try:
-        while queue or running:
-            while queue and len(running) < args.jobs:
-                variant, seed = queue.pop(0)
-                name = folder(out, variant, seed).name
-                with (out / f"{name}.log").open("a") as log:
-                    line = command(variant, seed, out, args)
-                    process = subprocess.Popen([*wmkit, *line], env=environment, stdout=log, stderr=log)
-                running[process] = name
-                print(time.strftime("%H:%M:%S"), "started", name, flush=True)
-            time.sleep(2)
-            for process in [p for p in running if p.poll() is not None]:
-                print(
-                    time.strftime("%H:%M:%S"), "ended", running.pop(process), process.returncode, flush=True
-                )
-    finally:
-        for process in running:
-            process.terminate()
-
-
-def lines(path: Path) -> list[dict]:
-    """The JSON lines of a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    runs = [(v, s, folder(out, v, s)) for v, s in queue]
+    commands = {run.name: command(v, s, out, args) for v, s, run in runs if not finished(run, args.steps)}
+    run_all(commands, out, args.jobs)
 
 
 def newest(logs: list[list[dict]], stage: str) -> list[dict]:
