@@ -5,9 +5,12 @@
     python benchmarks/update_speed.py --system twm --json twm.json        # or storm: token_update_speed.py
 
 An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
-replay, one backward, one optimiser step, slow critic. Both sides run in turn in one process, on the same
-numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the process: on a
-machine with other work it says more than the wall clock.
+replay, one backward, one optimiser step, slow critic. Both sides run in turn, each in a process of its own, on
+the same numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the process:
+on a machine with other work it says more than the wall clock.
+
+wmkit keeps freed memory, as `wmkit train` does; TorchRL leaves the allocator as it is. `--keep both` lets both
+keep it, `--keep none` neither: what then differs is not the allocator's doing.
 
 The peer is TorchRL's `DreamerV3Loss` with its `DreamerV3OptimizationStepper` and `DreamerV3Optimizer`. Tables
 of parameters and of the losses of the first update show whether the two do the same work. Actions are six,
@@ -18,17 +21,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +108,6 @@ class Side:
         parameters: counts by part.
         note: how it runs.
         compile_s: seconds its compilation took, if it was compiled.
-        wall: milliseconds by piece, one per repetition.
-        cpu: likewise, of the processor.
     """
 
     update: Callable[[], dict[str, Tensor]]
@@ -111,15 +115,13 @@ class Side:
     parameters: dict[str, int]
     note: str = "eager"
     compile_s: float | None = None
-    wall: dict[str, list[float]] = field(default_factory=dict)
-    cpu: dict[str, list[float]] = field(default_factory=dict)
 
-    def time(self, name: str, work: Callable[[], object]) -> None:
-        """Run ``work`` once and note its milliseconds."""
+    def time(self, name: str) -> tuple[float, float]:
+        """Milliseconds of one update, or of one of its pieces, by the wall's clock and the processor's."""
+        work = self.parts.get(name, self.update)
         wall, cpu = time.perf_counter(), time.process_time()
         work()
-        self.cpu.setdefault(name, []).append(1e3 * (time.process_time() - cpu))
-        self.wall.setdefault(name, []).append(1e3 * (time.perf_counter() - wall))
+        return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
 
 def count(*modules: nn.Module) -> int:
@@ -502,34 +504,82 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
-def gigaflops(side: Side) -> float:
-    """Arithmetic of one update."""
+def gigaflops(side: Side) -> float | None:
+    """Arithmetic of one eager update; counting would break up a compiled one."""
+    if side.compile_s is not None:
+        return None
     with FlopCounter() as counter:
         side.update()
     return counter.total / 1e9
 
 
-def measure(sides: dict[str, Side], repeats: int, warm_up: int) -> None:
-    """Both sides in turn, who goes first changing every time; then the pieces."""
-    for _ in range(warm_up):
-        for side in sides.values():
-            side.update()
-    for turn in range(repeats):
-        order = list(sides.values())[:: 1 if turn % 2 == 0 else -1]
-        for side in order:
-            side.time("update", side.update)
-    for name in {name: None for side in sides.values() for name in side.parts}:
-        for turn in range(repeats + 1):
-            for side in sides.values():
-                if name not in side.parts:
-                    continue
-                if turn:
-                    side.time(name, side.parts[name])
-                else:
-                    side.parts[name]()  # once without the clock
+def serve(name: str, args: argparse.Namespace, parent: Connection) -> None:
+    """Be one side: say what it is, then run and time whatever piece the parent names."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    if args.keep == "both" or (args.keep == "ours" and name == "wmkit"):
+        keep_freed_memory()
+    system, batch = build_wmkit(args)
+    if name == "wmkit":
+        side = wmkit_side(system, batch)
+    else:
+        size = OmegaConf.load(str(files("wmkit.systems") / "conf" / "size" / f"{args.size}.yaml"))
+        side = torchrl_side(args, size, torchrl_sample(system, batch, SPACES[args.obs][0]))
+    first = {k: float(v) for k, v in side.update().items()}
+    facts = {
+        "parts": list(side.parts),
+        "parameters": side.parameters,
+        "note": side.note,
+        "compile_s": side.compile_s,
+        "first_losses": first,
+        "gflop": gigaflops(side),
+    }
+    parent.send(facts)
+    for piece in iter(parent.recv, None):
+        parent.send(side.time(piece))
 
 
-def report(sides: dict[str, Side]) -> dict[str, dict[str, float]]:
+class Runner:
+    """A side in a process of its own.
+
+    Attributes:
+        facts: what :func:`serve` says of it.
+        wall: milliseconds by piece, one per repetition.
+        cpu: likewise, of the processor.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace, stack: ExitStack) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        process = context.Process(target=serve, args=(name, args, other), daemon=True)
+        process.start()
+        other.close()
+        stack.callback(process.join)
+        stack.callback(self.pipe.close)
+        stack.callback(self.pipe.send, None)
+        self.facts: dict[str, Any] = self.pipe.recv()
+        self.wall: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+
+    def time(self, piece: str, *, keep: bool = True) -> None:
+        """Run a piece once; note its milliseconds if they are to be kept."""
+        self.pipe.send(piece)
+        wall, cpu = self.pipe.recv()
+        if keep:
+            self.wall.setdefault(piece, []).append(wall)
+            self.cpu.setdefault(piece, []).append(cpu)
+
+
+def measure(sides: dict[str, Runner], repeats: int, warm_up: int) -> None:
+    """Both sides in turn, who goes first changing every time; the whole update, then its pieces."""
+    for piece in ("update", *sides["wmkit"].facts["parts"]):
+        there = [s for s in sides.values() if piece == "update" or piece in s.facts["parts"]]
+        for turn in range(-(warm_up if piece == "update" else 1), repeats):
+            for side in there[:: 1 if turn % 2 == 0 else -1]:
+                side.time(piece, keep=turn >= 0)
+
+
+def report(sides: dict[str, Runner]) -> dict[str, dict[str, float]]:
     """Print medians; returns them by row."""
     ours, peer = sides["wmkit"], sides["torchrl"]
     print("| part | wmkit, ms | torchrl, ms | ratio | wmkit, CPU ms | torchrl, CPU ms | ratio |")
@@ -579,8 +629,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--warm-up", type=int, default=4)
+    parser.add_argument(
+        "--keep", choices=["ours", "both", "none"], default="ours", help="who keeps freed memory"
+    )
     parser.add_argument("--compile", action="store_true", help="compile what has a compiled mode")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -593,7 +646,6 @@ def main() -> None:
     if args.system != "dreamer_v3":
         token_update_speed.run(args, FlopCounter)
         return
-    keep_freed_memory()  # as `wmkit train` does, for both sides
     machine = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -603,24 +655,26 @@ def main() -> None:
         "load": round(os.getloadavg()[0], 2),
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    system, batch = build_wmkit(args)
-    size = OmegaConf.load(str(files("wmkit.systems") / "conf" / "size" / f"{args.size}.yaml"))
-    sample = torchrl_sample(system, batch, SPACES[args.obs][0])
-    sides = {"wmkit": wmkit_side(system, batch), "torchrl": torchrl_side(args, size, sample)}
     codec_name = f", {args.codec} codec" if args.obs == "vision" else ""
-    print(f"{args.system}, size {args.size}, {args.obs}{codec_name}, {args.batch} x {args.length}\n")
+    print(
+        f"{args.system}, size {args.size}, {args.obs}{codec_name}, {args.batch} x {args.length}, freed memory "
+        f"kept: {args.keep}\n"
+    )
+    with ExitStack() as stack:
+        sides = {name: Runner(name, args, stack) for name in ("wmkit", "torchrl")}
+        measure(sides, args.repeats, args.warm_up)
 
-    first = {name: {k: float(v) for k, v in side.update().items()} for name, side in sides.items()}
-    # FLOPs of an eager step only: counting would break up a compiled one
-    flops = {name: gigaflops(side) for name, side in sides.items() if side.compile_s is None}
-    measure(sides, args.repeats, args.warm_up)
-    rows = report(sides)
-    print(f"\nGFLOP of an update: {', '.join(f'{name} {value:.1f}' for name, value in flops.items())}")
-    compare("parameters", {name: side.parameters for name, side in sides.items()}, ",d")
-    compare("loss of the first update, unweighted", first, ".4f")
+    def fact(name: str) -> dict[str, Any]:
+        return {side: runner.facts[name] for side, runner in sides.items()}
+
+    rows, flops, seconds = report(sides), fact("gflop"), fact("compile_s")
+    known = ", ".join(f"{name} {value:.1f}" for name, value in flops.items() if value is not None)
+    print(f"\nGFLOP of an update: {known}")
+    compare("parameters", fact("parameters"), ",d")
+    compare("loss of the first update, unweighted", fact("first_losses"), ".4f")
     notes = [*DIFFERENCES, *([CODEC_NOTES[args.codec]] if args.obs == "vision" else [])]
-    notes += [f"{name}: {side.note}" for name, side in sides.items()]
-    notes += [f"{n}: compiled in {s.compile_s:.1f} s" for n, s in sides.items() if s.compile_s is not None]
+    notes += [f"{name}: {note}" for name, note in fact("note").items()]
+    notes += [f"{n}: compiled in {s:.1f} s" for n, s in seconds.items() if s is not None]
     if args.compile:
         notes.append("wmkit stays eager here; gpu_suite.py compiles it too")
     print("\n" + "\n".join(f"- {note}" for note in notes))
@@ -631,10 +685,10 @@ def main() -> None:
             "medians": rows,
             "update_wall_ms": {name: side.wall["update"] for name, side in sides.items()},
             "update_cpu_ms": {name: side.cpu["update"] for name, side in sides.items()},
-            "compile_s": {name: side.compile_s for name, side in sides.items()},
+            "compile_s": seconds,
             "gflop": flops,
-            "parameters": {name: side.parameters for name, side in sides.items()},
-            "first_losses": first,
+            "parameters": fact("parameters"),
+            "first_losses": fact("first_losses"),
             "notes": notes,
         }
         args.json.write_text(json.dumps(result, indent=1) + "\n")
