@@ -168,7 +168,7 @@ class BlockGRULoop:
         self._blocks(shared.add_(ahead)).add_(self.own(belief))
         hidden = self._blocks(gru.style.activate(gru.norm(shared), inplace=True))  # [g, B, U/g]
         reset, candidate, update = (torch.bmm(hidden, weight).add_(bias) for weight, bias in self.apart)
-        candidate.mul_(reset.sigmoid_()).tanh_()
+        _tanh(candidate.mul_(reset.sigmoid_()))
         parts = (x.to(belief.dtype) for x in (candidate, update.sigmoid_()))  # autocast may have lowered it
         after = torch.empty_like(belief)
         torch.lerp(self._blocks(belief), *parts, out=self._blocks(after))
@@ -177,6 +177,13 @@ class BlockGRULoop:
     def _blocks(self, x: Tensor) -> Tensor:
         """``[B, U] -> [g, B, U/g]``, a view."""
         return x.view(len(x), self.gru.blocks, -1).transpose(0, 1)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """Tanh in place, as ``2 σ(2x) - 1`` where that is as exact: a CPU's own takes four times as long."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return x.tanh_()
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def _update(gates: Tensor, belief: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def imagine(
     action_noise = [None] * horizon if draw is None else draw(horizon, rows, device=device)
     gate_noise = torch.rand(horizon, rows, 1, device=device) if gate is not None else None
 
+    one_hot = getattr(actor, "actions", ()) == ("discrete",)
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
     latents, actions, jumps, continuations = [_light(start)], [], [], []
     turn, turn_chance = start, start.belief.new_full((rows, 1), -1.0)
@@ -134,7 +135,7 @@ def imagine(
                 entropies.append(policy.entropy)
         if gate is None or gate_noise is None:
             jump = no_jump
-            latent = dynamics.step(latent, action, noise=state_noise[t])
+            latent = dynamics.step(latent, action, noise=state_noise[t], one_hot=one_hot)
         else:
             continuations.append(world_model.continuation(feature))
             expected = world_model.heads["jump"](feature).mean
@@ -143,7 +144,7 @@ def imagine(
                 chance = expected * continuations[-1]
                 better = chance > turn_chance
                 turn, turn_chance = latent.where(better.squeeze(-1), turn), chance.maximum(turn_chance)
-            latent = dynamics.step(latent, action, jump, noise=state_noise[t])
+            latent = dynamics.step(latent, action, jump, noise=state_noise[t], one_hot=one_hot)
             if gate.extra_step:
                 latent = dynamics.step(latent, actor(latent.parts).sample()).where(jump, latent)
         latents.append(_light(latent))

@@ -78,7 +78,13 @@ class LongShortRSSM(nn.Module):
         return self.short.resume(state, belief, carry)
 
     def step(
-        self, latent: Latent, action: Tensor, jump: Tensor | None = None, noise: Tensor | None = None
+        self,
+        latent: Latent,
+        action: Tensor,
+        jump: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        one_hot: bool = False,
     ) -> Latent:
         """Imagine one transition per row, a step or a jump.
 
@@ -87,8 +93,9 @@ class LongShortRSSM(nn.Module):
             action: ``[B, A]`` float; ignored where ``jump`` is set.
             jump: ``[B]`` bool, rows that jump; none if not given.
             noise: ``[B, G, 1]`` uniforms.
+            one_hot: promises that every action is; a jump, which blanks it and sets the bit, is then too.
         """
-        return self.short.step(latent, self._with_bit(action, jump), noise)
+        return self.short.step(latent, self._with_bit(action, jump), noise, one_hot=one_hot)
 
     def filter(
         self, latent: Latent, previous_action: Tensor, embed: Tensor, is_init: Tensor

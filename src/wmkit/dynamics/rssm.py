@@ -168,17 +168,26 @@ class RSSM(nn.Module):
 
     # -- one step ------------------------------------------------------------------------
 
-    def step(self, latent: Latent, action: Tensor, noise: Tensor | None = None) -> Latent:
+    def step(
+        self, latent: Latent, action: Tensor, noise: Tensor | None = None, *, one_hot: bool = False
+    ) -> Latent:
         """Imagine one step: ``action [B, A]`` from ``latent`` to a sample of the prior.
 
         Args:
             latent: where the step starts.
             action: ``[B, A]`` float.
             noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
+            one_hot: promises that every action is; what they add is then looked up in a table.
         """
-        bound = ("transition", id(self), torch.is_grad_enabled())
+        learns = torch.is_grad_enabled()
+        bound = ("transition", id(self), learns)
         transition = kept(lambda: bound, self, lambda: self.input.bind(self.backbone))
-        ahead = transition.ahead(self._clipped(action))
+        if one_hot and not learns:
+            every = torch.eye(action.shape[-1], dtype=action.dtype, device=action.device)
+            table = kept(lambda: ("actions", id(self)), self, lambda: transition.ahead(every))
+            ahead = table.index_select(0, action.argmax(-1))
+        else:
+            ahead = transition.ahead(self._clipped(action))
         belief, carry = transition.step(latent.state, latent.classes, latent.carry, None, ahead)
         state, index = self.sample(self.prior_logits(belief), noise)
         return Latent(state, belief, carry, index)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
 from wmkit.functional import symexp_bins, symmetric_bins
@@ -84,7 +86,12 @@ class TwoHotHead(nn.Module):
 
     def forward(self, features: Tensor | Feature | FeaturePair) -> SymlogTwoHot | SymexpTwoHot:
         """Predict from ``[*B, in_dim]``."""
-        return self.prediction(self.out(self.trunk(features)), self.bins)
+        # One column more that says "never": a CPU's product of 256 columns takes half the time of 255.
+        weight, bias = (
+            F.pad(p, pad, value=x)
+            for p, pad, x in ((self.out.weight, (0, 0, 0, 1), 0.0), (self.out.bias, (0, 1), -math.inf))
+        )
+        return self.prediction(F.linear(self.trunk(features), weight, bias), self.bins)
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The target ``[*B, 1]`` in a batch."""

@@ -29,27 +29,39 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class _TwoHot:
-    """A categorical over bins, whose probabilities mean and losses share."""
+    """A categorical over bins, whose probabilities mean and losses share.
+
+    Args:
+        logits: ``[*B, K]`` float, or wider: what is beyond the bins is minus infinity
+            (:class:`~wmkit.heads.TwoHotHead`).
+        bins: ``[K]`` float.
+    """
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits, self.bins = logits.float(), bins
+        self._logits, self.bins = logits.float(), bins
         self._constant: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """``[*B, K]`` float32."""
+        return self._logits[..., : len(self.bins)]
 
     @property
     def probs(self) -> Tensor:
         """``[*B, K]`` float32."""
-        learns = torch.is_grad_enabled() and self.logits.requires_grad
-        return torch.softmax(self.logits, -1) if learns else self._probs()
+        learns = torch.is_grad_enabled() and self._logits.requires_grad
+        probs = torch.softmax(self._logits, -1) if learns else self._probs()
+        return probs[..., : len(self.bins)]
 
     def _probs(self) -> Tensor:
-        """The same as constants."""
+        """As constants and, maybe, wider."""
         if self._constant is None:
-            self._constant = torch.softmax(self.logits.detach(), -1)
+            self._constant = torch.softmax(self._logits.detach(), -1)
         return self._constant
 
     def _loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to targets ``[*B, N]`` in the units of the bins; ``[*B]``."""
-        return two_hot_cross_entropy(self.logits, target, self.bins, self._probs())
+        return two_hot_cross_entropy(self._logits, target, self.bins, self._probs())
 
 
 def total_loss(prediction: Any, *targets: Tensor) -> Tensor:
