@@ -8,6 +8,9 @@ Every run is `wmkit train` in a process of its own with one thread. Interrupted,
 when started again; what is finished is left alone. Before a report, random actions are played once per
 experiment, in the evaluation's environment. Writes docs/results/GROUP.png and GROUP.json and prints a table.
 
+What the report needs of a run is kept in GROUP.json, seed by seed: runs may come from several folders and
+machines, one after the other.
+
 Curves are returns (or successes) of training episodes. Published curves count frames, so where an action is
 held for several, the axis does too.
 """
@@ -25,12 +28,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from runs import lines, run_all
+from runs import lines, run_all, say
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 COLOURS = ("#2a6f4e", "#d08c2c", "#7a5195", "#3b6fb6", "#b03a48", "#666666")
 POINTS, WINDOW = 60, 1 / 8  # of a curve; share of the run whose episodes a point averages
+SETTINGS = ("size", "backbone", "env", "training", "batch", "discount", "learning_rate", "behaviour")
+# Of these, what says how a run is carried out and watched, not what it learns.
+ASIDE = {
+    f"training.{name}"
+    for name in (
+        "time_limit",
+        "log_every",
+        "check_every",
+        "checkpoint_every",
+        "report",
+        "cuda_graph",
+        "compile",
+    )
+} | {"env.parallel"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,7 @@ def play_at_random(experiment: Experiment, path: Path, episodes: int, extra: lis
     return numbers
 
 
-# ------------------------------------------------------------------------------------------------ reporting
+# ---------------------------------------------------------------------------------------------- collecting
 
 
 def newest(run: Path, stage: str) -> dict:
@@ -148,12 +165,19 @@ def newest(run: Path, stage: str) -> dict:
     return next((m for m in reversed(lines(run / "metrics.jsonl")) if m["stage"] == stage), {})
 
 
-def setting(run: Path, name: str, default: Any) -> Any:
-    """One number of a run's configuration."""
-    from omegaconf import OmegaConf
+def settings_of(config: Any) -> dict[str, Any]:
+    """What makes two runs comparable, of a resolved configuration; seed, machine and folders do not."""
+    whole: dict[str, Any] = {}
 
-    value = OmegaConf.select(OmegaConf.load(run / "config.yaml"), name)
-    return default if value is None else value
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+        else:
+            whole[path] = value
+
+    walk({key: value for key, value in config.items() if key in SETTINGS}, "")
+    return {key: value for key, value in whole.items() if key not in ASIDE}
 
 
 def training_episodes(run: Path, measure: str) -> tuple[np.ndarray, np.ndarray]:
@@ -172,76 +196,117 @@ def curve(run: Path, measure: str, grid: np.ndarray) -> np.ndarray:
     return np.array([values[i].mean() if s else np.nan for i, s in zip(inside, seen, strict=True)])
 
 
-def summary(name: str, experiment: Experiment, runs: list[Path], random: dict[str, float]) -> dict:
-    """One row of the table."""
-    key = {"success": "success_rate"}.get(experiment.measure, experiment.measure)
-    played = [training_episodes(run, experiment.measure) for run in runs]
-    ends = [values[steps > steps.max() * (1 - WINDOW)].mean() for steps, values in played if len(steps)]
-    final, last = ([newest(run, stage) for run in runs] for stage in ("final", "train"))
-    return {
-        "run": name,
-        "system": experiment.system,
-        "measure": experiment.measure,
-        "seeds": len(runs),
-        "steps": [m.get("step") for m in last],
-        "updates": [int(m.get("updates", 0)) for m in last],
-        "random": digits(random[experiment.measure]),
-        "end of training": [digits(value) for value in ends],
-        "evaluation": [digits(m[f"eval/{key}"]) if m else None for m in final],
-        "protocol": next((m["protocol"] for m in final if "protocol" in m), None),
-        "minutes": [round(m.get("wall", 0) / 60) for m in last],
-    }
-
-
 def digits(value: float) -> float:
     """Three digits that count."""
     return float(f"{value:.3g}")
 
 
-def report(experiments: dict[str, Experiment], args: argparse.Namespace) -> None:
-    """Plot the curves, write the numbers, print the table."""
+def record(experiment: Experiment, run: Path, budget: int) -> dict:
+    """What is kept of one run."""
+    key = {"success": "success_rate"}.get(experiment.measure, experiment.measure)
+    steps, values = training_episodes(run, experiment.measure)
+    final, last = newest(run, "final"), newest(run, "train")
+    grid = np.linspace(0, budget, POINTS + 1)[1:]
+    points = curve(run, experiment.measure, grid)
+    return {
+        "steps": last.get("step", 0),
+        "updates": int(last.get("updates", 0)),
+        "minutes": round(last.get("wall", 0) / 60),
+        "end": digits(values[steps > steps.max() * (1 - WINDOW)].mean()) if len(steps) else None,
+        "evaluation": digits(final[f"eval/{key}"]) if final else None,
+        "protocol": final.get("protocol"),
+        "curve": [None if np.isnan(value) else digits(value) for value in points],
+    }
+
+
+def collect(experiments: dict[str, Experiment], args: argparse.Namespace, kept: dict[str, dict]) -> None:
+    """Put what lies in ``args.out`` into what is kept, seed by seed.
+
+    Seeds of an experiment whose settings have changed since are dropped, and a finished run is not given up
+    for one that is not.
+    """
+    from omegaconf import OmegaConf
+
+    for name, experiment in experiments.items():
+        for seed in range(args.seeds):
+            run = folder(args.out, name, seed)
+            if not (run / "episodes.jsonl").is_file():
+                continue
+            config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            found = settings_of(config)
+            there = kept.get(name)
+            if there is None or there["settings"] != found:
+                if there is not None:
+                    keys = {*found, *there["settings"]}
+                    changed = sorted(k for k in keys if found.get(k) != there["settings"].get(k))
+                    say(f"{name}: what was kept is dropped, its settings differ in {', '.join(changed)}")
+                random = play_at_random(
+                    experiment, args.out / f"random-{name}.json", args.random_episodes, args.override
+                )
+                there = kept[name] = {
+                    "system": experiment.system,
+                    "measure": experiment.measure,
+                    "frames_a_step": int(found.get("env.options.action_repeat", 1)),
+                    "random": digits(random[experiment.measure]),
+                    "settings": found,
+                    "seeds": {},
+                }
+            before = there["seeds"].get(str(seed))
+            if before is None or before["evaluation"] is None or finished(run):
+                there["seeds"][str(seed)] = record(experiment, run, found["training.steps"])
+
+
+# ------------------------------------------------------------------------------------------------ reporting
+
+
+def report(
+    group: dict[str, Experiment], experiments: dict[str, Experiment], args: argparse.Namespace
+) -> None:
+    """Bring the kept numbers up to date, plot the curves, print the table."""
+    path = RESULTS / f"{args.group}.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    collect(experiments, args, kept)
+    kept = {name: kept[name] for name in group if name in kept}
+    if not kept:
+        print("no runs yet")
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    draw({name: group[name] for name in kept}, kept, RESULTS / f"{args.group}.png")
+    machine = platform.processor() or platform.machine()
+    print(f"machine: {machine}, {os.cpu_count()} cores, one thread per run\n{table(kept)}")
+    from wmkit.training.protocol import EvaluationProtocol
+
+    for name, numbers in kept.items():
+        protocol = next((s["protocol"] for s in numbers["seeds"].values() if s["protocol"]), None)
+        if protocol:
+            print(f"{name}: {EvaluationProtocol.read(protocol)}")
+
+
+def draw(experiments: dict[str, Experiment], kept: dict[str, dict], path: Path) -> None:
+    """One plot per task: a thin line per seed, a bold one for their mean where all have come so far."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from wmkit.training.protocol import EvaluationProtocol
-
     published = json.loads((HERE / "learning_published.json").read_text())
-    seeds = range(args.seeds)
-    there = {name: [folder(args.out, name, seed) for seed in seeds] for name in experiments}
-    there = {
-        name: [run for run in runs if (run / "episodes.jsonl").is_file()] for name, runs in there.items()
-    }
-    there = {name: runs for name, runs in there.items() if runs}
-    tasks = list(dict.fromkeys(experiments[name].task for name in there))
-    if not tasks:
-        print("no runs yet")
-        return
+    tasks = list(dict.fromkeys(experiment.task for experiment in experiments.values()))
     columns = min(3, len(tasks))
     shape = -(-len(tasks) // columns), columns
     size = (1 + 4 * columns, 0.3 + 3.2 * shape[0])
     figure, axes = plt.subplots(*shape, figsize=size, dpi=120, squeeze=False)
-    rows, curves = [], {}
     for task, axis in zip(tasks, axes.flat, strict=False):
-        names = [name for name in there if experiments[name].task == task]
+        names = [name for name, experiment in experiments.items() if experiment.task == task]
         for name, colour in zip(names, COLOURS, strict=False):
-            experiment, runs = experiments[name], there[name]
-            random = play_at_random(
-                experiment, args.out / f"random-{name}.json", args.random_episodes, args.override
-            )
-            rows.append(summary(name, experiment, runs, random))
-            repeat = int(setting(runs[0], "env.options.action_repeat", 1))
-            budget = int(setting(runs[0], "training.steps", 0))
-            grid = np.linspace(0, budget, POINTS + 1)[1:]
-            found = np.stack([curve(run, experiment.measure, grid) for run in runs])
-            curves[name] = {"steps": grid.round().tolist(), "seeds": [rounded(c) for c in found]}
-            axis.plot(grid * repeat, found.T, color=colour, lw=0.8, alpha=0.45)
-            counts = (~np.isnan(found)).sum(0)
-            mean = np.where(counts == len(runs), np.nansum(found, 0) / np.maximum(counts, 1), np.nan)
-            label = f"{experiment.system} ({len(runs)} seed{'s' * (len(runs) > 1)})"
-            axis.plot(grid * repeat, mean, color=colour, lw=2, label=label)
-            axis.axhline(random[experiment.measure], color="black", lw=0.9, ls=":")
+            experiment, numbers = experiments[name], kept[name]
+            repeat, budget = numbers["frames_a_step"], numbers["settings"]["training.steps"]
+            frames = np.linspace(0, budget * repeat, POINTS + 1)[1:]
+            found = np.array([seed["curve"] for seed in numbers["seeds"].values()], float)
+            axis.plot(frames, found.T, color=colour, lw=0.8, alpha=0.45)
+            label = f"{experiment.system} ({len(found)} seed{'s' * (len(found) > 1)})"
+            axis.plot(frames, found.mean(0), color=colour, lw=2, label=label)
+            axis.axhline(numbers["random"], color="black", lw=0.9, ls=":")
             if experiment.published:
                 other = published[experiment.published]
                 inside = [(s, v) for s, v in zip(*other["curve"], strict=True) if s <= budget * repeat]
@@ -256,35 +321,25 @@ def report(experiments: dict[str, Experiment], args: argparse.Namespace) -> None
     for axis in axes.flat[len(tasks) :]:
         axis.set_axis_off()
     figure.tight_layout()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / f"{args.group}.png")
-    text = json.dumps({"runs": rows, "curves": curves}, indent=1)
-    (RESULTS / f"{args.group}.json").write_text(text + "\n")
-    machine = platform.processor() or platform.machine()
-    print(f"machine: {machine}, {os.cpu_count()} cores, one thread per run\n{markdown(rows)}")
-    for row in rows:
-        if row["protocol"]:
-            print(f"{row['run']}: {EvaluationProtocol.read(row['protocol'])}")
+    figure.savefig(path)
 
 
-def rounded(values: np.ndarray) -> list[float | None]:
-    """For JSON, which knows no NaN."""
-    return [None if np.isnan(value) else digits(value) for value in values]
+def table(kept: dict[str, dict]) -> str:
+    """One Markdown row per experiment; what differs from seed to seed stands in the order of the seeds."""
+    head = ["run", "seeds", "steps", "updates", "random", "end of training", "evaluation", "minutes"]
+    rows = [head, ["---"] * len(head)]
+    for name, numbers in kept.items():
+        seeds = [seed for _, seed in sorted(numbers["seeds"].items(), key=lambda item: int(item[0]))]
 
+        def column(key: str, seeds: list[dict] = seeds) -> str:
+            values = [seed[key] for seed in seeds]
+            texts = ["–" if v is None else f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in values]
+            return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
-def markdown(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
-
-    def cell(value: object) -> str:
-        if isinstance(value, list):
-            return ", ".join(map(cell, value))
-        if isinstance(value, (int, float)):
-            return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-        return "–" if value is None else str(value)
-
-    head = [key for key in rows[0] if key != "protocol"]
-    body = [[cell(row[key]) for key in head] for row in rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *body])
+        end = [column(key) for key in ("steps", "updates")]
+        rest = [column(key) for key in ("end", "evaluation", "minutes")]
+        rows.append([name, str(len(seeds)), *end, f"{numbers['random']:g}", *rest])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
 def main() -> None:
@@ -301,14 +356,14 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only report")
     args = parser.parse_args()
     args.out = args.out.resolve()
-    experiments = GROUPS[args.group]
-    if unknown := set(args.only or ()) - set(experiments):
-        parser.error(f"no experiment {', '.join(sorted(unknown))}: wanted some of {', '.join(experiments)}")
-    experiments = {name: e for name, e in experiments.items() if name in (args.only or experiments)}
+    group = GROUPS[args.group]
+    if unknown := set(args.only or ()) - set(group):
+        parser.error(f"no experiment {', '.join(sorted(unknown))}: wanted some of {', '.join(group)}")
+    experiments = {name: e for name, e in group.items() if name in (args.only or group)}
     if not args.report:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the runs as well
         train(experiments, args)
-    report(experiments, args)
+    report(group, experiments, args)
 
 
 if __name__ == "__main__":

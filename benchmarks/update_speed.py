@@ -5,12 +5,12 @@
     python benchmarks/update_speed.py --system twm --json twm.json        # or storm: token_update_speed.py
 
 An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
-replay, one backward, one optimiser step, slow critic. Both sides run in turn, each in a process of its own, on
-the same numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the process:
-on a machine with other work it says more than the wall clock.
+replay, one backward, one optimiser step, slow critic. Both sides run in turn, each in a process of its own,
+on the same numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the
+process: on a machine with other work it says more than the wall clock.
 
-wmkit keeps freed memory, as `wmkit train` does; TorchRL leaves the allocator as it is. `--keep both` lets both
-keep it, `--keep none` neither: what then differs is not the allocator's doing.
+wmkit keeps freed memory, as `wmkit train` does; TorchRL leaves the allocator as it is. With `--keep both`
+both keep it, with `--keep none` neither does: what then differs is not the allocator's doing.
 
 The peer is TorchRL's `DreamerV3Loss` with its `DreamerV3OptimizationStepper` and `DreamerV3Optimizer`. Tables
 of parameters and of the losses of the first update show whether the two do the same work. Actions are six,
@@ -28,7 +28,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from importlib.resources import files
@@ -656,10 +656,8 @@ def main() -> None:
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     codec_name = f", {args.codec} codec" if args.obs == "vision" else ""
-    print(
-        f"{args.system}, size {args.size}, {args.obs}{codec_name}, {args.batch} x {args.length}, freed memory "
-        f"kept: {args.keep}\n"
-    )
+    print(f"{args.system}, size {args.size}, {args.obs}{codec_name}, {args.batch} x {args.length}")
+    print(f"freed memory kept: {args.keep}\n")
     with ExitStack() as stack:
         sides = {name: Runner(name, args, stack) for name in ("wmkit", "torchrl")}
         measure(sides, args.repeats, args.warm_up)
