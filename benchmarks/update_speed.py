@@ -6,8 +6,9 @@
 
 An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
 replay, one backward, one optimiser step, slow critic. Both sides run in turn, each in a process of its own,
-on the same numbers, with as many threads, after a warm-up. The column CPU counts processor seconds of the
-process: on a machine with other work it says more than the wall clock.
+on the same numbers, with as many threads, after a warm-up; a turn is one update without and one with the
+clock. The column CPU counts processor seconds of the process: on a machine with other work it says more than
+the wall clock.
 
 wmkit keeps freed memory, as `wmkit train` does; TorchRL leaves the allocator as it is. With `--keep both`
 both keep it, with `--keep none` neither does: what then differs is not the allocator's doing.
@@ -536,6 +537,7 @@ def serve(name: str, args: argparse.Namespace, parent: Connection) -> None:
     }
     parent.send(facts)
     for piece in iter(parent.recv, None):
+        side.time(piece)  # the other side has used the caches meanwhile
         parent.send(side.time(piece))
 
 
