@@ -148,6 +148,19 @@ def test_imagination_without_gradients_reads_classes(model: RSSM) -> None:
     torch.testing.assert_close(recorded.belief, expected, atol=1e-6, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_one_hot_actions_are_looked_up(model: RSSM) -> None:
+    """So are jumps, whose action is the bit."""
+    wrapped = LongShortRSSM(A, E, dynamics=rssm())
+    action, noise = torch.eye(A)[torch.arange(8) % A], torch.rand(8, G, 1)
+    for dynamics, jump in ((model, ()), (wrapped, (torch.arange(8) < 4,))):
+        ways = [
+            dynamics.step(dynamics.initial(8), action, *jump, noise=noise, one_hot=one_hot)
+            for one_hot in (False, True)
+        ]
+        torch.testing.assert_close(*ways, atol=1e-6, rtol=1e-5)
+
+
 # -- anchors -----------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from wmkit.nn import (
     ConvStage,
     LayerStyle,
     SymexpTwoHot,
+    SymlogTwoHot,
     UpsamplingConv,
 )
 
@@ -132,6 +133,13 @@ def test_heads_code_and_label_as_their_page_says() -> None:
     both = [head(feature) for head in (symlog_head, symexp_head)]
     assert both[1].loss(target).sub(both[0].loss(target)).abs().min() > 1e-6
     assert (both[1].mean.abs() > both[0].mean.abs()).all()  # spread mass: the raw mean follows the outer bins
+    heads, codes = (symlog_head, symexp_head), (SymlogTwoHot, SymexpTwoHot)
+    for head, wide, prediction in zip(heads, both, codes, strict=True):
+        plain = prediction(head.out(head.trunk(feature)), head.bins)  # without the column that is never
+        torch.testing.assert_close((wide.probs, wide.mean), (plain.probs, plain.mean))
+        weights = list(head.parameters())
+        of_both = [torch.autograd.grad(p.loss(target).sum(), weights) for p in (wide, plain)]
+        torch.testing.assert_close(*of_both)
     head = ContinueHead(16, label="discount", discount=1 - 1 / 333, **trunk)
     label = head.label({"terminated": torch.tensor([[False], [True]])})
     torch.testing.assert_close(label, torch.tensor([[1 - 1 / 333], [0.0]]))
