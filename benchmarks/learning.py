@@ -86,7 +86,7 @@ GROUPS = {
         f"{system}_{name}": Experiment(system, (f"preset={system}/{name}",), task, measure)
         for name, task, measure in (
             ("minigrid", "MiniGrid Empty 5x5", "return"),
-            ("atari_small", "Atari Up'n Down", "return"),
+            ("atari_small", "Atari Assault", "return"),
         )
         for system in ("twm", "storm")
     },
