@@ -180,6 +180,11 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {key: value for key, value in whole.items() if key not in ASIDE}
 
 
+def differing(some: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """Settings that differ; what only one side knows is an option that came later, at its default."""
+    return sorted(key for key in some.keys() & others.keys() if some[key] != others[key])
+
+
 def training_episodes(run: Path, measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Step at which each training episode ended, and what it brought."""
     episodes = [e for e in lines(run / "episodes.jsonl") if e["stage"] in ("prefill", "train")]
@@ -235,11 +240,10 @@ def collect(experiments: dict[str, Experiment], args: argparse.Namespace, kept: 
             config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
             found = settings_of(config)
             there = kept.get(name)
-            if there is None or there["settings"] != found:
-                if there is not None:
-                    keys = {*found, *there["settings"]}
-                    changed = sorted(k for k in keys if found.get(k) != there["settings"].get(k))
-                    say(f"{name}: what was kept is dropped, its settings differ in {', '.join(changed)}")
+            changed = [] if there is None else differing(found, there["settings"])
+            if changed:
+                say(f"{name}: what was kept is dropped, its settings differ in {', '.join(changed)}")
+            if there is None or changed:
                 random = play_at_random(
                     experiment, args.out / f"random-{name}.json", args.random_episodes, args.override
                 )

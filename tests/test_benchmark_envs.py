@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from wmkit.cli import app
 from wmkit.envs import make_env, read_options
+from wmkit.envs.adapters import fit_image_by_area
 from wmkit.envs.atari import AtariEnv, atari100k
 from wmkit.errors import ConfigError
 from wmkit.registry import resolve
@@ -239,6 +240,58 @@ def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
     assert EvaluationProtocol.of(asked, 1).lives == "terminate"
     with pytest.raises(ConfigError, match="lives='lost': wanted one of ignored, terminate"):
         atari100k("pong", lives="lost")
+
+
+def test_fire_is_pressed_for_the_agent_where_a_game_waits_for_it():
+    """An agent that does nothing loses a game of Breakout only if somebody else serves."""
+    pytest.importorskip("ale_py")
+
+    def lives_of(**options):
+        env = atari100k("breakout", noops=3, **options)
+        current, lives, frames = env.reset(), [], []
+        for _ in range(400):
+            lives.append(env.emulator.lives())
+            frames.append(env.emulator.getEpisodeFrameNumber())
+            current = act(env, current, 0)
+            if current["done"]:
+                break
+        return lives, np.diff(frames), env
+
+    unserved, _, _ = lives_of()
+    assert set(unserved) == {5} and len(unserved) == 400
+    served, steps, env = lives_of(fire=True)
+    assert sorted(set(served)) == [1, 2, 3, 4, 5] and env.emulator.lives() == 0
+    lost = np.diff(served) < 0
+    assert (steps[lost] == 8).all() and (steps[~lost] == 4).all()  # the step, and FIRE within it
+    start = env.emulator.getEpisodeFrameNumber()
+    env.reset()
+    begun = env.emulator.getEpisodeFrameNumber()
+    assert begun < start and (begun - emulator("breakout").getEpisodeFrameNumber()) % 4 == 0
+    assert (begun - emulator("breakout").getEpisodeFrameNumber()) // 4 in (
+        3,
+        4,
+        5,
+    )  # two presses, 1 to 3 no-ops
+    assert atari100k("pong", fire=True).fires and not atari100k("ms_pacman", fire=True).fires
+
+    config = compose("twm", ["preset=atari100k", "env.game=breakout"])
+    assert "no no-ops, FIRE pressed for the agent, lives ignored" in str(EvaluationProtocol.of(config, 1))
+
+
+def test_area_means_are_what_a_pixel_covers():
+    """Against a picture so much finer that no pixel is cut."""
+    image = np.random.default_rng(0).integers(0, 256, (210, 160, 3), dtype=np.uint8)
+    fine = image.astype(np.float64).repeat(32, 0).repeat(2, 1)  # 6,720 x 320: 105 x 5 for each of 64 x 64
+    expected = fine.reshape(64, 105, 64, 5, 3).mean((1, 3))
+    assert np.abs(fit_image_by_area(image, 64) - expected).max() <= 0.5 + 1e-4
+    assert (fit_image_by_area(np.full((210, 160, 3), 7, np.uint8), 84) == 7).all()
+    pytest.importorskip("ale_py")
+    plain, by_area = (atari100k("pong", filter=name, noops=0) for name in ("bilinear", "area"))
+    assert plain.reset()["pixels"].shape == by_area.reset()["pixels"].shape
+    with pytest.raises(
+        ConfigError, match=r"filter='box': wanted one of bilinear, area; correct env\.options\.filter"
+    ):
+        atari100k("pong", filter="box")
 
 
 def test_a_protocol_says_what_the_environment_does():

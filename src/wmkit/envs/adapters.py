@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -97,6 +98,34 @@ def fit_image(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(flat).resize((side, side), Image.Resampling.BILINEAR)).reshape(
         side, side, image.shape[2]
     )
+
+
+def fit_image_by_area(image: np.ndarray, side: int) -> np.ndarray:
+    """A square image whose pixels are the means of what they cover, parts of pixels by their share.
+
+    Args:
+        image: uint8 ``[H, W, C]``.
+        side: of the result, in pixels; at most H and W.
+
+    Returns:
+        uint8 ``[side, side, C]``.
+
+    >>> fit_image_by_area(np.array([[[0], [9], [3]], [[0], [9], [3]], [[0], [9], [3]]], np.uint8), 2)[0, :, 0]
+    array([3, 5], dtype=uint8)
+    """
+    height, width, channels = image.shape
+    rows = _cover(height, side) @ image.reshape(height, -1).astype(np.float32)  # [side, W*C]
+    square = _cover(width, side) @ rows.reshape(side, width, channels)
+    return np.rint(square).astype(np.uint8)
+
+
+@lru_cache
+def _cover(pixels: int, side: int) -> np.ndarray:
+    """``[side, pixels]`` float32: which share of each new pixel every old one fills."""
+    edges = np.arange(side + 1) * pixels / side
+    old = np.arange(pixels)
+    overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+    return (overlap.clip(0) * side / pixels).astype(np.float32)
 
 
 def channels_first(image: np.ndarray) -> np.ndarray:

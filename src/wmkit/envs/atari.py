@@ -2,7 +2,7 @@
 
     reset       0 to 30 no-ops, each one frame, drawn uniformly
     step        the action is held for 4 frames; rewards are summed, not clipped
-    image       maximum over the last two frames -> bilinear to a square -> grey (``atari`` only)
+    image       maximum over the last two frames -> a square, by a bilinear filter -> grey (``atari`` only)
     end         the game is over: terminated; 108,000 frames (30 minutes): truncated; lives are ignored,
                 or with lives="terminate" the loss of one ends the episode, and the next goes on from there
 
@@ -12,8 +12,13 @@
     actions     those the game uses          all 18
 
 ``atari`` is Machado et al. 2018 (arXiv:1709.06009); ``atari100k`` is Kaiser et al. 2020
-(arXiv:1903.00374); sizes, colours and filter are DreamerV3's (danijar/dreamerv3 e3f0224). gymnasium's
-``AtariPreprocessing`` draws 1 to 30 no-ops and resizes by area: other protocols.
+(arXiv:1903.00374); sizes, colours and filter are DreamerV3's (danijar/dreamerv3 e3f0224). TWM and STORM
+resize by area (``filter="area"``). Where a game waits for FIRE, TWM presses it itself (``fire=True``)::
+
+    reset       FIRE, then the game's next action, then 1 to 30 no-ops, each held for 4 frames
+    lost life   FIRE within the same step, held for 4 frames; what it brings is added
+
+gymnasium's ``AtariPreprocessing`` draws 1 to 30 no-ops: another protocol.
 """
 
 from __future__ import annotations
@@ -27,10 +32,19 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
-from wmkit.envs.adapters import channels_first, ends, ends_spec, fit_image, needs, unknown
+from wmkit.envs.adapters import (
+    channels_first,
+    ends,
+    ends_spec,
+    fit_image,
+    fit_image_by_area,
+    needs,
+    unknown,
+)
 from wmkit.errors import ConfigError
 
 LIVES = ("ignored", "terminate")
+FILTERS = {"bilinear": fit_image, "area": fit_image_by_area}
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
 
 
@@ -49,6 +63,8 @@ class AtariEnv(EnvBase):
         all_actions: all 18 actions, instead of those that do something in this game.
         image_size: side of the image.
         grey: one channel instead of three.
+        fire: press FIRE for the agent, see above; of no effect in games whose second action it is not.
+        filter: by which the image is reduced: ``bilinear``, or ``area``, which averages what a pixel covers.
         lives: ``ignored``, or ``terminate``: losing one terminates, and the reset after it does nothing for
             one step and plays on; only when the game is over does it begin anew (TWM, STORM in training).
         max_frames: after which an episode is truncated, no-ops not counted; lives share them.
@@ -72,14 +88,17 @@ class AtariEnv(EnvBase):
         all_actions: bool = True,
         image_size: int = 96,
         grey: bool = True,
+        fire: bool = False,
+        filter: str = "bilinear",
         lives: str = "ignored",
         max_frames: int = 108_000,
     ) -> None:
-        if lives not in LIVES:
-            raise ConfigError(
-                f"Atari game {game!r} got lives={lives!r}: wanted one of {', '.join(LIVES)}; correct "
-                "env.options.lives"
-            )
+        for option, found, known in (("lives", lives, LIVES), ("filter", filter, tuple(FILTERS))):
+            if found not in known:
+                raise ConfigError(
+                    f"Atari game {game!r} got {option}={found!r}: wanted one of {', '.join(known)}; correct "
+                    f"env.options.{option}"
+                )
         if action_repeat < 1 or not 0 <= sticky < 1 or noops < 0 or max_frames < 1 or image_size < 1:
             raise ConfigError(
                 f"Atari game {game!r} got action_repeat={action_repeat}, sticky={sticky}, noops={noops}, "
@@ -92,7 +111,7 @@ class AtariEnv(EnvBase):
         super().__init__(device="cpu", batch_size=torch.Size([]))
         self.game = find_game(game)
         self.action_repeat, self.noops, self.max_frames = action_repeat, noops, max_frames
-        self.image_size, self.grey, self.lives = image_size, grey, lives
+        self.image_size, self.grey, self.lives, self.filter = image_size, grey, lives, filter
         self._lives_left, self._between_lives = 0, False
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self.emulator = ale_py.ALEInterface()
@@ -100,6 +119,7 @@ class AtariEnv(EnvBase):
         self._set_seed(seed)
         ale = self.emulator
         self.actions = ale.getLegalActionSet() if all_actions else ale.getMinimalActionSet()
+        self.fires = fire and self.actions[1] == ale_py.Action.FIRE
         height, width = ale.getScreenDims()
         self._frames = np.zeros((2, height, width, 3), np.uint8)  # the newest two, in turn
         self._newest = 0
@@ -123,36 +143,53 @@ class AtariEnv(EnvBase):
         if not self._between_lives:
             return False
         self._between_lives = False
-        for _ in range(self.action_repeat):
-            self.emulator.act(0)
-            self._played += 1
-        return not self._over()
+        return not self._hold(self.actions[0])[1]
 
     def _begin(self) -> None:
         self.emulator.reset_game()
-        for _ in range(int(self._random.integers(self.noops + 1))):
-            self.emulator.act(0)
-            if self._over():
-                self.emulator.reset_game()
+        if self.fires:
+            pauses = int(self._random.integers(1, self.noops + 1)) if self.noops else 0
+            for action in (*self.actions[1:3], *[self.actions[0]] * pauses):
+                if self._hold(action)[1]:
+                    self.emulator.reset_game()
+        else:
+            for _ in range(int(self._random.integers(self.noops + 1))):
+                self.emulator.act(0)
+                if self._over():
+                    self.emulator.reset_game()
         self._played = 0
 
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = self.actions[int(tensordict.get("action").argmax())]
-        reward, over, late, lost = 0.0, False, False, False
+    def _hold(self, action: Any) -> tuple[float, bool]:
+        """Hold an action for a step's frames; the reward, and whether the game is over."""
+        reward = 0.0
         for frame in range(self.action_repeat):
             reward += self.emulator.act(action)
             self._played += 1
-            over, late = self._over(), self._played >= self.max_frames
-            if frame >= self.action_repeat - 2 or over or late:
+            over = self._over()
+            last = over or self._late()
+            if frame >= self.action_repeat - 2 or last:
                 self._look()
-            if over or late:
+            if last:
                 break
-        if self.lives == "terminate" and not over:
-            left = self.emulator.lives()
-            lost, self._lives_left = left < self._lives_left, left
-            self._between_lives = lost and not late
+        return reward, over
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        reward, over = self._hold(self.actions[int(tensordict.get("action").argmax())])
+        late = self._late()
+        left = self.emulator.lives()
+        lost, self._lives_left = left < self._lives_left and not over, left
+        if lost and self.fires and not late:
+            played = self._played
+            more, over = self._hold(self.actions[1])
+            reward, self._played = reward + more, played  # not a step of the agent's
+            self._lives_left = self.emulator.lives()
+        ended = lost and self.lives == "terminate"
+        self._between_lives = ended and not (over or late)
         out = {"pixels": self._image(), "reward": torch.tensor([reward], dtype=torch.float32)}
-        return TensorDict._new_unsafe(out | ends(over or lost, late), batch_size=torch.Size([]))
+        return TensorDict._new_unsafe(out | ends(over or ended, late), batch_size=torch.Size([]))
+
+    def _late(self) -> bool:
+        return self._played >= self.max_frames
 
     def _over(self) -> bool:
         return bool(self.emulator.game_over(with_truncation=False))
@@ -162,7 +199,8 @@ class AtariEnv(EnvBase):
         self.emulator.getScreenRGB(self._frames[self._newest])
 
     def _image(self) -> torch.Tensor:
-        image = fit_image(np.maximum(self._frames[0], self._frames[1]), self.image_size)  # [side, side, 3]
+        whole = np.maximum(self._frames[0], self._frames[1])
+        image = FILTERS[self.filter](whole, self.image_size)  # [side, side, 3]
         if self.grey:
             image = (image @ GREY).astype(np.uint8)[..., None]
         return torch.from_numpy(channels_first(image))

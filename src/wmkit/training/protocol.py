@@ -32,6 +32,7 @@ class EvaluationProtocol:
         action_repeat: frames, or control steps, for which an action is held.
         sticky: probability with which a frame repeats the action before.
         noops: after a reset, 0 to so many frames in which nothing is done.
+        fire: whether FIRE is pressed for the agent, after a reset and a lost life.
         lives: ``ignored`` or ``terminate``.
         frame_limit: frames after which an episode is cut off.
         step_limit: actions after which an episode is cut off.
@@ -48,6 +49,7 @@ class EvaluationProtocol:
     action_repeat: int | None = None
     sticky: float | None = None
     noops: int | None = None
+    fire: bool | None = None
     lives: str | None = None
     frame_limit: int | None = None
     step_limit: int | None = None
@@ -79,6 +81,7 @@ class EvaluationProtocol:
             action_repeat=options.get("action_repeat"),
             sticky=options.get("sticky"),
             noops=options.get("noops"),
+            fire=options.get("fire"),
             lives=options.get("lives"),
             frame_limit=options.get("max_frames"),
             step_limit=options.get("max_steps"),
@@ -104,6 +107,8 @@ class EvaluationProtocol:
             rules.append(f"sticky actions {self.sticky:g}" if self.sticky else "no sticky actions")
         if self.noops is not None:
             rules.append(f"0 to {self.noops} no-ops" if self.noops else "no no-ops")
+        if self.fire:
+            rules.append("FIRE pressed for the agent")
         if self.lives is not None:
             rules.append(LIVES.get(self.lives, self.lives))
         if self.frame_limit is not None:
