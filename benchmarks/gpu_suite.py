@@ -104,14 +104,15 @@ def cells() -> list[Cell]:
 
 def overrides(cell: Cell, tiny: bool) -> list[str]:
     """Of the page, at full size or so small that a CPU runs every cell."""
+    published = ["preset=full", "training.pretrain=0"]
     if not tiny:
-        return [f"size={cell.size}", "training.pretrain=0"]
+        return [f"size={cell.size}", *published]
     shape = {
         "dreamer_v3": ["batch.size=2", "batch.length=3", "behaviour.horizon=2"],
         "twm": ["batch.size=2", "batch.length=4", "behaviour.horizon=2", "behaviour.starts.count=4"],
         "storm": ["batch.size=2", "batch.length=12", "behaviour.horizon=2", "behaviour.starts.count=4"],
     }
-    return ["size=tiny", "training.pretrain=0", *shape[cell.system]]
+    return ["size=tiny", *published, *shape[cell.system]]
 
 
 def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
@@ -132,12 +133,12 @@ def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any
         action_spec=OneHot(6),
         overrides=overrides(cell, args.tiny),
     ).to(args.device)
-    batch = system.example_batch()
+    batch, *dreams = system.example_batches()
     dynamics = system.world_model.dynamics
     if system.context and cell.system == "dreamer_v3":
         for name, width in {"state": dynamics.state_dim, "belief": dynamics.belief_dim}.items():
             batch[name] = torch.zeros(*batch.shape, width)
-    batch = batch.to(args.device)
+    batches = [x.to(args.device) for x in (batch, *dreams)]
     update = CapturedUpdate(
         system,
         compiled=args.backend if cell.compiles else False,
@@ -150,7 +151,7 @@ def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any
         "batch": list(system.batch_shape),
         "overrides": overrides(cell, args.tiny),
     }
-    return lambda: update(batch), facts
+    return lambda: update(*batches), facts
 
 
 def torchrl_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:

@@ -45,9 +45,7 @@ NOTES = {
     "twm": ["imagination ends with the policy's probabilities of what it did, at all steps at once"],
     "storm": [
         "imagination ends with the policy's probabilities of what it did, at all steps at once",
-        "wmkit's dreams start in windows that the world model has just encoded, the official code's in "
-        "windows of their own, which it encodes: a third of its imagination's arithmetic",
-        "two windows of 64 hold {starts} starts with eight records before them, the plain side has 128",
+        "imagination begins with the encoding of the windows that dreams start in, nine records each here",
     ],
 }
 
@@ -64,7 +62,7 @@ def build(args: argparse.Namespace, rows: int, starts: int) -> tuple[Any, Any]:
             *(f"batch.size={rows}", f"behaviour.starts.count={starts}"),
         ],
     )
-    return system.to(args.device), system.example_batch().to(args.device)
+    return system.to(args.device), [x.to(args.device) for x in system.example_batches()]
 
 
 class Clock:
@@ -94,7 +92,7 @@ class Clock:
         return timed
 
 
-def wmkit_side(system: Any, batch: Any, clock: Clock) -> Callable[[], dict[str, float]]:
+def wmkit_side(system: Any, batches: list[Any], clock: Clock) -> Callable[[], dict[str, float]]:
     """One update of ours; seconds of its parts, which are timed where they stand."""
     learners = system.schedule.learners
     for name in {"dynamics", "representation", "world_model"} & set(learners):
@@ -103,11 +101,12 @@ def wmkit_side(system: Any, batch: Any, clock: Clock) -> Callable[[], dict[str, 
         module.dream = clock.around("imagination", module.dream)  # type: ignore[attr-defined]
     loss = system.world_model_loss
     loss.forward = clock.around("world model", loss.forward)
+    loss.encoded = clock.around("imagination", loss.encoded)
 
     def update() -> dict[str, float]:
         clock.seconds.clear()
         with clock("update"):
-            system.update(batch)
+            system.update(*batches)
         seconds = dict(clock.seconds)
         seconds["actor-critic"] = seconds["update"] - seconds["world model"] - seconds["imagination"]
         return seconds
@@ -159,9 +158,9 @@ def run(args: argparse.Namespace, counter: Any) -> None:
     rows, starts, share = BATCHES[args.system]
     if not cuda:
         rows, starts = rows // share, starts // share
-    system, batch = build(args, rows, starts)
+    system, batches = build(args, rows, starts)
     clock = Clock(args.device)
-    ours = wmkit_side(system, batch, clock)
+    ours = wmkit_side(system, batches, clock)
     sides = {"wmkit": ours}
     if not cuda and args.against != "nothing":
         sides["plain"] = plain_side(pieces(args.system, rows, starts), clock)
@@ -192,9 +191,7 @@ def run(args: argparse.Namespace, counter: Any) -> None:
     if flops:
         text = ", ".join(f"{name} {value:.0f}" for name, value in flops.items())
         print(f"\nGFLOP of an update: {text}, the official code {sum(official):.0f}")
-    kept = system.batch_shape[1] - system.context - system.world_model_loss.ahead
-    windows = rows * (kept - system.behaviour.starts.context)
-    notes = [note.format(starts=min(starts, windows)) for note in NOTES[args.system]]
+    notes = NOTES[args.system]
     print("\n" + "\n".join(f"- {note}" for note in notes))
     if args.json:
         result = {

@@ -44,7 +44,10 @@ SYSTEMS = {
     "dreamer_v3": ("proprio", "batch.length=3"),
     "ls_imagine": ("vision", "batch.length=3"),
     "twm": ("vision", "batch.length=4", "behaviour.starts.count=2"),
-    "storm": ("vision", "batch.length=10", "behaviour.starts.count=2"),
+    "storm": (
+        *("vision", "batch.length=4", "behaviour.starts.count=2", "behaviour.starts.context=2"),
+        "behaviour.starts._target_=wmkit.dynamics.SampledStarts",
+    ),
 }
 
 
@@ -103,15 +106,15 @@ def numbers(batch: TensorDict) -> TensorDict:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_an_update_asks_nothing_of_the_host(name, monkeypatch):
     system = build(name)
-    batch = system.example_batch()
+    batches = system.example_batches()
     with elsewhere(monkeypatch):
         there = moved(system)
-        metrics = there.update(numbers(batch))
+        metrics = there.update(*map(numbers, batches))
         scalars = [value for value in metrics.values() if isinstance(value, Tensor)]
         assert len(scalars) > 10 and all(value.device.type == DEVICE for value in scalars)
         if name != "dreamer_v3":
             return
-        metrics = there.update(numbers(batch))  # with moments and step counts from before
+        metrics = there.update(*map(numbers, batches))  # with moments and step counts from before
         assert metrics["replay_context", "belief"].device.type == DEVICE
 
 
@@ -146,26 +149,28 @@ def addresses(system: System) -> dict[str, int]:
 def test_what_lives_on_stays_where_it_is_and_results_are_the_callers(name):
     captured, plain = build(name), build(name)
     update = CapturedUpdate(captured)
-    batch = captured.example_batch()
+    batches = captured.example_batches()
+
+    def buffers() -> list[int]:
+        return [x.data_ptr() for batch in update._batches for x in batch.values()]
+
     torch.manual_seed(1)
-    first = update(batch)
-    known, kept = addresses(captured), first.clone()
-    buffers = {key: x.data_ptr() for key, x in update._batch.items()}
+    first = update(*batches)
+    known, kept, held = addresses(captured), first.clone(), buffers()
     assert len(known) > 3 * len(list(captured.critic.parameters()))
-    second = update(captured.example_batch(seed=1))
-    assert addresses(captured) == known
-    assert {key: x.data_ptr() for key, x in update._batch.items()} == buffers
+    second = update(*captured.example_batches(seed=1))
+    assert addresses(captured) == known and buffers() == held
     assert (first == kept).all() and not torch.equal(first["loss_critic"], second["loss_critic"])
 
     torch.manual_seed(1)
-    plain.update(batch)
-    expected = plain.update(plain.example_batch(seed=1))
+    plain.update(*batches)
+    expected = plain.update(*plain.example_batches(seed=1))
     assert set(expected.keys()) == set(second.keys())
     torch.testing.assert_close(second["loss_critic"], expected["loss_critic"], rtol=0, atol=0)
     for mine, theirs in zip(captured.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     with pytest.raises(SpecError, match=r"is \[2, .*: wanted \[2, .*, as in the first batch"):
-        update(batch[:, 1:])
+        update(batches[0][:, 1:], *batches[1:])
 
 
 def test_updates_of_one_kind_do_the_same_things():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,17 +14,19 @@ from test_twm import cut, parameters, steps
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchrl.data import Composite, OneHot, UnboundedDiscrete
-from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
+from torchrl.envs import ExplorationType, InitTracker, SerialEnv, TransformedEnv, set_exploration_type
 
 import wmkit
+from wmkit.data import VisitBalanced
 from wmkit.dynamics import DreamStart, Steps, dream
 from wmkit.envs.counting import CountingEnv
-from wmkit.errors import ConfigError
+from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.nn import Feature
 from wmkit.objectives import KLBalance, LambdaReturnJumpy, MeanFreeBits, OwnValueReturn
 from wmkit.objectives.token_latents import Spans
 from wmkit.systems import System
+from wmkit.training.memory import ReplayMemory
 
 ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 TINY = [
@@ -182,6 +185,60 @@ def test_an_update_learns_resumes_and_draws_the_slow_critic() -> None:
         torch.manual_seed(6)
         system.update(batch)
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), other.parameters(), strict=True))
+
+
+def test_dreams_have_windows_of_their_own_where_they_ask_for_them() -> None:
+    own = "behaviour.starts._target_=wmkit.dynamics.SampledStarts"
+    system = build(own)
+    assert system.dream_windows == (12, 4) and build().dream_windows is None
+    with torch.device("meta"):
+        paper = ["size=paper", "preset=full"]
+        published = wmkit.build("storm", observation_spec=ATARI, action_spec=OneHot(18), overrides=paper)
+    assert published.dream_windows == (1024, 9)
+    batch, dreams = system.example_batches()
+    seen: list = []
+    system.behaviour.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
+    norms = [buffer.clone() for buffer in system.world_model.buffers()]
+    system.world_model_loss.encoded(system.world_model, system.fill(dreams))
+    assert all(map(torch.equal, norms, system.world_model.buffers()))  # statistics stay as they were
+    system.update(batch, dreams)
+    (records,) = seen
+    torch.testing.assert_close(records.previous_action, dreams["previous_action"].float())
+    start = system.behaviour.starts(
+        records.classes, records.previous_action, records.reward, records.is_init, records.ended
+    )
+    assert start.mask.all() and start.action.equal(records.previous_action[:, 1:])
+
+    for wrong, found, wanted in (
+        ((batch,), "None", r"\(12, 4\)"),
+        ((batch, batch), r"\(3, 8\)", r"\(12, 4\)"),
+    ):
+        with pytest.raises(SpecError, match=f"windows for dreams are {found}: wanted {wanted}"):
+            system.update(*wrong)
+    with pytest.raises(SpecError, match=r"are \(12, 4\): wanted None"):
+        build().update(batch, dreams)
+    with pytest.raises(ConfigError, match="SampledStarts, with windows of its own, which SplitUpdate"):
+        wmkit.build("twm", observation_spec=ATARI, action_spec=OneHot(5), overrides=[own])
+
+
+def test_replay_draws_windows_for_dreams_beside_its_sampler(tmp_path: Path) -> None:
+    def drawn(dream_windows: tuple[int, int] | None) -> tuple[torch.Tensor, tuple]:
+        memory = ReplayMemory(
+            tmp_path / str(dream_windows), num_envs=2, batch_shape=(3, 4), dream_windows=dream_windows,
+            options={"sampler": VisitBalanced()},
+        )  # fmt: skip
+        env = TransformedEnv(SerialEnv(2, lambda: CountingEnv(pixels=True)), InitTracker())
+        memory.write(env.rollout(20, break_when_any_done=False))
+        batch, dreams = memory.sample()["index"].clone(), memory.sample_dreams()
+        visits = memory.streams.sampler.state_dict()["visits"].sum()
+        assert visits == 3  # of the batch's windows alone
+        return batch, dreams
+
+    with_dreams, (dreams,) = drawn((7, 5))
+    without, nothing = drawn(None)
+    assert with_dreams.equal(without) and nothing == ()
+    assert dreams.shape == (7, 5) and dreams["is_init"][:, 0].all()
+    assert (dreams["index"][:, 1:] - dreams["index"][:, :-1] == 2).all()
 
 
 def acted(system: System, reads: str, change: bool = False) -> tuple[list[Feature], TensorDict]:

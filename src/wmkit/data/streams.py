@@ -380,6 +380,7 @@ class ReplayStreams:
         force_init: bool = False,
         keys: Iterable[str | Key] | None = None,
         out: TensorDictBase | None = None,
+        sampler: Sampler | None = None,
     ) -> TensorDictBase:
         """Windows of consecutive records of one stream, drawn by the sampler.
 
@@ -392,6 +393,7 @@ class ReplayStreams:
             keys: top-level keys to read; None reads all.
             out: a batch of the same B, L and keys whose memory is used again. Fresh memory costs
                 as much as the copy, because the system hands it out page by page.
+            sampler: draws instead of the stream's own, whose state stays as it is.
 
         Returns:
             TensorDict ``[B, L]`` with every key dense, and ``index`` int64 ``[B, L]``.
@@ -399,7 +401,8 @@ class ReplayStreams:
         Raises:
             SpecError: no stream holds L records yet.
         """
-        start = self.sampler.draw(self.windows(length), batch_size, self.generator)  # [B]
+        sampler = sampler or self.sampler
+        start = sampler.draw(self.windows(length), batch_size, self.generator)  # [B]
         batch = self.get(start.unsqueeze(1) + self.num_streams * torch.arange(length), keys=keys, out=out)
         if force_init:
             for key, value in (("is_init", True), ("previous_action", 0)):

@@ -1,6 +1,6 @@
 """Dynamics: how a state follows from a state, imagined or observed."""
 
-from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, dream
+from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, SampledStarts, dream
 from wmkit.dynamics.imagination import JumpGate, Trajectory, branch, imagine
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.dynamics.long_short import JumpObserved, LongShortRSSM
@@ -23,6 +23,7 @@ __all__ = [
     "LongShortRSSM",
     "Observed",
     "PairStarts",
+    "SampledStarts",
     "Steps",
     "TokenDynamics",
     "TokenLayout",

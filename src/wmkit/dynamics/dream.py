@@ -87,11 +87,7 @@ class PairStarts:
     """
 
     def __init__(self, count: int, context: int = 1) -> None:
-        if count < 1 or context < 0:
-            raise ConfigError(
-                f"starts have count {count} and context {context}: wanted 1 or more and 0 or more; correct "
-                "behaviour.starts"
-            )
+        _check_starts(count, context)
         self.count, self.context = count, context
 
     def __call__(
@@ -116,6 +112,42 @@ class PairStarts:
             is_init[row, time],
             previous_action[row, time[:, 1:]],
             usable[chosen],
+        )
+
+
+class SampledStarts:
+    """Starts from windows that are sampled for dreams alone, one from each (STORM).
+
+    Args:
+        count: windows N that an update is given beside its batch, 1,024 in STORM.
+        context: records of a window before its last; eight in STORM.
+
+    Attributes:
+        windows: N and records of each.
+
+    >>> starts = SampledStarts(count=2, context=3)
+    >>> flag = torch.zeros(2, 4, dtype=torch.bool)
+    >>> start = starts(torch.zeros(2, 4, 1).long(), torch.zeros(2, 4, 3), torch.zeros(2, 4, 1), flag, flag)
+    >>> starts.windows, start.action.shape
+    ((2, 4), torch.Size([2, 3, 3]))
+    """
+
+    def __init__(self, count: int, context: int = 8) -> None:
+        _check_starts(count, context)
+        self.windows = (count, context + 1)
+
+    def __call__(
+        self, classes: Tensor, previous_action: Tensor, reward: Tensor, is_init: Tensor, ended: Tensor
+    ) -> DreamStart:
+        """All of records ``[N, c+1, ...]``, also where an episode ends."""
+        return DreamStart(classes, reward, is_init, previous_action[:, 1:], torch.ones_like(ended[:, -1]))
+
+
+def _check_starts(count: int, context: int) -> None:
+    if count < 1 or context < 0:
+        raise ConfigError(
+            f"starts have count {count} and context {context}: wanted 1 or more and 0 or more; correct "
+            "behaviour.starts"
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, dream
+from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, SampledStarts, dream
 from wmkit.dynamics.token_world_model import TokenWorldModel
 from wmkit.nn import Feature
 from wmkit.objectives.actor_critic import ActorCriticOutput
@@ -45,7 +45,7 @@ class DreamActorCritic(nn.Module):
         self,
         *,
         horizon: int,
-        starts: PairStarts,
+        starts: PairStarts | SampledStarts,
         estimator: Any,
         entropy: float = 0.01,
         entropy_threshold: float = 0.1,

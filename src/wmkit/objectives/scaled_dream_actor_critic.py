@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from wmkit.dynamics.dream import PairStarts, dream
+from wmkit.dynamics.dream import PairStarts, SampledStarts, dream
 from wmkit.dynamics.token_world_model import TokenWorldModel
 from wmkit.nn import total_loss
 from wmkit.objectives.actor_critic import ActorCriticOutput
@@ -41,7 +41,7 @@ class ScaledDreamActorCritic(DreamActorCritic):
         self,
         *,
         horizon: int,
-        starts: PairStarts,
+        starts: PairStarts | SampledStarts,
         estimator: Any,
         return_norm: nn.Module,
         entropy: float = 3e-4,

@@ -159,20 +159,33 @@ class TokenWorldModelLoss(nn.Module):
             key: Term(predictions[key].loss(batch[key][:, spans.seen])) for key in world_model.decoder.targets
         }
 
+    @torch.no_grad()
+    def encoded(self, world_model: TokenWorldModel, batch: Mapping[str, Tensor]) -> Records:
+        """Records ``[B, T]`` of windows that the model learns nothing from: without dropout or beliefs."""
+        dynamics = world_model.dynamics
+        with world_model.evaluating():
+            state, classes = dynamics.sample(dynamics.posterior_logits(world_model.encoder(batch)))
+        nothing = state.new_zeros(*state.shape[:2], dynamics.belief_dim)
+        return Records(classes, state, nothing, *_beside(world_model, batch))
+
     def records(
         self, world_model: TokenWorldModel, observed: Observed, batch: Mapping[str, Tensor]
     ) -> Records:
         """What behaviour learns from: all records but those ahead."""
         latent = observed.latent
         assert latent.classes is not None
-        parts = (
-            latent.classes,
-            latent.state,
-            latent.belief,
-            batch["previous_action"].float(),
-            world_model.reward(batch),
-            batch["is_init"].squeeze(-1),
-            ends(batch).squeeze(-1),
-        )
+        parts = (latent.classes, latent.state, latent.belief, *_beside(world_model, batch))
         keep = latent.classes.shape[1] - self.ahead
         return Records(*(part[:, :keep].detach() for part in parts))
+
+
+def _beside(
+    world_model: TokenWorldModel, batch: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :class:`Records` keep of a batch as it is."""
+    return (
+        batch["previous_action"].float(),
+        world_model.reward(batch),
+        batch["is_init"].squeeze(-1),
+        ends(batch).squeeze(-1),
+    )

@@ -21,6 +21,8 @@ class PairedUpdate(Schedule):
         slow_fraction: how far the slow critic moves towards the critic per update.
     """
 
+    takes_dreams = True
+
     def __init__(
         self,
         system: Any,
@@ -37,16 +39,24 @@ class PairedUpdate(Schedule):
         super().__init__(system, slow_fraction, learners)
 
     def update(
-        self, system: Any, batch: Mapping[str, Tensor], latent: Any = None
+        self,
+        system: Any,
+        batch: Mapping[str, Tensor],
+        latent: Any = None,
+        dreams: Mapping[str, Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], None]:
-        """One update of everything; metrics, and nothing that a later window could start from."""
+        """One update of everything; metrics, and nothing that a later window could start from.
+
+        ``dreams`` are windows for dreams alone; without them these start from the batch.
+        """
         learned = system.world_model_loss(system.world_model, batch)
         metrics = dict(learned.metrics)
         loss = learned.representation + learned.dynamics
         metrics["grad_norm_world_model"] = self.learners["world_model"].step(loss)
-        behaved = system.behaviour(
-            system.world_model, system.actor, system.critic, learned.records, self.slow_critic
-        )
+        records = learned.records
+        if dreams is not None:
+            records = system.world_model_loss.encoded(system.world_model, dreams)
+        behaved = system.behaviour(system.world_model, system.actor, system.critic, records, self.slow_critic)
         metrics |= behaved.metrics
         metrics["grad_norm_agent"] = self.learners["agent"].step(behaved.actor_loss + behaved.critic_loss)
         self.follow(system.critic)

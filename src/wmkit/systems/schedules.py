@@ -37,6 +37,7 @@ class Schedule(nn.Module):
     """
 
     slow_critic: Any
+    takes_dreams = False  # whether ``update`` knows windows for dreams alone
 
     def __init__(
         self,

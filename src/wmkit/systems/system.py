@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wmkit.codecs import FrameStack
 from wmkit.dynamics import Latent
+from wmkit.errors import ConfigError, SpecError
 from wmkit.systems.checks import check_batch
 from wmkit.systems.policy import recurrent_policy
 from wmkit.systems.spaces import Spaces
@@ -43,6 +44,8 @@ class System(nn.Module):
         context: leading steps that only supply stored latents or older frames.
         carry_dtype: precision in which acting and learning carry the belief from step to step; replay
             stores it so without loss.
+        dream_windows: windows, and records of each, that :meth:`update` expects for dreams alone; none where
+            these start from its batch.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
@@ -77,32 +80,51 @@ class System(nn.Module):
         self.context = int(batch["context"])
         self.batch_shape = (int(batch["size"]), int(batch["length"]) + self.context)
         self.schedule = schedule(self)
+        starts = getattr(behaviour, "starts", None)
+        self.dream_windows: tuple[int, int] | None = getattr(starts, "windows", None)
+        if self.dream_windows is not None and not getattr(self.schedule, "takes_dreams", False):
+            raise ConfigError(
+                f"behaviour.starts of {name!r} is {type(starts).__name__}, with windows of its own, which "
+                f"{type(self.schedule).__name__} does not take: wanted starts from the batch; set "
+                "behaviour.starts._target_=wmkit.dynamics.PairStarts"
+            )
         self.exploration = (exploration or {}).get(spaces.actions)
         self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
         self.policy = policy(self)
 
-    def update(self, batch: TensorDictBase) -> TensorDict:
+    def update(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> TensorDict:
         """One full training update.
 
         Args:
             batch: the sequence layout ``[B, L]``; with :attr:`context` steps in front whose
                 stored ``state`` and ``belief`` start the window. Without stored latents the
                 window starts from the initial state.
+            dreams: windows of the same layout, ``[N, c+1]`` as :attr:`dream_windows` says, where it does.
 
         Returns:
             Detached scalars by name and, where windows start from stored latents, ``replay_context``
             ``[B, L - context]`` with the fresh ``state`` and ``belief`` for writing back to replay.
 
         Raises:
-            SpecError: a key is missing or has the wrong rank or dtype.
+            SpecError: a key is missing or has the wrong rank or dtype, or ``dreams`` are not what is wanted.
         """
         check_batch(batch, self.spaces)
+        beside = {}
+        shape = None if dreams is None else tuple(dreams.shape)
+        if shape != self.dream_windows:
+            raise SpecError(
+                f"windows for dreams are {shape}: wanted {self.dream_windows}, as behaviour.starts says; "
+                "give update what System.example_batches shows"
+            )
+        if dreams is not None:
+            check_batch(dreams, self.spaces)
+            beside["dreams"] = self.fill(dreams)
         latent = None
         if self.context and "state" in batch.keys():
             first = batch[:, self.context - 1]
             latent = self.world_model.dynamics.resume(first["state"].float(), first["belief"].float())
         filled = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
-        metrics, observed = self.schedule.update(self, filled, latent)
+        metrics, observed = self.schedule.update(self, filled, latent, **beside)
         if observed is None:  # nothing that a later window could start from
             return TensorDict(metrics)
         fresh = observed.latent
@@ -152,6 +174,13 @@ class System(nn.Module):
     def example_batch(self, seed: int = 0) -> TensorDict:
         """A random valid batch of :attr:`batch_shape`."""
         return self.spaces.example_batch(self.batch_shape, seed)
+
+    def example_batches(self, seed: int = 0) -> tuple[TensorDict, ...]:
+        """All that :meth:`update` takes: a random batch and, where dreams have their own, such windows."""
+        batch = self.example_batch(seed)
+        if self.dream_windows is None:
+            return (batch,)
+        return batch, self.spaces.example_batch(self.dream_windows, seed + 1)
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
         """The batch as a mapping: images stacked, in [0, 1]; neutral values for labels it lacks."""

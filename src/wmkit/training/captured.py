@@ -89,12 +89,12 @@ class CapturedUpdate:
     ) -> None:
         self.system, self.warm_up, self.autocast = system, max(int(warm_up), 1), autocast
         self.device = next(system.parameters()).device
-        self._update: Callable[[TensorDictBase], TensorDict] = system.update
+        self._update: Callable[..., TensorDict] = system.update
         if compiled:
             self._update = compile_update(system, backend="inductor" if compiled is True else compiled)
         records = record and self.device.type == "cuda"
         self._stream = torch.cuda.Stream(self.device) if records else None
-        self._batch: TensorDict | None = None
+        self._batches: list[TensorDict] = []
         self.forget()
 
     def forget(self) -> None:
@@ -108,16 +108,16 @@ class CapturedUpdate:
         """Kinds of updates that are replayed from now on."""
         return tuple(self._recordings)
 
-    def __call__(self, batch: TensorDictBase) -> TensorDict:
+    def __call__(self, *batches: TensorDictBase) -> TensorDict:
         """One update; see :meth:`System.update <wmkit.systems.system.System.update>`.
 
         Args:
-            batch: on any device; copied.
+            batches: what it takes, on any device; copied.
 
         Returns:
             Metrics and ``replay_context``, the caller's own, on the system's device.
         """
-        self._fill(batch)
+        self._fill(batches)
         if self._stream is None:
             return self._run().copied()
         if any(x is not y for x, y in zip(self._states, self._optimiser_states(), strict=True)):
@@ -150,20 +150,24 @@ class CapturedUpdate:
         return getattr(self.system, "schedule", None)
 
     def _run(self) -> _Results:
-        assert self._batch is not None
         precision: AbstractContextManager = nullcontext()
         if self.autocast is not None:
             precision = torch.autocast(self.device.type, self.autocast)
         # Gradients in this thread: another one would not know the precision, nor that it is being recorded.
         with torch.autograd.set_multithreading_enabled(False), precision:
-            return _Results.of(self._update(self._batch))
+            return _Results.of(self._update(*self._batches))
 
-    def _fill(self, batch: TensorDictBase) -> None:
-        """Copy ``batch`` to where every update reads it."""
+    def _fill(self, batches: Sequence[TensorDictBase]) -> None:
+        """Copy batches to where every update reads them."""
+        if not self._batches:
+            self._batches = [_like(batch, self.device) for batch in batches]
+        for batch, kept in zip(batches, self._batches, strict=True):
+            self._copy(batch, kept)
+
+    @staticmethod
+    def _copy(batch: TensorDictBase, kept: TensorDict) -> None:
         leaves = dict(batch.items(include_nested=True, leaves_only=True))
-        if self._batch is None:
-            self._batch = _like(batch, self.device)
-        held = dict(self._batch.items(include_nested=True, leaves_only=True))
+        held = dict(kept.items(include_nested=True, leaves_only=True))
         found, wanted = _describe(leaves), _describe(held)
         if found != wanted:
             key = next(k for k in {**wanted, **found} if found.get(k) != wanted.get(k))
@@ -190,7 +194,7 @@ class CapturedUpdate:
                     group["capturable"] = True
 
 
-def make_update(system: Any, settings: Mapping[str, Any]) -> Callable[[TensorDictBase], TensorDict]:
+def make_update(system: Any, settings: Mapping[str, Any]) -> Callable[..., TensorDict]:
     """What a trainer calls with each batch, on any device, as ``training.cuda_graph`` and ``compile`` say.
 
     Args:
@@ -201,7 +205,7 @@ def make_update(system: Any, settings: Mapping[str, Any]) -> Callable[[TensorDic
     if record or compiled:
         return CapturedUpdate(system, compiled=compiled, record=record)
     device = next(system.parameters()).device
-    return lambda batch: system.update(batch.to(device))
+    return lambda *batches: system.update(*(batch.to(device) for batch in batches))
 
 
 class _Beside:
@@ -220,7 +224,7 @@ class _Beside:
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
 
-def compile_update(system: Any, backend: str = "inductor") -> Callable[[TensorDictBase], TensorDict]:
+def compile_update(system: Any, backend: str = "inductor") -> Callable[..., TensorDict]:
     """``system.update`` compiled as one graph: losses, gradients, optimiser and slow critic.
 
     Args:
@@ -244,9 +248,9 @@ def compile_update(system: Any, backend: str = "inductor") -> Callable[[TensorDi
         system.update, fullgraph=True, backend=backend, options={"guard_filter_fn": _lasting}
     )
 
-    def update(batch: TensorDictBase) -> TensorDict:
+    def update(*batches: TensorDictBase) -> TensorDict:
         with config.patch(trace_autograd_ops=True):
-            return compiled(batch)
+            return compiled(*batches)
 
     return update
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from wmkit.data import ReplayStreams, StreamWriter
 from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
+from wmkit.data.samplers import Uniform
 from wmkit.training.collect import with_ends
 
 NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
@@ -39,6 +40,7 @@ class ReplayMemory:
         pairs: keyword arguments of :class:`~wmkit.data.pending_pairs.PendingPairs`; None for systems
             without jumps.
         keep_latents: store the ``state`` and ``belief`` that the policy writes.
+        dream_windows: windows and records of each that :meth:`sample_dreams` gives.
         seed: of the sampling generator.
     """
 
@@ -53,10 +55,11 @@ class ReplayMemory:
         options: Mapping[str, Any] | None = None,
         pairs: Mapping[str, Any] | None = None,
         keep_latents: bool = True,
+        dream_windows: tuple[int, int] | None = None,
         seed: int = 0,
     ) -> None:
         self.batch, self.length = int(batch_shape[0]), int(batch_shape[1])
-        self.context = context
+        self.context, self.dream_windows = context, dream_windows
         self.streams = ReplayStreams(
             folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {})
         )
@@ -67,6 +70,7 @@ class ReplayMemory:
         )
         self._spans: list[Tensor] = []
         self._window: TensorDictBase | None = None
+        self._dreams: TensorDictBase | None = None
 
     def _defaults(self) -> dict[Any, Tensor]:
         if self.pairs is None:
@@ -116,6 +120,15 @@ class ReplayMemory:
             self.batch, self.length, force_init=self.context == 0, out=self._window
         )
         return self._window
+
+    def sample_dreams(self) -> tuple[TensorDictBase, ...]:
+        """Windows ``[N, c+1]`` for dreams alone, drawn uniformly; none where dreams start in the batch."""
+        if self.dream_windows is None:
+            return ()
+        self._dreams = self.streams.sample(
+            *self.dream_windows, force_init=True, out=self._dreams, sampler=Uniform()
+        )
+        return (self._dreams,)
 
     def write_back(self, batch: TensorDictBase, latents: TensorDictBase) -> None:
         """Store latents ``[B, T]`` that an update computed; T counts from the window's end.

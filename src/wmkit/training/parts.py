@@ -158,6 +158,7 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
         capacity=int(options.pop("capacity", 100_000)),
         options=options,
         pairs=pairs,
+        dream_windows=getattr(system, "dream_windows", None),
         seed=int(config.get("seed", 0)),
     )
 

@@ -213,7 +213,7 @@ class Trainer:
             if self.interrupt.requested or not self.memory.ready():
                 return
             batch = self.memory.sample()
-            metrics = self.update(batch)
+            metrics = self.update(batch, *self.memory.sample_dreams())
             self.updates += 1
             context = metrics.get("replay_context", None)
             if context is not None:
