@@ -39,13 +39,8 @@ SETTINGS = ("size", "backbone", "env", "training", "batch", "discount", "learnin
 ASIDE = {
     f"training.{name}"
     for name in (
-        "time_limit",
-        "log_every",
-        "check_every",
-        "checkpoint_every",
-        "report",
-        "cuda_graph",
-        "compile",
+        *("time_limit", "log_every", "check_every", "checkpoint_every", "report", "cuda_graph", "compile"),
+        *("evaluate_every", "evaluate_episodes", "final_episodes"),
     )
 } | {"env.parallel"}
 
