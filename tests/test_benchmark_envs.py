@@ -272,6 +272,15 @@ def test_fire_is_pressed_for_the_agent_where_a_game_waits_for_it():
         4,
         5,
     )  # two presses, 1 to 3 no-ops
+    env = atari100k(
+        "breakout", noops=0, fire=True, max_frames=8
+    )  # a limit met before does not cut them short
+    starts = []
+    for _ in range(3):
+        current = env.reset()
+        starts.append(env.emulator.getEpisodeFrameNumber())
+        assert not act(env, current, 0)["done"] and act(env, current, 0)["truncated"]
+    assert len(set(starts)) == 1
     assert atari100k("pong", fire=True).fires and not atari100k("ms_pacman", fire=True).fires
 
     config = compose("twm", ["preset=atari100k", "env.game=breakout"])

@@ -183,8 +183,13 @@ class RSSM(nn.Module):
         bound = ("transition", id(self), learns)
         transition = kept(lambda: bound, self, lambda: self.input.bind(self.backbone))
         if one_hot and not learns:
-            every = torch.eye(action.shape[-1], dtype=action.dtype, device=action.device)
-            table = kept(lambda: ("actions", id(self)), self, lambda: transition.ahead(every))
+            table = kept(
+                lambda: ("actions", id(self)),
+                self,
+                lambda: transition.ahead(
+                    torch.eye(action.shape[-1], dtype=action.dtype, device=action.device)
+                ),
+            )
             ahead = table.index_select(0, action.argmax(-1))
         else:
             ahead = transition.ahead(self._clipped(action))

@@ -147,24 +147,24 @@ class AtariEnv(EnvBase):
 
     def _begin(self) -> None:
         self.emulator.reset_game()
+        self._played = 0
         if self.fires:
             pauses = int(self._random.integers(1, self.noops + 1)) if self.noops else 0
             for action in (*self.actions[1:3], *[self.actions[0]] * pauses):
-                if self._hold(action)[1]:
+                if self._hold(action, counted=False)[1]:
                     self.emulator.reset_game()
         else:
             for _ in range(int(self._random.integers(self.noops + 1))):
                 self.emulator.act(0)
                 if self._over():
                     self.emulator.reset_game()
-        self._played = 0
 
-    def _hold(self, action: Any) -> tuple[float, bool]:
+    def _hold(self, action: Any, counted: bool = True) -> tuple[float, bool]:
         """Hold an action for a step's frames; the reward, and whether the game is over."""
         reward = 0.0
         for frame in range(self.action_repeat):
             reward += self.emulator.act(action)
-            self._played += 1
+            self._played += counted
             over = self._over()
             last = over or self._late()
             if frame >= self.action_repeat - 2 or last:
@@ -179,9 +179,8 @@ class AtariEnv(EnvBase):
         left = self.emulator.lives()
         lost, self._lives_left = left < self._lives_left and not over, left
         if lost and self.fires and not late:
-            played = self._played
-            more, over = self._hold(self.actions[1])
-            reward, self._played = reward + more, played  # not a step of the agent's
+            more, over = self._hold(self.actions[1], counted=False)
+            reward += more
             self._lives_left = self.emulator.lives()
         ended = lost and self.lives == "terminate"
         self._between_lives = ended and not (over or late)
