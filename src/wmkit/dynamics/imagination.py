@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wmkit.dynamics.latent import Latent
 from wmkit.dynamics.world_model import WorldModel
-from wmkit.nn import Feature, weights_unchanged
+from wmkit.nn import Feature, Products, rows_are_free, weights_unchanged
 
 
 class Trajectory(NamedTuple):
@@ -108,8 +108,8 @@ def imagine(
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
-        learn: keep the policy's log-probabilities and entropies, with gradient to the actor, so that
-            its loss need not run it again.
+        learn: add the policy's log-probabilities and entropies, with gradient to the actor; scored at all
+            steps at once, from what its first layer made of each.
         look_for_turn: remember the step of each roll-out that most expects a jump (:func:`branch`).
     """
     dynamics = world_model.dynamics
@@ -123,16 +123,11 @@ def imagine(
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
     latents, actions, jumps, continuations = [_light(start)], [], [], []
     turn, turn_chance = start, start.belief.new_full((rows, 1), -1.0)
-    log_probs, entropies = [], []
+    products = [Products() for _ in range(horizon)] if learn and rows_are_free(start.state) else []
     for t in range(horizon):
         feature = latent.parts
-        with torch.set_grad_enabled(learn):
-            policy = actor(feature)
+        policy = actor(feature.remembering(products[t]) if products else feature)
         action = policy.sample(action_noise[t])
-        if learn:
-            with torch.enable_grad():
-                log_probs.append(policy.log_prob(action))
-                entropies.append(policy.entropy)
         if gate is None or gate_noise is None:
             jump = no_jump
             latent = dynamics.step(latent, action, noise=state_noise[t], one_hot=one_hot)
@@ -166,8 +161,11 @@ def imagine(
         trajectory = trajectory._replace(turn=turn, turn_chance=turn_chance)
     if not learn:
         return trajectory
+    before = trajectory.time_major.map(lambda x: x[:-1])  # [H, N, ...]
     with torch.enable_grad():
-        return trajectory._replace(log_probs=_stack(log_probs), entropies=_stack(entropies))
+        policy = actor(before.remembering(Products.stack(products) if products else None))
+        log_probs = policy.log_prob(trajectory.actions.transpose(0, 1)).t()
+        return trajectory._replace(log_probs=log_probs, entropies=policy.entropy.t())
 
 
 def _light(latent: Latent) -> Latent:

@@ -6,7 +6,7 @@ from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
 from wmkit.nn.conv_unpadded import UnpaddedConv, UnpaddedTransposedConv
 from wmkit.nn.deferred import LoopWeight, loop_weights
 from wmkit.nn.dropout import Dropout
-from wmkit.nn.features import Feature, FeaturePair, rows_are_free
+from wmkit.nn.features import Feature, FeaturePair, Products, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.latents import CategoricalLatent, GaussianLatent
@@ -53,6 +53,7 @@ __all__ = [
     "LoopWeight",
     "OneHotCategorical",
     "Perceptron",
+    "Products",
     "RMSNorm",
     "SquaredError",
     "SymexpTwoHot",

@@ -47,6 +47,39 @@ def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
     return picked.view(*index.shape[:-1], weight.shape[0])
 
 
+class Products:
+    """Products of one feature with weights, by weight.
+
+    A roll-out leaves here what its policy's first layer made of each step; scored at all steps at once
+    afterwards, the policy begins with that (:meth:`stack`).
+
+    >>> weight, feature = torch.ones(1, 3), Feature(torch.eye(2), torch.ones(2, 1), torch.tensor([[0], [1]]))
+    >>> feature = feature.remembering(Products())
+    >>> product = feature.linear(weight)
+    >>> feature.linear(weight) is product, Products.stack([feature.products] * 5).get(weight).shape
+    (False, torch.Size([5, 2, 1]))
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def get(self, weight: Tensor) -> Tensor | None:
+        """``[*B, D]``, where it is known."""
+        return self._known.get(id(weight), (None, None))[1]
+
+    def add(self, weight: Tensor, product: Tensor) -> None:
+        """Keep the product with ``weight``, which must not change as long as it is asked for."""
+        self._known[id(weight)] = weight, product  # the weight itself, or its identity could come again
+
+    @staticmethod
+    def stack(steps: list[Products]) -> Products:
+        """Of several steps, ``[T, *B, D]``."""
+        joined = Products()
+        for name, (weight, _) in steps[0]._known.items():
+            joined.add(weight, torch.stack([step._known[name][1] for step in steps]))
+        return joined
+
+
 @dataclass(frozen=True)
 class Feature:
     """State and belief of any leading dimensions; heads take it wherever they take a tensor.
@@ -55,6 +88,7 @@ class Feature:
         state: ``[*B, G*C]`` float, one-hot per group.
         belief: ``[*B, U]`` float.
         classes: ``[*B, G]`` int64, class of each group of ``state``; ``None`` where not known.
+        products: where given, :meth:`linear` leaves here what it computes and takes what it finds.
 
     >>> feature = Feature(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]), torch.tensor([[1]]))
     >>> with torch.no_grad():
@@ -65,6 +99,7 @@ class Feature:
     state: Tensor
     belief: Tensor
     classes: Tensor | None = None
+    products: Products | None = None
 
     @property
     def dense(self) -> Tensor:
@@ -76,10 +111,18 @@ class Feature:
         wanted = torch.is_grad_enabled() and (self.state.requires_grad or self.belief.requires_grad)
         if self.classes is None or wanted:
             return F.linear(self.dense, weight)
-        return _PickedRows.apply(self.state, self.belief, self.classes, weight)
+        known = None if self.products is None else self.products.get(weight)
+        product = _PickedRows.apply(self.state, self.belief, self.classes, weight, known)
+        if self.products is not None and known is None:
+            self.products.add(weight, product.detach())
+        return product
+
+    def remembering(self, products: Products | None) -> Feature:
+        """The same with such products."""
+        return Feature(self.state, self.belief, self.classes, products)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:
-        """The same of every part, e.g. a slice."""
+        """The same of every part, e.g. a slice; products are left out."""
         return Feature(fn(self.state), fn(self.belief), None if self.classes is None else fn(self.classes))
 
 
@@ -87,18 +130,22 @@ class _PickedRows(torch.autograd.Function):
     """A linear layer over a known feature; the gradient goes to the weight alone."""
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor, belief: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, state: Tensor, belief: Tensor, classes: Tensor, weight: Tensor, known: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(state, belief)
+        if known is not None:
+            return known.view_as(known)
         width = state.shape[-1]
         # In rows: a product with a slice of a larger tensor would go batch by batch.
         product = F.linear(_rows(belief), weight[:, width:])
         return one_hot_linear(classes, weight[:, :width]) + product.view(*belief.shape[:-1], len(weight))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor, None]:  # type: ignore[override]
         rows = _rows(grad).t()  # [D, N]
         parts = [rows @ _rows(part) for part in ctx.saved_tensors]
-        return None, None, None, torch.cat(parts, -1)
+        return None, None, None, torch.cat(parts, -1), None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -33,10 +33,9 @@ class DenseNormAct(nn.Module):
         self.norm = style.make_norm(out_dim)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Bias, norm and activation of a product ``[*B, out_dim]``, which may be overwritten."""
-        if self.linear.bias is not None:
-            x = x + self.linear.bias
-        return self.style.activate(self.norm(x), inplace=not torch.is_grad_enabled())
+        """Bias, norm and activation of a product ``[*B, out_dim]``, which is left as it is."""
+        out = self.norm(x if self.linear.bias is None else x + self.linear.bias)
+        return self.style.activate(out, inplace=out is not x and not torch.is_grad_enabled())
 
     def forward(self, x: Tensor | Feature | FeaturePair) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""

@@ -35,18 +35,26 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
         if x.dtype == torch.float32 and rows_are_free(x):
-            return _RMSNorm.apply(x, self.weight, self.eps)
+            if torch.is_grad_enabled():
+                return _RMSNorm.apply(x, self.weight, self.eps)
+            return _normalised(x, self.weight, self.eps)[0]
         return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The output ``[*B, dim]`` and what rows were multiplied with, ``[*B, 1]``."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.mul_(length).div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale).mul_(weight), scale
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [*B, 1]
-        scale = length.mul_(length).div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, scale = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return torch.mul(x, scale).mul_(weight)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
@@ -58,4 +66,4 @@ class _RMSNorm(torch.autograd.Function):
         )
         # What LayerNorm takes off for its mean: scale * mean(grad * weight).
         total = torch.mv(grad.view(-1, len(weight)), weight).view(scale.shape)
-        return inputs.addcmul_(total, scale, value=1 / len(weight)), weights, None
+        return inputs.add_(total.mul_(scale), alpha=1 / len(weight)), weights, None
