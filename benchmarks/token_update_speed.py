@@ -45,7 +45,7 @@ NOTES = {
     "twm": ["imagination ends with the policy's probabilities of what it did, at all steps at once"],
     "storm": [
         "imagination ends with the policy's probabilities of what it did, at all steps at once",
-        "imagination begins with the encoding of the windows that dreams start in, nine records each here",
+        "imagination begins with the encoding of the windows that dreams start in",
     ],
 }
 

@@ -208,6 +208,16 @@ def test_dreams_have_windows_of_their_own_where_they_ask_for_them() -> None:
         records.classes, records.previous_action, records.reward, records.is_init, records.ended
     )
     assert start.mask.all() and start.action.equal(records.previous_action[:, 1:])
+    assert not records.states[:, -1].any()  # dreams begin at what is expected there
+    looked: list = []
+    hook = system.world_model.encoder.register_forward_pre_hook(lambda module, args: looked.append(args[0]))
+    system.update(batch, dreams)
+    hook.remove()
+    assert [x["is_init"].shape[1] for x in looked] == [8, 3]
+    seen_too = build(own, "behaviour.prior_start=false")
+    seen_too.behaviour.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
+    seen_too.update(batch, dreams)
+    assert seen[-1].states[:, -1].sum(-1).eq(seen[-1].classes.shape[-1]).all()
 
     for wrong, found, wanted in (
         ((batch,), "None", r"\(12, 4\)"),

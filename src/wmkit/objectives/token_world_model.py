@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wmkit.dynamics.latent import Observed
 from wmkit.dynamics.token_world_model import TokenWorldModel
@@ -160,11 +161,19 @@ class TokenWorldModelLoss(nn.Module):
         }
 
     @torch.no_grad()
-    def encoded(self, world_model: TokenWorldModel, batch: Mapping[str, Tensor]) -> Records:
-        """Records ``[B, T]`` of windows that the model learns nothing from: without dropout or beliefs."""
+    def encoded(
+        self, world_model: TokenWorldModel, batch: Mapping[str, Tensor], *, blank: int = 0
+    ) -> Records:
+        """Records ``[B, T]`` of windows that the model learns nothing from: without dropout or beliefs.
+
+        States of the last ``blank`` records are not looked at and left zero.
+        """
         dynamics = world_model.dynamics
+        length = batch["is_init"].shape[1]
+        seen = {key: value[:, : length - blank] for key, value in batch.items()}
         with world_model.evaluating():
-            state, classes = dynamics.sample(dynamics.posterior_logits(world_model.encoder(batch)))
+            parts = dynamics.sample(dynamics.posterior_logits(world_model.encoder(seen)))
+        state, classes = (F.pad(part, (0, 0, 0, blank)) for part in parts)
         nothing = state.new_zeros(*state.shape[:2], dynamics.belief_dim)
         return Records(classes, state, nothing, *_beside(world_model, batch))
 

@@ -55,7 +55,8 @@ class PairedUpdate(Schedule):
         metrics["grad_norm_world_model"] = self.learners["world_model"].step(loss)
         records = learned.records
         if dreams is not None:
-            records = system.world_model_loss.encoded(system.world_model, dreams)
+            blank = int(system.behaviour.starts_unseen)
+            records = system.world_model_loss.encoded(system.world_model, dreams, blank=blank)
         behaved = system.behaviour(system.world_model, system.actor, system.critic, records, self.slow_critic)
         metrics |= behaved.metrics
         metrics["grad_norm_agent"] = self.learners["agent"].step(behaved.actor_loss + behaved.critic_loss)
