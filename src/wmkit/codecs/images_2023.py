@@ -79,7 +79,7 @@ class ImageEncoder(nn.Module):
         self.layers = nn.Sequential()
         for before, after in pairwise(widths):
             conv = init_hidden(HalvingConv(before, after, bias=style.bias), style.init)
-            self.layers.extend([conv, channel_norm(after, style), Activation(style)])
+            self.layers.extend([conv, channel_norm(after, style), Activation(style, overwrites=True)])
         self.out_dim = widths[-1] * GRID**2
 
     def forward(self, image: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class ImageDecoder(nn.Module):
         self.layers = nn.Sequential()
         for before, after in pairwise(widths):
             conv = init_hidden(DoublingConv(before, after, bias=style.bias), style.init)
-            self.layers.extend([conv, channel_norm(after, style), Activation(style)])
+            self.layers.extend([conv, channel_norm(after, style), Activation(style, overwrites=True)])
         last = DoublingConv(widths[-1], channels(shapes) * patch**2, bias=True, offset=0.5, patch=patch)
         self.layers.append(init_output(last, init=style.init))
 

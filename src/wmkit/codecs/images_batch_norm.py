@@ -56,7 +56,7 @@ class BatchNormImageEncoder(nn.Module):
         self.layers = nn.Sequential()
         for before, after in pairwise([channels(shapes), *stage_widths(depth, 1)]):
             conv = init_hidden(HalvingConv(before, after), style.init)
-            self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style)])
+            self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style, overwrites=True)])
         self.out_dim = 8 * depth * GRID**2
 
     def forward(self, image: Tensor) -> Tensor:
@@ -95,10 +95,10 @@ class BatchNormImageDecoder(nn.Module):
         image_side(shapes, lambda side: side == IMAGE_SIZE and patch == 1, SHAPE)
         widths = stage_widths(depth, 1)[::-1]
         self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, widths[0] * GRID**2, bias=False), style.init)
-        self.layers = nn.Sequential(nn.BatchNorm2d(widths[0]), Activation(style))
+        self.layers = nn.Sequential(nn.BatchNorm2d(widths[0]), Activation(style, overwrites=True))
         for before, after in pairwise(widths):
             conv = init_hidden(DoublingConv(before, after), style.init)
-            self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style)])
+            self.layers.extend([conv, nn.BatchNorm2d(after), Activation(style, overwrites=True)])
         last = DoublingConv(widths[-1], channels(shapes), bias=True, patch=1)
         self.layers.append(init_output(last, init=style.init))
 

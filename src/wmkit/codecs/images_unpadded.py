@@ -64,7 +64,7 @@ class UnpaddedImageEncoder(nn.Module):
         self.layers = nn.Sequential()
         for before, after in pairwise([channels(shapes), *(depth * 2**i for i in range(4))]):
             conv = init_hidden(UnpaddedConv(before, after, 4, bias=style.bias), style.init)
-            self.layers.extend([conv, channel_norm(after, style), Activation(style)])
+            self.layers.extend([conv, channel_norm(after, style), Activation(style, overwrites=True)])
         self.out_dim = 8 * depth * GRID**2
 
     def forward(self, image: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def unpadded_stages(
     for (before, after), kernel in zip(pairwise(widths), KERNELS[:-1], strict=True):
         conv: nn.ConvTranspose2d = UnpaddedTransposedConv(before, after, kernel, bias=style.bias)
         conv = init_hidden(conv, style.init) if init == "style" else conv
-        stages.extend([conv, channel_norm(after, style), Activation(style)])
+        stages.extend([conv, channel_norm(after, style), Activation(style, overwrites=True)])
     return stages
 
 

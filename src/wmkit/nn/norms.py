@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from wmkit.nn.rms_norm import RMSNorm
@@ -51,15 +52,21 @@ def channel_norm(channels: int, style: LayerStyle = STYLE_2023) -> nn.Module:
 class Activation(nn.Module):
     """A style's activation as a module.
 
+    Args:
+        style: names it.
+        overwrites: write into the input, where no gradient needs it: for what comes straight from a norm.
+
     >>> import torch
     >>> Activation(LayerStyle(activation="relu"))(torch.tensor([-1.0, 1.0]))
     tensor([0., 1.])
     """
 
-    def __init__(self, style: LayerStyle = STYLE_2023) -> None:
+    def __init__(self, style: LayerStyle = STYLE_2023, *, overwrites: bool = False) -> None:
         super().__init__()
-        self.style = style
+        self.style, self.overwrites = style, overwrites
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return self.style.activate(x)
+        # The gradients of relu and elu are found from what they give, that of silu is not.
+        free = self.style.activation != "silu" or not torch.is_grad_enabled()
+        return self.style.activate(x, inplace=self.overwrites and free)
