@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -12,7 +14,7 @@ from torchrl.objectives.value import TDLambdaEstimator
 import wmkit
 from wmkit.errors import ConfigError
 from wmkit.functional import lambda_return_jumpy
-from wmkit.nn import Bernoulli, SymlogTwoHot
+from wmkit.nn import Bernoulli, FirstLayers, SymlogTwoHot
 from wmkit.objectives import (
     BatchMeanTargets,
     LambdaReturnJumpy,
@@ -125,6 +127,36 @@ def test_targets_of_a_jump_are_its_own() -> None:
     torch.testing.assert_close(own(one, target[:1], mask[:1]), mean(one, target[:1], mask[:1]))
     flag = Bernoulli(torch.randn(6, 1))  # only two-hot heads were affected
     torch.testing.assert_close(own(flag, target > 9, mask), mean(flag, target > 9, mask))
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [("dreamer_v3", []), ("ls_imagine", ["behaviour.branches=true", "behaviour.gate.threshold=0.0"])],
+)
+def test_first_layers_taken_on_the_way_change_nothing(monkeypatch, name: str, overrides: list[str]) -> None:
+    tiny = [x for x in TINY if name == "ls_imagine" or not x.startswith("size.")]
+    system = build(name, *(["size=tiny"] if name == "dreamer_v3" else []), *tiny, *overrides)
+    learned = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
+    start = learned.starts, learned.start_mask, learned.start_continuation
+    for parameter in (*system.actor.parameters(), *system.critic.parameters()):
+        torch.nn.init.normal_(parameter, std=0.5)
+
+    def score() -> tuple:
+        torch.manual_seed(5)
+        ours = copy.deepcopy(system)  # the range of returns is moved
+        out = ours.behaviour(ours.world_model, ours.actor, ours.critic, ours.schedule.slow_critic, *start)
+        losses, learners = (out.actor_loss, out.critic_loss), (ours.actor, ours.critic)
+        weights = [p for module in learners for p in module.parameters()]
+        return *losses, out.start_return, torch.autograd.grad(sum(losses), weights)
+
+    widths = []
+    make = FirstLayers.of
+    monkeypatch.setattr(FirstLayers, "of", lambda *args: widths.append(made := make(*args)) or made)
+    on_the_way = score()
+    # actor, continuation, critic, slow critic, reward, and for LS-Imagine jump and intrinsic reward
+    assert len(widths[0].weights) == (5 if name == "dreamer_v3" else 7)
+    monkeypatch.setattr(FirstLayers, "of", lambda *args: None)
+    torch.testing.assert_close(on_the_way, score(), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_stay_in_their_part() -> None:

@@ -7,14 +7,16 @@ the roll-out equals DreamerV3's number for number under the same seed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmkit.dynamics.latent import Latent
 from wmkit.dynamics.world_model import WorldModel
-from wmkit.nn import Feature, Products, rows_are_free, weights_unchanged
+from wmkit.nn import Feature, FirstLayers, Products, weights_unchanged
 
 
 class Trajectory(NamedTuple):
@@ -31,6 +33,8 @@ class Trajectory(NamedTuple):
         entropies: ``[N, H]`` of the policy, nats, likewise.
         turn: leaves ``[N, ...]``, the step that most expects a jump, where one was looked for.
         turn_chance: ``[N, 1]`` probability of the jump there, times that of going on.
+        products: what first layers make of the features, where they were multiplied out; good until their
+            weights change.
     """
 
     states: Tensor
@@ -43,21 +47,23 @@ class Trajectory(NamedTuple):
     entropies: Tensor | None = None
     turn: Latent | None = None
     turn_chance: Tensor | None = None
+    products: Products | None = None
 
     @property
     def features(self) -> Feature:
         """``[N, H+1, ...]`` in parts."""
-        return Feature(self.states, self.beliefs, self.classes)
+        return Feature(self.states, self.beliefs, self.classes, self.products)
 
     @property
     def time_major(self) -> Feature:
         """``[H+1, N, ...]`` in parts, as they lie in memory: all but the first or last step are no copy."""
-        return self.features.map(lambda x: x.transpose(0, 1))
+        return self.features.map(_swap)
 
     @staticmethod
     def cat(parts: list[Trajectory]) -> Trajectory:
-        """Join along the starts; turns are left out."""
-        fields = zip(*(part._replace(turn=None, turn_chance=None) for part in parts), strict=True)
+        """Join along the starts; turns and products are left out."""
+        parts = [part._replace(turn=None, turn_chance=None, products=None) for part in parts]
+        fields = zip(*parts, strict=True)
         return Trajectory(*(_cat(list(field)) for field in fields))  # type: ignore[arg-type]
 
 
@@ -98,6 +104,7 @@ def imagine(
     gate: JumpGate | None = None,
     learn: bool = False,
     look_for_turn: bool = False,
+    readers: Sequence[nn.Module] = (),
 ) -> Trajectory:
     """Roll the policy out in the model, recording no gradients of the model.
 
@@ -108,9 +115,11 @@ def imagine(
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
-        learn: add the policy's log-probabilities and entropies, with gradient to the actor; scored at all
-            steps at once, from what its first layer made of each.
+        learn: add the policy's log-probabilities and entropies, with gradient to the actor; it is scored
+            at all steps at once.
         look_for_turn: remember the step of each roll-out that most expects a jump (:func:`branch`).
+        readers: heads that are going to read the features of the trajectory. Their first layers are taken
+            on the way, where that is quicker (:class:`~wmkit.nn.FirstLayers`).
     """
     dynamics = world_model.dynamics
     rows, device = start.state.shape[0], start.state.device
@@ -123,11 +132,13 @@ def imagine(
     latent, no_jump = start, torch.zeros(rows, dtype=torch.bool, device=device)
     latents, actions, jumps, continuations = [_light(start)], [], [], []
     turn, turn_chance = start, start.belief.new_full((rows, 1), -1.0)
-    products = [Products() for _ in range(horizon)] if learn and rows_are_free(start.state) else []
+    asked = ("continuation",) if gate is None else ("continuation", "jump")
+    heads = [head for name, head in world_model.heads.items() if name in asked]
+    layers = FirstLayers.of([actor, *heads, *readers], start.parts)
+    products = start.belief.new_empty(horizon + 1, rows, 0 if layers is None else layers.width)
     for t in range(horizon):
-        feature = latent.parts
-        policy = actor(feature.remembering(products[t]) if products else feature)
-        action = policy.sample(action_noise[t])
+        feature = latent.parts if layers is None else layers.known(latent.parts, products[t])
+        action = actor(feature).sample(action_noise[t])
         if gate is None or gate_noise is None:
             jump = no_jump
             latent = dynamics.step(latent, action, noise=state_noise[t], one_hot=one_hot)
@@ -149,23 +160,30 @@ def imagine(
     beliefs = _stack([x.belief for x in latents])
     known = [x.classes for x in latents if x.classes is not None]
     classes = _stack(known) if len(known) == len(latents) else None
+    features = Feature(states, beliefs, classes)
+    if layers is not None:
+        layers.known(latent.parts, products[horizon])
+        features = replace(features, products=Products(layers.weights, products.transpose(0, 1)))
     if continuations:
         continuation = _stack([*continuations, world_model.continuation(latent.parts)])
     else:
-        feature = Feature(states, beliefs, classes).map(lambda x: x.transpose(0, 1))
-        continuation = world_model.continuation(feature).transpose(0, 1)
+        continuation = world_model.continuation(features.map(_swap)).transpose(0, 1)
     trajectory = Trajectory(
-        states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes
+        *(states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes),
+        products=features.products,
     )
     if look_for_turn:
         trajectory = trajectory._replace(turn=turn, turn_chance=turn_chance)
     if not learn:
         return trajectory
-    before = trajectory.time_major.map(lambda x: x[:-1])  # [H, N, ...]
     with torch.enable_grad():
-        policy = actor(before.remembering(Products.stack(products) if products else None))
+        policy = actor(trajectory.time_major.map(lambda x: x[:-1]))
         log_probs = policy.log_prob(trajectory.actions.transpose(0, 1)).t()
         return trajectory._replace(log_probs=log_probs, entropies=policy.entropy.t())
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)
 
 
 def _light(latent: Latent) -> Latent:

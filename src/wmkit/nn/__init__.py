@@ -7,6 +7,7 @@ from wmkit.nn.conv_unpadded import UnpaddedConv, UnpaddedTransposedConv
 from wmkit.nn.deferred import LoopWeight, loop_weights
 from wmkit.nn.dropout import Dropout
 from wmkit.nn.features import Feature, FeaturePair, Products, rows_are_free
+from wmkit.nn.first_layers import FirstLayers
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.latents import CategoricalLatent, GaussianLatent
@@ -47,6 +48,7 @@ __all__ = [
     "Dropout",
     "Feature",
     "FeaturePair",
+    "FirstLayers",
     "GaussianLatent",
     "HalvingConv",
     "LayerStyle",

@@ -9,7 +9,7 @@ columns. Same numbers up to rounding, a quarter of the time on a CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,36 +48,28 @@ def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
 
 
 class Products:
-    """Products of one feature with weights, by weight.
+    """What several weights make of one feature, side by side (:class:`~wmkit.nn.FirstLayers`).
 
-    A roll-out leaves here what its policy's first layer made of each step; scored at all steps at once
-    afterwards, the policy begins with that (:meth:`stack`).
-
-    >>> weight, feature = torch.ones(1, 3), Feature(torch.eye(2), torch.ones(2, 1), torch.tensor([[0], [1]]))
-    >>> feature = feature.remembering(Products())
-    >>> product = feature.linear(weight)
-    >>> feature.linear(weight) is product, Products.stack([feature.products] * 5).get(weight).shape
-    (False, torch.Size([5, 2, 1]))
+    Args:
+        weights: each ``[D_i, F]``; known again by identity.
+        values: ``[*B, sum of D_i]``, the products with them.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, weights: Sequence[Tensor], values: Tensor) -> None:
+        self.weights, self.values = weights, values
 
     def get(self, weight: Tensor) -> Tensor | None:
-        """``[*B, D]``, where it is known."""
-        return self._known.get(id(weight), (None, None))[1]
+        """``[*B, D]`` of one of the weights, nothing of another."""
+        begin = 0
+        for known in self.weights:
+            if known is weight:
+                return self.values[..., begin : begin + len(weight)]
+            begin += len(known)
+        return None
 
-    def add(self, weight: Tensor, product: Tensor) -> None:
-        """Keep the product with ``weight``, which must not change as long as it is asked for."""
-        self._known[id(weight)] = weight, product  # the weight itself, or its identity could come again
-
-    @staticmethod
-    def stack(steps: list[Products]) -> Products:
-        """Of several steps, ``[T, *B, D]``."""
-        joined = Products()
-        for name, (weight, _) in steps[0]._known.items():
-            joined.add(weight, torch.stack([step._known[name][1] for step in steps]))
-        return joined
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Products:
+        """The same of the values, e.g. a slice."""
+        return Products(self.weights, fn(self.values))
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,7 @@ class Feature:
         state: ``[*B, G*C]`` float, one-hot per group.
         belief: ``[*B, U]`` float.
         classes: ``[*B, G]`` int64, class of each group of ``state``; ``None`` where not known.
-        products: where given, :meth:`linear` leaves here what it computes and takes what it finds.
+        products: what some weights make of it, where that is known already.
 
     >>> feature = Feature(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]), torch.tensor([[1]]))
     >>> with torch.no_grad():
@@ -112,18 +104,13 @@ class Feature:
         if self.classes is None or wanted:
             return F.linear(self.dense, weight)
         known = None if self.products is None else self.products.get(weight)
-        product = _PickedRows.apply(self.state, self.belief, self.classes, weight, known)
-        if self.products is not None and known is None:
-            self.products.add(weight, product.detach())
-        return product
-
-    def remembering(self, products: Products | None) -> Feature:
-        """The same with such products."""
-        return Feature(self.state, self.belief, self.classes, products)
+        return _PickedRows.apply(self.state, self.belief, self.classes, weight, known)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:
-        """The same of every part, e.g. a slice; products are left out."""
-        return Feature(fn(self.state), fn(self.belief), None if self.classes is None else fn(self.classes))
+        """The same of every part, e.g. a slice of the leading dimensions."""
+        classes = None if self.classes is None else fn(self.classes)
+        products = None if self.products is None else self.products.map(fn)
+        return Feature(fn(self.state), fn(self.belief), classes, products)
 
 
 class _PickedRows(torch.autograd.Function):

@@ -136,6 +136,7 @@ class ActorCriticLoss(nn.Module):
             gate=self.gate,
             learn=True,
             look_for_turn=self.branches and self.gate is not None,
+            readers=[critic, slow_critic, *(world_model.heads[name] for name in self.rewards)],
         )
         rows = starts.state.shape[0]
         if self.branches and self.gate is not None:
