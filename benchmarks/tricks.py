@@ -1,0 +1,455 @@
+"""What each trick of a quick DreamerV3 update gains: the plain way and ours in turn, on the same numbers.
+
+    python benchmarks/tricks.py --threads 2                     # all of them, two minutes
+    python benchmarks/tricks.py --only 5 --only 14 --json tricks.json
+
+Every trick is measured where it works: the part of an update at size 1m, 16 x 64 and 15 imagined steps, that
+it changes, as often as an update does it. Before the clock runs, both ways must give the same numbers (two
+draw other samples, which is said). *Share* is what is gained, of a whole update of ours in the same run.
+Tricks are numbered as in docs/performance.md. Those of pictures use 256 images of 3 x 64 x 64, a quarter of
+an update's; their share is of an update on images. `4` is not in wmkit: it shows what it would bring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
+
+import wmkit
+from wmkit.dynamics import filter_loop, imagine
+from wmkit.dynamics.inputs import CutLayer
+from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
+from wmkit.nn import Feature, FirstLayers, LoopWeight, UpsamplingConv, total_loss
+from wmkit.nn.features import one_hot_linear
+from wmkit.training.allocator import keep_freed_memory
+
+B, T, H, ACTIONS = 16, 64, 15, 6
+IMAGES = 256
+Way = Callable[[], Any]
+
+
+class Scene:
+    """An update's parts and what they work on."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.system: Any = self._system(Composite(observation=Unbounded((24,))))
+        self.model = self.system.world_model
+        self.rssm = self.model.dynamics
+        self.batch = self.system.fill(self._batch(self.system)[:, self.system.context :])
+        latent = self.rssm.initial(B)
+        self.learned = self.system.world_model_loss(self.model, self.batch, latent)
+        self.starts = self.learned.starts.detach()
+        self.rows = len(self.starts.state)  # 1,024
+        rollout = imagine(self.model, self.system.actor, self.starts, H)
+        self.features = rollout.time_major.map(lambda x: x[:-1].contiguous())  # [H, N, ...]
+        self.features = Feature(*(getattr(self.features, x) for x in ("state", "belief", "classes")))
+        self.images: Any = self._system(Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)))
+
+    def _system(self, spec: Composite) -> Any:
+        overrides = ["size=1m", "preset=full", f"batch.size={B}", f"batch.length={T}"]
+        return wmkit.build(
+            "dreamer_v3", observation_spec=spec, action_spec=OneHot(ACTIONS), overrides=overrides
+        )
+
+    def _batch(self, system: Any) -> Any:
+        batch = system.example_batch()
+        for name, width in (("state", self.rssm.state_dim), ("belief", self.rssm.belief_dim)):
+            batch[name] = torch.zeros(*batch.shape, width)
+        return batch
+
+    def update(self, system: Any) -> None:
+        """A whole update."""
+        system.update(self._batch(system))
+
+
+TRICKS: dict[str, tuple[str, Callable[[Scene], tuple[Way, Way]]]] = {}
+
+
+def trick(name: str, what: str) -> Callable[[Any], Any]:
+    """Register a function that makes the plain way and ours; ways return what must be equal."""
+
+    def register(make: Callable[[Scene], tuple[Way, Way]]) -> Callable[[Scene], tuple[Way, Way]]:
+        TRICKS[name] = what, make
+        return make
+
+    return register
+
+
+def graded(loss: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """A loss and its gradients."""
+    return loss.detach(), *torch.autograd.grad(loss, weights, allow_unused=True)
+
+
+# -- the window ---------------------------------------------------------------------------------------
+
+
+@trick("1", "prior, decoder and heads once over the window, forward and backward")
+def at_once(scene: Scene) -> tuple[Way, Way]:
+    model, width = scene.model, scene.rssm.state_dim
+    features = torch.randn(B, T, scene.rssm.feature_dim)
+    weights = [*scene.rssm.prior.parameters(), *model.heads.parameters(), *model.decoder.parameters()]
+
+    def parts(x: Tensor) -> Tensor:
+        means = [prediction.mean.mean() for prediction in model.predict(x).values()]
+        return sum(means, scene.rssm.prior_logits(x[..., width:]).square().mean())
+
+    def plain() -> Any:
+        return graded(torch.stack([parts(x) for x in features.unbind(1)]).mean(), *weights)
+
+    return plain, lambda: graded(parts(features), *weights)
+
+
+@trick("2", "products of actions and embeddings before the loop, forward and backward")
+def ahead(scene: Scene) -> tuple[Way, Way]:
+    rssm = scene.rssm
+    action = F.one_hot(torch.randint(ACTIONS, (B, T)), ACTIONS).float()
+    embed = torch.randn(B, T, rssm.posterior_in.linear.in_features - rssm.belief_dim)
+    weights = [*rssm.input.action.parameters(), rssm.backbone.hidden.weight, rssm.posterior_in.linear.weight]
+
+    def total(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        return torch.stack([x.square().mean() + y.square().mean() for x, y in parts]).mean()
+
+    def bound() -> tuple[Any, Any]:
+        return rssm.input.bind(rssm.backbone), CutLayer.of(rssm.posterior_in, rssm.belief_dim)
+
+    def plain() -> Any:
+        transition, posterior = bound()
+        pairs = zip(action.unbind(1), embed.unbind(1), strict=True)
+        return graded(total([(transition.ahead(a), posterior.ahead(e)) for a, e in pairs]), *weights)
+
+    def ours() -> Any:
+        transition, posterior = bound()
+        return graded(total([(transition.ahead(action), posterior.ahead(embed))]), *weights)
+
+    return plain, ours
+
+
+@trick("4", "one product of the belief for core and posterior, 64 steps of 16 rows (not in wmkit)")
+def joint(scene: Scene) -> tuple[Way, Way]:
+    core, posterior = torch.randn(2, scene.rssm.belief_dim, 64).unbind()
+    both, beliefs = torch.cat([core, posterior], 1), torch.randn(T, B, scene.rssm.belief_dim)
+
+    def plain() -> Any:
+        return [torch.cat([x @ core, x @ posterior], 1) for x in beliefs]
+
+    return plain, lambda: [x @ both for x in beliefs]
+
+
+def observed(scene: Scene) -> Any:
+    """The filtering loop, forward and backward."""
+    rssm, x = scene.rssm, scene.batch
+    torch.manual_seed(1)
+    embed, reset = scene.model.encoder(x), x["is_init"].squeeze(-1)
+    out = rssm.observe(embed, x["previous_action"].float(), reset, rssm.initial(B))
+    loss = out.latent.belief.square().mean() + out.posterior_logits.square().mean()
+    return graded(loss, *(p for p in rssm.parameters()))
+
+
+@contextlib.contextmanager
+def looped(deferred: bool) -> Iterator[None]:
+    """Inside, the loop goes through autograd step by step; weight gradients at its end or at each step."""
+
+    def call(weight: LoopWeight, x: Tensor) -> Tensor:
+        if weight.weight.ndim == 2:
+            return F.linear(x, weight.weight, weight.bias)
+        return wmkit.nn.block_product(x, weight.weight, weight.bias)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(filter_loop, "applies", lambda rssm: False))
+        if not deferred:
+            stack.enter_context(mock.patch.object(LoopWeight, "__init__", plain_weight))
+            stack.enter_context(mock.patch.object(LoopWeight, "__call__", call))
+        yield
+
+
+def plain_weight(self: Any, weight: Tensor, bias: Tensor | None = None) -> None:
+    self.weight, self.bias = weight, bias
+
+
+def inside(context: Callable[[], Any], work: Way) -> Way:
+    """``work`` within a context."""
+
+    def way() -> Any:
+        with context():
+            return work()
+
+    return way
+
+
+@trick("6", "weight gradients of the loop once, forward and backward")
+def deferred(scene: Scene) -> tuple[Way, Way]:
+    work = lambda: observed(scene)  # noqa: E731
+    return inside(lambda: looped(False), work), inside(lambda: looped(True), work)
+
+
+@trick("2, 3, 6, 7", "the loop as one operation with its gradient written out, forward and backward")
+def one_operation(scene: Scene) -> tuple[Way, Way]:
+    return inside(lambda: looped(True), lambda: observed(scene)), lambda: observed(scene)
+
+
+# -- the roll-out -------------------------------------------------------------------------------------
+
+
+@trick("3", "the block layer split by input, the action's share ready, 15 steps of 1,024 rows")
+def split(scene: Scene) -> tuple[Way, Way]:
+    gru, rows, known = scene.rssm.backbone, scene.rows, scene.rssm.input.action.linear.out_features
+    belief, shared = torch.randn(rows, gru.out_dim), torch.randn(rows, gru.in_dim + known)
+
+    @torch.no_grad()
+    def plain() -> Any:
+        own = belief.view(rows, gru.blocks, -1)
+        whole = torch.cat([own, shared.unsqueeze(1).expand(-1, gru.blocks, -1)], -1).flatten(1)
+        return [gru.hidden(whole) for _ in range(H)]
+
+    with torch.no_grad():
+        loop = gru.bind(known)
+        ready = loop.ahead(shared[:, -known:])
+
+    def step() -> Tensor:
+        out = loop.shared(shared[:, :-known]).add_(ready)
+        out.view(rows, gru.blocks, -1).transpose(0, 1).add_(loop.own(belief))
+        return out
+
+    @torch.no_grad()
+    def ours() -> Any:
+        return [step() for _ in range(H)]
+
+    return plain, ours
+
+
+@trick("5", "products with one-hot states as sums of rows, one head over 15,360 rows")
+def sums_of_rows(scene: Scene) -> tuple[Way, Way]:
+    weight = torch.randn(64, scene.rssm.state_dim)
+    state, classes = scene.features.state, scene.features.classes
+    assert classes is not None
+    return lambda: F.linear(state, weight), lambda: one_hot_linear(classes, weight)
+
+
+@trick("15", "features as classes and belief instead of one row, one head, forward and backward")
+def in_parts(scene: Scene) -> tuple[Way, Way]:
+    weight = torch.randn(64, scene.rssm.feature_dim, requires_grad=True)
+    out = torch.randn(H, scene.rows, 64)
+
+    def ours() -> Any:
+        return torch.autograd.grad(scene.features.linear(weight), weight, out)
+
+    return lambda: torch.autograd.grad(F.linear(scene.features.dense, weight), weight, out), ours
+
+
+@trick("7", "samples from uniforms drawn before the loop, 15 steps (other samples)")
+def drawn_before(scene: Scene) -> tuple[Way, Way]:
+    latent = scene.rssm.latent
+    probs = unimix_probs(torch.randn(scene.rows, latent.groups, latent.classes), latent.unimix)
+
+    def plain() -> None:
+        for _ in range(H):
+            torch.multinomial(probs.flatten(0, 1), 1)
+
+    def ours() -> None:
+        for uniform in torch.rand(H, scene.rows, latent.groups, 1):
+            sample_index(probs, uniform)
+
+    return plain, ours
+
+
+@trick("11", "steps of the roll-out without gradients")
+def without_gradients(scene: Scene) -> tuple[Way, Way]:
+    rssm = scene.rssm
+    noise = rssm.noise(H, scene.rows)
+    action = F.one_hot(torch.randint(ACTIONS, (scene.rows,)), ACTIONS).float()
+
+    def steps() -> Any:
+        latent = scene.starts
+        for t in range(H):
+            latent = rssm.step(latent, action, noise[t], one_hot=True)
+        return latent.belief.detach()
+
+    return inside(torch.enable_grad, steps), inside(torch.no_grad, steps)
+
+
+@trick("12", "no policy for the last state, no state after it (other samples)")
+def no_more_than_needed(scene: Scene) -> tuple[Way, Way]:
+    def rollout(steps: int) -> None:
+        imagine(scene.model, scene.system.actor, scene.starts, steps)
+
+    return lambda: rollout(H + 1), lambda: rollout(H)
+
+
+def behaved(scene: Scene) -> Any:
+    """Losses of actor and critic and their gradients."""
+    system, learned = scene.system, scene.learned
+    torch.manual_seed(2)
+    norm = {k: v.clone() for k, v in system.behaviour.return_norm.state_dict().items()}
+    out = system.behaviour(
+        *(scene.model, system.actor, system.critic, system.schedule.slow_critic),
+        *(scene.starts, learned.start_mask, learned.start_continuation),
+    )
+    system.behaviour.return_norm.load_state_dict(norm)  # which the loss moves
+    weights = [*system.actor.parameters(), *system.critic.parameters()]
+    return graded(out.actor_loss + out.critic_loss, *weights)
+
+
+@trick("13, 14", "first layers of policy and heads as one product, the behaviour")
+def first_layers(scene: Scene) -> tuple[Way, Way]:
+    apart = lambda: mock.patch.object(FirstLayers, "of", lambda *_: None)  # noqa: E731
+    return inside(apart, lambda: behaved(scene)), lambda: behaved(scene)
+
+
+def policy_loss(policy: Any, action: Tensor) -> Tensor:
+    return policy.log_prob(action).mean() + policy.entropy.mean()
+
+
+@trick("14, policy", "the policy scored at all steps at once, forward and backward")
+def policy_at_once(scene: Scene) -> tuple[Way, Way]:
+    actor, features = scene.system.actor, scene.features
+    action = F.one_hot(torch.randint(ACTIONS, (H, scene.rows)), ACTIONS).float()
+    weights = list(actor.parameters())
+
+    def plain() -> Any:
+        losses = [policy_loss(actor(features.map(lambda x, t=t: x[t])), action[t]) for t in range(H)]
+        return graded(torch.stack(losses).mean(), *weights)
+
+    return plain, lambda: graded(policy_loss(actor(features), action), *weights)
+
+
+@trick("14, critic", "one forward of the critic for values and loss, and its backward")
+def critic_once(scene: Scene) -> tuple[Way, Way]:
+    critic, features = scene.system.critic, scene.features
+    targets = torch.randn(2, H, scene.rows, 1).unbind()
+
+    def score(twice: bool) -> Any:
+        online = critic(features)
+        with torch.no_grad():
+            values = (critic(features) if twice else online).mean
+        return values, *graded(total_loss(online, *targets).mean(), *critic.parameters())
+
+    return lambda: score(True), lambda: score(False)
+
+
+@trick("16", "two-hot losses without two-hot targets, two targets of 15,360 rows, forward and backward")
+def no_codes(scene: Scene) -> tuple[Way, Way]:
+    bins = scene.system.critic.bins
+    logits = torch.randn(H * scene.rows, len(bins), requires_grad=True)
+    targets = torch.randn(H * scene.rows, 2) * 20
+
+    def plain() -> Any:
+        log_probs = torch.log_softmax(logits, -1)
+        losses = []
+        for target in targets.unbind(-1):
+            index, mass = two_hot(target, bins)
+            code = torch.zeros_like(logits).scatter_add_(-1, index, mass)
+            losses.append(-(code * log_probs).sum(-1))
+        return graded(sum(losses).mean(), logits)  # type: ignore[union-attr]
+
+    return plain, lambda: graded(two_hot_cross_entropy(logits, targets, bins).mean(), logits)
+
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+@trick("18", "doubling and 5 x 5 convolution as 3 x 3 to four phases, 256 images, forward and backward")
+def phases(scene: Scene) -> tuple[Way, Way]:
+    decoder = scene.images.world_model.decoder.image
+    features = torch.randn(IMAGES, sum(decoder.split))
+    target = torch.rand(IMAGES, 3, 64, 64)
+
+    def double(self: UpsamplingConv, x: Tensor) -> Tensor:
+        return F.conv2d(F.interpolate(x, scale_factor=2), self.weight, self.bias, padding=2)
+
+    def decode() -> Any:
+        return graded((decoder(features) - target).square().mean(), *decoder.parameters())
+
+    return inside(lambda: mock.patch.object(UpsamplingConv, "forward", double), decode), decode
+
+
+@trick("19", "channels last, 256 images through the encoder, forward and backward")
+def channels_last(scene: Scene) -> tuple[Way, Way]:
+    stages = scene.images.world_model.encoder.image.stages
+    image = torch.rand(IMAGES, 3, 64, 64)
+    last = image.contiguous(memory_format=torch.channels_last)
+
+    def encode(x: Tensor) -> Any:
+        return graded(stages(x).square().mean(), *stages.parameters())
+
+    return lambda: encode(image), lambda: encode(last)
+
+
+# -- measuring ----------------------------------------------------------------------------------------
+
+
+def milliseconds(work: Way) -> float:
+    begin = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def measure(plain: Way, ours: Way, rounds: int, same: bool) -> tuple[float, float]:
+    """Medians of both ways, in turn."""
+    if same:
+        torch.testing.assert_close(plain(), ours(), rtol=2e-3, atol=1e-4)
+    plain(), ours()
+    pairs = [(milliseconds(plain), milliseconds(ours)) for _ in range(rounds)]
+    before, after = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return before, after
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", help="a trick's number, as the table has it")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if unknown := set(args.only or ()) - set(TRICKS):
+        parser.error(f"--only {', '.join(sorted(unknown))}: wanted some of {' | '.join(TRICKS)}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    scene = Scene()
+    wholes = {}
+    for name, system in (("numbers", scene.system), ("images", scene.images)):
+        scene.update(system)
+        times = [milliseconds(lambda s=system: scene.update(s)) for _ in range(max(args.rounds // 3, 1))]
+        wholes[name] = statistics.median(times)
+    print(f"machine {platform.machine()}, threads {args.threads}, torch {torch.__version__}; an update takes")
+    print(", ".join(f"{whole:.0f} ms on {name}" for name, whole in wholes.items()), end="\n\n")
+    print("| trick | what | plain, ms | wmkit, ms | gained, ms | share |")
+    print("|---|---|---:|---:|---:|---:|")
+    rows = []
+    for name, (what, make) in TRICKS.items():
+        if args.only and name not in args.only:
+            continue
+        before, after = measure(*make(scene), args.rounds, "(other samples)" not in what)
+        many = B * T / IMAGES if "256 images" in what else 1.0
+        share = many * (before - after) / wholes["images" if many > 1 else "numbers"]
+        rows.append({"trick": name, "what": what, "plain_ms": before, "wmkit_ms": after, "share": share})
+        cells = f"{before:.1f} | {after:.1f} | {before - after:.1f} | {100 * share:.1f} %"
+        print(f"| {name} | {what} | {cells} |", flush=True)
+    if args.json:
+        report = {"threads": args.threads, "torch": torch.__version__, "update_ms": wholes, "tricks": rows}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
