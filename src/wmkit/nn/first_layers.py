@@ -40,15 +40,19 @@ class FirstLayers:
 
     @classmethod
     def of(cls, heads: Iterable[nn.Module], feature: Feature) -> FirstLayers | None:
-        """Of the heads with a ``trunk`` (:class:`~wmkit.nn.MLP`), where it helps to have them.
+        """Of the heads with a ``trunk`` (:class:`~wmkit.nn.MLP`) over such features, where it helps.
 
-        That is on a CPU, over features of known classes, in the precision of the weights.
+        That is on a CPU, for known classes, in the precision of the weights.
         """
+        belief = feature.belief
+        if feature.classes is None or not rows_are_free(belief) or torch.is_autocast_enabled("cpu"):
+            return None
         trunks = [getattr(head, "trunk", None) for head in heads]
         first: list[Any] = [trunk[0] for trunk in trunks if isinstance(trunk, MLP) and len(trunk)]
+        width = feature.state.shape[-1] + belief.shape[-1]
         weights = [layer.linear.weight for layer in first]
-        helps = feature.classes is not None and not torch.is_autocast_enabled("cpu")
-        return cls(weights) if weights and helps and rows_are_free(feature.belief) else None
+        weights = [x for x in weights if x.shape[1] == width and x.dtype == belief.dtype]
+        return cls(weights) if weights else None
 
     @torch.no_grad()
     def known(self, feature: Feature, out: Tensor) -> Feature:
