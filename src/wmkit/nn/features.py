@@ -130,8 +130,8 @@ class _PickedRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor, None]:  # type: ignore[override]
-        rows = _rows(grad).t()  # [D, N]
-        parts = [rows @ _rows(part) for part in ctx.saved_tensors]
+        rows = _rows(grad)  # [N, D]
+        parts = [(_rows(part).t() @ rows).t() for part in ctx.saved_tensors]
         return None, None, None, torch.cat(parts, -1), None
 
 
