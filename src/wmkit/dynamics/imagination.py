@@ -134,7 +134,7 @@ def imagine(
     turn, turn_chance = start, start.belief.new_full((rows, 1), -1.0)
     asked = ("continuation",) if gate is None else ("continuation", "jump")
     heads = [head for name, head in world_model.heads.items() if name in asked]
-    layers = FirstLayers.of([actor, *heads, *readers], start.parts)
+    layers = FirstLayers.of(start.parts, actor, [*heads, *readers])
     products = start.belief.new_empty(horizon + 1, rows, 0 if layers is None else layers.width)
     for t in range(horizon):
         feature = latent.parts if layers is None else layers.known(latent.parts, products[t])

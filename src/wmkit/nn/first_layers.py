@@ -1,8 +1,8 @@
-"""The first layers of heads that read the same feature, as one product.
+"""The first layers of a policy and of heads that read the same feature, as one product.
 
 A wide product is quicker than several narrow ones, and quickest while the feature it reads has
-just been made: a roll-out takes it step by step, and its heads find their share when they are applied
-to all steps at once (:attr:`Feature.products <wmkit.nn.Feature>`).
+just been made: a roll-out takes it step by step. Applied to all steps at once afterwards, policy and
+heads find their share (:attr:`Feature.products <wmkit.nn.Feature>`).
 """
 
 from __future__ import annotations
@@ -12,24 +12,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmkit.nn.features import Feature, Products, one_hot_linear, rows_are_free
 from wmkit.nn.mlp import MLP
 
+_NARROW = 128  # columns; more of them are as quick alone, and would be memory
+
 
 class FirstLayers:
-    """First weights of heads, side by side; good until the weights change.
+    """First weights side by side; good until they change.
 
     Args:
         weights: each ``[D_i, F]``.
 
     >>> from wmkit.heads import Critic, DiscreteActor
-    >>> heads = [Critic(6, target="return", units=8, layers=1), DiscreteActor(6, 3, units=4, layers=1)]
+    >>> actor = DiscreteActor(6, 3, units=4, layers=1)
+    >>> critic = Critic(6, target="return", units=8, layers=1)
     >>> feature = Feature(torch.eye(2), torch.ones(2, 4), torch.tensor([[0], [1]]))
-    >>> layers = FirstLayers.of(heads, feature)
+    >>> layers = FirstLayers.of(feature, actor, [critic])
     >>> known = layers.known(feature, torch.empty(2, layers.width))
-    >>> torch.allclose(heads[0](known).logits, heads[0](feature).logits)
+    >>> torch.allclose(critic(known).logits, critic(feature).logits)
     True
     """
 
@@ -39,19 +42,24 @@ class FirstLayers:
         self.width = len(self.joint)
 
     @classmethod
-    def of(cls, heads: Iterable[nn.Module], feature: Feature) -> FirstLayers | None:
-        """Of the heads with a ``trunk`` (:class:`~wmkit.nn.MLP`) over such features, where it helps.
+    def of(cls, feature: Feature, policy: Any, heads: Iterable[Any]) -> FirstLayers | None:
+        """Of a policy and narrow heads with a ``trunk`` (:class:`~wmkit.nn.MLP`) over such features.
 
-        That is on a CPU, for known classes, in the precision of the weights.
+        Nothing where it does not help: it does on a CPU, for known classes, in the precision of the weights.
         """
         belief = feature.belief
         if feature.classes is None or not rows_are_free(belief) or torch.is_autocast_enabled("cpu"):
             return None
-        trunks = [getattr(head, "trunk", None) for head in heads]
-        first: list[Any] = [trunk[0] for trunk in trunks if isinstance(trunk, MLP) and len(trunk)]
         width = feature.state.shape[-1] + belief.shape[-1]
-        weights = [layer.linear.weight for layer in first]
-        weights = [x for x in weights if x.shape[1] == width and x.dtype == belief.dtype]
+        weights = []
+        for reader in (policy, *heads):
+            trunk = getattr(reader, "trunk", None)
+            if isinstance(trunk, MLP) and len(trunk):
+                first: Any = trunk[0]
+                weight: Tensor = first.linear.weight
+                fits = weight.shape[1] == width and weight.dtype == belief.dtype
+                if fits and (reader is policy or len(weight) <= _NARROW):
+                    weights.append(weight)
         return cls(weights) if weights else None
 
     @torch.no_grad()
