@@ -3,9 +3,10 @@
     python benchmarks/tricks.py --threads 2                     # all of them, two minutes
     python benchmarks/tricks.py --only 5 --only 14 --json tricks.json
 
-Every trick is measured where it works: the part of an update at size 1m, 16 x 64 and 15 imagined steps, that
-it changes, as often as an update does it. Before the clock runs, both ways must give the same numbers (two
-draw other samples, which is said). *Share* is what is gained, of a whole update of ours in the same run.
+Every trick is measured where it works: in the part that it changes of an update at size 1m, 16 x 64 and 15
+imagined steps. Before the clock runs, both ways must give the same numbers (two draw other samples, which is
+said). *Share* is what is gained, of a whole update of ours in the same run; shares do not add up, since
+one way of saving often stands on another (without gradients, states are looked up as classes too).
 Tricks are numbered as in docs/performance.md. Those of pictures use 256 images of 3 x 64 x 64, a quarter of
 an update's; their share is of an update on images. `4` is not in wmkit: it shows what it would bring.
 """
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,9 +33,8 @@ from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
 from wmkit.dynamics import filter_loop, imagine
-from wmkit.dynamics.inputs import CutLayer
 from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
-from wmkit.nn import Feature, FirstLayers, LoopWeight, UpsamplingConv, total_loss
+from wmkit.nn import Feature, FirstLayers, LoopWeight, Products, UpsamplingConv, total_loss
 from wmkit.nn.features import one_hot_linear
 from wmkit.training.allocator import keep_freed_memory
 
@@ -114,27 +115,37 @@ def at_once(scene: Scene) -> tuple[Way, Way]:
     return plain, lambda: graded(parts(features), *weights)
 
 
-@trick("2", "products of actions and embeddings before the loop, forward and backward")
+@trick("2", "products of embeddings and actions before the loop, forward and backward")
 def ahead(scene: Scene) -> tuple[Way, Way]:
     rssm = scene.rssm
-    action = F.one_hot(torch.randint(ACTIONS, (B, T)), ACTIONS).float()
-    embed = torch.randn(B, T, rssm.posterior_in.linear.in_features - rssm.belief_dim)
-    weights = [*rssm.input.action.parameters(), rssm.backbone.hidden.weight, rssm.posterior_in.linear.weight]
+    posterior, action_layer, hidden = rssm.posterior_in.linear, rssm.input.action, rssm.backbone.hidden
+    units = rssm.belief_dim
+    embed = torch.randn(T, B, posterior.in_features - units)
+    action = F.one_hot(torch.randint(ACTIONS, (T, B)), ACTIONS).float()
+    belief = torch.randn(T, B, units)
+    shared = torch.randn(T, B, rssm.backbone.in_dim)  # belief and state, each through its layer
+    dense = hidden.weight.detach()[:, units // rssm.backbone.blocks :].transpose(0, 1).flatten(1)
+    dense = dense.contiguous().requires_grad_()  # [belief, state, action through their layers; U]
+    known = len(dense) - shared.shape[-1]
+    weights = [posterior.weight, dense, *action_layer.parameters()]
 
-    def total(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        return torch.stack([x.square().mean() + y.square().mean() for x, y in parts]).mean()
-
-    def bound() -> tuple[Any, Any]:
-        return rssm.input.bind(rssm.backbone), CutLayer.of(rssm.posterior_in, rssm.belief_dim)
+    def loss(pairs: list[tuple[Tensor, Tensor]]) -> Any:
+        total = torch.stack([x.square().mean() + y.square().mean() for x, y in pairs])
+        return graded(total.mean(), *weights)
 
     def plain() -> Any:
-        transition, posterior = bound()
-        pairs = zip(action.unbind(1), embed.unbind(1), strict=True)
-        return graded(total([(transition.ahead(a), posterior.ahead(e)) for a, e in pairs]), *weights)
+        pairs = []
+        for t in range(T):
+            read = torch.cat([shared[t], action_layer(action[t])], -1)
+            pairs.append((read @ dense, F.linear(torch.cat([belief[t], embed[t]], -1), posterior.weight)))
+        return loss(pairs)
 
     def ours() -> Any:
-        transition, posterior = bound()
-        return graded(total([(transition.ahead(action), posterior.ahead(embed))]), *weights)
+        step, later = dense.split([len(dense) - known, known])
+        of_belief, of_embed = posterior.weight.split([units, posterior.in_features - units], 1)
+        actions, embeds = action_layer(action) @ later, F.linear(embed, of_embed)
+        pairs = zip(actions.unbind(), embeds.unbind(), shared.unbind(), belief.unbind(), strict=True)
+        return loss([(a + x @ step, e + F.linear(u, of_belief)) for a, e, x, u in pairs])
 
     return plain, ours
 
@@ -145,9 +156,9 @@ def joint(scene: Scene) -> tuple[Way, Way]:
     both, beliefs = torch.cat([core, posterior], 1), torch.randn(T, B, scene.rssm.belief_dim)
 
     def plain() -> Any:
-        return [torch.cat([x @ core, x @ posterior], 1) for x in beliefs]
+        return [(x @ core, x @ posterior) for x in beliefs]
 
-    return plain, lambda: [x @ both for x in beliefs]
+    return plain, lambda: [(x @ both).split(64, 1) for x in beliefs]
 
 
 def observed(scene: Scene) -> Any:
@@ -205,7 +216,7 @@ def one_operation(scene: Scene) -> tuple[Way, Way]:
 # -- the roll-out -------------------------------------------------------------------------------------
 
 
-@trick("3", "the block layer split by input, the action's share ready, 15 steps of 1,024 rows")
+@trick("3", "the block layer split by input, the share of one-hot actions ready, 15 steps of 1,024 rows")
 def split(scene: Scene) -> tuple[Way, Way]:
     gru, rows, known = scene.rssm.backbone, scene.rows, scene.rssm.input.action.linear.out_features
     belief, shared = torch.randn(rows, gru.out_dim), torch.randn(rows, gru.in_dim + known)
@@ -240,18 +251,22 @@ def sums_of_rows(scene: Scene) -> tuple[Way, Way]:
     return lambda: F.linear(state, weight), lambda: one_hot_linear(classes, weight)
 
 
-@trick("15", "features as classes and belief instead of one row, one head, forward and backward")
+@trick("15", "features as classes and belief instead of one row, five heads, forward and backward")
 def in_parts(scene: Scene) -> tuple[Way, Way]:
-    weight = torch.randn(64, scene.rssm.feature_dim, requires_grad=True)
-    out = torch.randn(H, scene.rows, 64)
+    weights = [torch.randn(64, scene.rssm.feature_dim, requires_grad=True) for _ in range(5)]
+    out = [torch.randn(H, scene.rows, 64)] * 5
+
+    def plain() -> Any:
+        dense = scene.features.dense
+        return torch.autograd.grad([F.linear(dense, weight) for weight in weights], weights, out)
 
     def ours() -> Any:
-        return torch.autograd.grad(scene.features.linear(weight), weight, out)
+        return torch.autograd.grad([scene.features.linear(weight) for weight in weights], weights, out)
 
-    return lambda: torch.autograd.grad(F.linear(scene.features.dense, weight), weight, out), ours
+    return plain, ours
 
 
-@trick("7", "samples from uniforms drawn before the loop, 15 steps (other samples)")
+@trick("7", "samples by comparing uniforms with sums, not by torch.multinomial, 15 steps (other samples)")
 def drawn_before(scene: Scene) -> tuple[Way, Way]:
     latent = scene.rssm.latent
     probs = unimix_probs(torch.randn(scene.rows, latent.groups, latent.classes), latent.unimix)
@@ -314,17 +329,33 @@ def policy_loss(policy: Any, action: Tensor) -> Tensor:
     return policy.log_prob(action).mean() + policy.entropy.mean()
 
 
-@trick("14, policy", "the policy scored at all steps at once, forward and backward")
+@trick("14, policy", "the policy sampled step by step, then scored at all steps at once, and its backward")
 def policy_at_once(scene: Scene) -> tuple[Way, Way]:
     actor, features = scene.system.actor, scene.features
-    action = F.one_hot(torch.randint(ACTIONS, (H, scene.rows)), ACTIONS).float()
-    weights = list(actor.parameters())
+    noise, weights = actor.noise(H, scene.rows), list(actor.parameters())
+    steps = [features.map(lambda x, t=t: x[t]) for t in range(H)]
+
+    def score(policy: Any, action: Tensor) -> Tensor:
+        return policy.log_prob(action).mean() + policy.entropy.mean()
 
     def plain() -> Any:
-        losses = [policy_loss(actor(features.map(lambda x, t=t: x[t])), action[t]) for t in range(H)]
+        losses = []
+        for x, chance in zip(steps, noise, strict=True):
+            policy = actor(x)
+            losses.append(score(policy, policy.sample(chance).detach()))
         return graded(torch.stack(losses).mean(), *weights)
 
-    return plain, lambda: graded(policy_loss(actor(features), action), *weights)
+    def ours() -> Any:
+        layers = FirstLayers.of(features, actor, [])
+        assert layers is not None
+        products = torch.empty(H, scene.rows, layers.width)
+        with torch.no_grad():
+            pairs = zip(steps, noise, products, strict=True)
+            actions = [actor(layers.attach(x, out)).sample(chance) for x, chance, out in pairs]
+        known = replace(features, products=Products(layers.weights, products))
+        return graded(score(actor(known), torch.stack(actions)), *weights)
+
+    return plain, ours
 
 
 @trick("14, critic", "one forward of the critic for values and loss, and its backward")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import SymExpTwoHot as TorchRLTwoHot
 
-from wmkit.codecs import Decoder, Encoder, ImageDecoder2024, ImageEncoder2024
+from wmkit.codecs import (
+    BatchNormImageDecoder,
+    BatchNormImageEncoder,
+    Decoder,
+    Encoder,
+    ImageDecoder,
+    ImageDecoder2024,
+    ImageEncoder,
+    ImageEncoder2024,
+    UnpaddedImageDecoder,
+    UnpaddedImageEncoder,
+)
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symexp, symexp_bins, symlog
 from wmkit.heads import ContinueHead, ContinuousActor, Critic, DiscreteActor, RewardHead
@@ -338,6 +350,35 @@ def test_codec_and_head_compile_to_one_graph() -> None:
     compiled = torch.compile(losses, fullgraph=True, backend="eager")(*inputs)
     for found, expected in zip(compiled, losses(*inputs), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("encode", "decode"),
+    [
+        (ImageEncoder, ImageDecoder),
+        (UnpaddedImageEncoder, UnpaddedImageDecoder),
+        (BatchNormImageEncoder, BatchNormImageDecoder),
+        (ImageEncoder2024, partial(ImageDecoder2024, deter=16, units=8)),
+    ],
+)
+@pytest.mark.parametrize("depth", [8, 16])
+def test_every_style_of_a_codec_learns_and_gives_the_same_without_gradients(encode, decode, depth) -> None:
+    torch.manual_seed(0)
+    image, features = torch.rand(2, 3, 64, 64), torch.randn(2, 24)
+    before = image.clone()
+    for norm, activation in itertools.product(("none", "layer", "rms"), ("silu", "elu", "relu")):
+        style = LayerStyle(norm=norm, activation=activation)
+        for codec, x in (
+            (encode(PIXELS, depth=depth, style=style), image),
+            (decode(24, PIXELS, depth=depth, style=style), features),
+        ):
+            codec.eval()
+            learning = codec(x)
+            learning.square().sum().backward()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in codec.parameters())
+            with torch.no_grad():
+                torch.testing.assert_close(codec(x), learning)
+    assert image.equal(before)
 
 
 def test_a_style_reaches_the_codec_of_2023_too() -> None:

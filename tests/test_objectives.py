@@ -12,9 +12,10 @@ from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY
 from torchrl.objectives.value import TDLambdaEstimator
 
 import wmkit
+from wmkit.dynamics import imagine
 from wmkit.errors import ConfigError
 from wmkit.functional import lambda_return_jumpy
-from wmkit.nn import Bernoulli, FirstLayers, SymlogTwoHot
+from wmkit.nn import Bernoulli, Feature, FirstLayers, SymlogTwoHot
 from wmkit.objectives import (
     BatchMeanTargets,
     LambdaReturnJumpy,
@@ -155,7 +156,15 @@ def test_first_layers_taken_on_the_way_change_nothing(monkeypatch, name: str, ov
     on_the_way = score()
     # actor, continuation, critic, slow critic, reward, and for LS-Imagine jump and intrinsic reward
     assert len(widths[0].weights) == (5 if name == "dreamer_v3" else 7)
+    rollout = imagine(system.world_model, system.actor, learned.starts, 3, readers=[system.critic])
+    bare = Feature(rollout.states, rollout.beliefs, rollout.classes)
+    assert rollout.products is not None
+    for _ in range(2):  # products of weights that have changed since are not used
+        with torch.no_grad():
+            torch.testing.assert_close(system.critic(rollout.features).logits, system.critic(bare).logits)
+            system.critic.trunk[0].linear.weight.mul_(3)
     monkeypatch.setattr(FirstLayers, "of", lambda *args: None)
+    system.critic.trunk[0].linear.weight.data.div_(9)
     torch.testing.assert_close(on_the_way, score(), rtol=1e-4, atol=1e-5)
 
 

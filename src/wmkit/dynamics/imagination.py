@@ -33,8 +33,7 @@ class Trajectory(NamedTuple):
         entropies: ``[N, H]`` of the policy, nats, likewise.
         turn: leaves ``[N, ...]``, the step that most expects a jump, where one was looked for.
         turn_chance: ``[N, 1]`` probability of the jump there, times that of going on.
-        products: what first layers make of the features, where they were multiplied out; good until their
-            weights change.
+        products: what first layers make of the features, where that was taken on the way.
     """
 
     states: Tensor
@@ -110,8 +109,8 @@ def imagine(
 
     Args:
         world_model: with a ``jump`` head and long-short dynamics if a gate is given.
-        actor: features of ``N`` states to a distribution over actions; its ``noise(H, N)``, where it has
-            one, draws for all steps at once what ``sample`` takes.
+        actor: features of any leading dimensions to a distribution over actions, always the same one; its
+            ``noise(H, N)``, where it has one, draws for all steps at once what ``sample`` takes.
         start: states to start from, leaves ``[N, ...]``.
         horizon: transitions H per start.
         gate: where to jump; steps only if not given.
@@ -137,7 +136,9 @@ def imagine(
     layers = FirstLayers.of(start.parts, actor, [*heads, *readers])
     products = start.belief.new_empty(horizon + 1, rows, 0 if layers is None else layers.width)
     for t in range(horizon):
-        feature = latent.parts if layers is None else layers.known(latent.parts, products[t])
+        feature = latent.parts
+        if layers is not None and latent.classes is not None:
+            feature = layers.attach(feature, products[t])
         action = actor(feature).sample(action_noise[t])
         if gate is None or gate_noise is None:
             jump = no_jump
@@ -161,17 +162,17 @@ def imagine(
     known = [x.classes for x in latents if x.classes is not None]
     classes = _stack(known) if len(known) == len(latents) else None
     features = Feature(states, beliefs, classes)
-    if layers is not None:
-        layers.known(latent.parts, products[horizon])
+    last = latent.parts
+    if layers is not None and classes is not None:
+        last = layers.attach(last, products[horizon])
         features = replace(features, products=Products(layers.weights, products.transpose(0, 1)))
     if continuations:
-        continuation = _stack([*continuations, world_model.continuation(latent.parts)])
+        continuation = _stack([*continuations, world_model.continuation(last)])
     else:
         continuation = world_model.continuation(features.map(_swap)).transpose(0, 1)
     trajectory = Trajectory(
-        *(states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes),
-        products=features.products,
-    )
+        states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes
+    )._replace(products=features.products)
     if look_for_turn:
         trajectory = trajectory._replace(turn=turn, turn_chance=turn_chance)
     if not learn:

@@ -51,19 +51,20 @@ class Products:
     """What several weights make of one feature, side by side (:class:`~wmkit.nn.FirstLayers`).
 
     Args:
-        weights: each ``[D_i, F]``; known again by identity.
+        weights: each ``[D_i, F]``, with the version it had; known again by identity.
         values: ``[*B, sum of D_i]``, the products with them.
     """
 
-    def __init__(self, weights: Sequence[Tensor], values: Tensor) -> None:
+    def __init__(self, weights: Sequence[tuple[Tensor, int]], values: Tensor) -> None:
         self.weights, self.values = weights, values
 
     def get(self, weight: Tensor) -> Tensor | None:
-        """``[*B, D]`` of one of the weights, nothing of another."""
+        """``[*B, D]`` of one of the weights; nothing of another, or of one that has changed."""
         begin = 0
-        for known in self.weights:
+        for known, version in self.weights:
             if known is weight:
-                return self.values[..., begin : begin + len(weight)]
+                unchanged = weight._version == version
+                return self.values[..., begin : begin + len(weight)] if unchanged else None
             begin += len(known)
         return None
 

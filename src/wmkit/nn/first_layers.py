@@ -1,8 +1,8 @@
 """The first layers of a policy and of heads that read the same feature, as one product.
 
 A wide product is quicker than several narrow ones, and quickest while the feature it reads has
-just been made: a roll-out takes it step by step. Applied to all steps at once afterwards, policy and
-heads find their share (:attr:`Feature.products <wmkit.nn.Feature>`).
+just been made: a roll-out takes it step by step. When policy and heads are applied to all steps at once
+afterwards, they find their share in the feature (:attr:`Feature.products <wmkit.nn.Feature>`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from wmkit.nn.features import Feature, Products, one_hot_linear, rows_are_free
 from wmkit.nn.mlp import MLP
 
-_NARROW = 128  # columns; more of them are as quick alone, and would be memory
+_NARROW = 128  # columns; a wider layer is as quick alone, and its products would take memory
 
 
 class FirstLayers:
-    """First weights side by side; good until they change.
+    """First weights side by side.
 
     Args:
         weights: each ``[D_i, F]``.
@@ -31,13 +31,13 @@ class FirstLayers:
     >>> critic = Critic(6, target="return", units=8, layers=1)
     >>> feature = Feature(torch.eye(2), torch.ones(2, 4), torch.tensor([[0], [1]]))
     >>> layers = FirstLayers.of(feature, actor, [critic])
-    >>> known = layers.known(feature, torch.empty(2, layers.width))
-    >>> torch.allclose(critic(known).logits, critic(feature).logits)
+    >>> multiplied = layers.attach(feature, torch.empty(2, layers.width))
+    >>> torch.allclose(critic(multiplied).logits, critic(feature).logits)
     True
     """
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
-        self.weights = weights
+        self.weights = [(weight, weight._version) for weight in weights]
         self.joint = torch.cat(list(weights)).detach()  # [D, F]
         self.width = len(self.joint)
 
@@ -51,7 +51,7 @@ class FirstLayers:
         if feature.classes is None or not rows_are_free(belief) or torch.is_autocast_enabled("cpu"):
             return None
         width = feature.state.shape[-1] + belief.shape[-1]
-        weights = []
+        weights: dict[int, Tensor] = {}
         for reader in (policy, *heads):
             trunk = getattr(reader, "trunk", None)
             if isinstance(trunk, MLP) and len(trunk):
@@ -59,12 +59,12 @@ class FirstLayers:
                 weight: Tensor = first.linear.weight
                 fits = weight.shape[1] == width and weight.dtype == belief.dtype
                 if fits and (reader is policy or len(weight) <= _NARROW):
-                    weights.append(weight)
-        return cls(weights) if weights else None
+                    weights[id(weight)] = weight
+        return cls(list(weights.values())) if weights else None
 
     @torch.no_grad()
-    def known(self, feature: Feature, out: Tensor) -> Feature:
-        """A feature ``[N, F]`` with the products, which are written to ``out [N, D]``."""
+    def attach(self, feature: Feature, out: Tensor) -> Feature:
+        """A feature ``[N, F]`` of known classes with the products, which are written to ``out [N, D]``."""
         assert feature.classes is not None
         width = feature.state.shape[-1]
         torch.mm(feature.belief, self.joint[:, width:].t(), out=out)

@@ -54,7 +54,7 @@ class Activation(nn.Module):
 
     Args:
         style: names it.
-        overwrites: write into the input, where no gradient needs it: for what comes straight from a norm.
+        overwrites: write into the input where no gradients are recorded; for inputs that nobody else reads.
 
     >>> import torch
     >>> Activation(LayerStyle(activation="relu"))(torch.tensor([-1.0, 1.0]))
@@ -67,6 +67,4 @@ class Activation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        # The gradients of relu and elu are found from what they give, that of silu is not.
-        free = self.style.activation != "silu" or not torch.is_grad_enabled()
-        return self.style.activate(x, inplace=self.overwrites and free)
+        return self.style.activate(x, inplace=self.overwrites and not torch.is_grad_enabled())

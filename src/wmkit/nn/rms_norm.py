@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The output ``[*B, dim]`` and what rows were multiplied with, ``[*B, 1]``."""
+    """The output ``[*B, dim]`` and the scale of each row, ``[*B, 1]``."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     scale = length.mul_(length).div_(x.shape[-1]).add_(eps).rsqrt_()
     return torch.mul(x, scale).mul_(weight), scale

@@ -40,6 +40,7 @@ class DreamActorCritic(nn.Module):
 
     estimator: Any
     gate = None
+    starts_unseen = False  # dreams begin at the states of their last records
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class ScaledDreamActorCritic(DreamActorCritic):
         self.return_norm, self.prior_start = return_norm, prior_start
 
     @property
-    def starts_unseen(self) -> bool:
+    def starts_unseen(self) -> bool:  # type: ignore[override]
         """Whether dreams in windows of their own begin without a look at a window's last record."""
         return self.prior_start and getattr(self.starts, "windows", (0, 1))[1] > 1
 

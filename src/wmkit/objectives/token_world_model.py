@@ -166,7 +166,7 @@ class TokenWorldModelLoss(nn.Module):
     ) -> Records:
         """Records ``[B, T]`` of windows that the model learns nothing from: without dropout or beliefs.
 
-        States of the last ``blank`` records are not looked at and left zero.
+        The last ``blank`` records are not looked at: zeros for states, class 0 throughout.
         """
         dynamics = world_model.dynamics
         length = batch["is_init"].shape[1]
