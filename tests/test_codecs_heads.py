@@ -152,6 +152,25 @@ def test_heads_code_and_label_as_their_page_says() -> None:
         weights = list(head.parameters())
         of_both = [torch.autograd.grad(p.loss(target).sum(), weights) for p in (wide, plain)]
         torch.testing.assert_close(*of_both)
+    # Block by block over more rows than a block has, in any shape; means as constants, then losses.
+    many, aim = torch.randn(3, 700, 16), torch.randn(3, 700, 2).unbind(-1)
+    aims = [x.unsqueeze(-1) * 50 for x in aim]
+    for head, prediction in zip(heads, codes, strict=True):
+        weights = list(head.parameters())
+        plain, blocks = prediction(head.out(head.trunk(many)), head.bins), head(many)
+        with torch.no_grad():
+            torch.testing.assert_close(blocks.mean, plain.mean, rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(head(many).mean, plain.mean, rtol=1e-4, atol=1e-2)
+            torch.testing.assert_close(head(many).loss(*aims), plain.loss(*aims))
+            torch.testing.assert_close((blocks.logits, blocks.probs), (plain.logits, plain.probs))
+        torch.testing.assert_close(blocks.loss(*aims), plain.loss(*aims))
+        losses = [p.loss(*aims).square().mean() for p in (blocks, plain)]
+        of_both = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in losses]
+        torch.testing.assert_close(*of_both, rtol=1e-4, atol=1e-5)
+        scale = plain.mean.detach().abs().mean()  # a mean asked for with gradients has them
+        of_both = [torch.autograd.grad((p.mean / scale).sum(), weights) for p in (blocks, plain)]
+        torch.testing.assert_close(*of_both, rtol=1e-3, atol=1e-3)
+        assert head(many[0, 0]).mean.shape == (1,) and head(many[:0]).mean.shape == (0, 700, 1)
     head = ContinueHead(16, label="discount", discount=1 - 1 / 333, **trunk)
     label = head.label({"terminated": torch.tensor([[False], [True]])})
     torch.testing.assert_close(label, torch.tensor([[1 - 1 / 333], [0.0]]))

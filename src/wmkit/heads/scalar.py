@@ -16,6 +16,7 @@ from wmkit.nn import (
     STYLE_2023,
     Feature,
     FeaturePair,
+    LastLayer,
     LayerStyle,
     SymexpTwoHot,
     SymlogTwoHot,
@@ -91,7 +92,10 @@ class TwoHotHead(nn.Module):
             F.pad(p, pad, value=x)
             for p, pad, x in ((self.out.weight, (0, 0, 0, 1), 0.0), (self.out.bias, (0, 1), -math.inf))
         )
-        return self.prediction(F.linear(self.trunk(features), weight, bias), self.bins)
+        hidden = self.trunk(features)
+        in_blocks = LastLayer.helps(hidden)
+        layer = LastLayer(hidden, weight, bias) if in_blocks else F.linear(hidden, weight, bias)
+        return self.prediction(layer, self.bins)
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The target ``[*B, 1]`` in a batch."""

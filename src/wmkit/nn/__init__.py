@@ -21,13 +21,12 @@ from wmkit.nn.predictions import (
     Categorical,
     OneHotCategorical,
     SquaredError,
-    SymexpTwoHot,
     SymlogSquaredError,
-    SymlogTwoHot,
     total_loss,
 )
 from wmkit.nn.rms_norm import RMSNorm
 from wmkit.nn.style import STYLE_2023, STYLE_2024, LayerStyle
+from wmkit.nn.two_hot import LastLayer, SymexpTwoHot, SymlogTwoHot
 from wmkit.nn.unit_normal import UnitNormal
 
 __all__ = [
@@ -51,6 +50,7 @@ __all__ = [
     "FirstLayers",
     "GaussianLatent",
     "HalvingConv",
+    "LastLayer",
     "LayerStyle",
     "LoopWeight",
     "OneHotCategorical",

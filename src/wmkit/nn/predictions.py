@@ -17,51 +17,12 @@ from wmkit.functional import (
     one_hot,
     sample_one_hot,
     straight_through,
-    symexp,
     symlog,
-    two_hot_cross_entropy,
-    two_hot_mean,
-    two_hot_mean_wide,
     unimix_probs,
 )
+from wmkit.nn.two_hot import TwoHot
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class _TwoHot:
-    """A categorical over bins, whose probabilities mean and losses share.
-
-    Args:
-        logits: ``[*B, K]`` float, or wider: what is beyond the bins is minus infinity
-            (:class:`~wmkit.heads.TwoHotHead`).
-        bins: ``[K]`` float.
-    """
-
-    def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self._logits, self.bins = logits.float(), bins
-        self._constant: Tensor | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        """``[*B, K]`` float32."""
-        return self._logits[..., : len(self.bins)]
-
-    @property
-    def probs(self) -> Tensor:
-        """``[*B, K]`` float32."""
-        learns = torch.is_grad_enabled() and self._logits.requires_grad
-        probs = torch.softmax(self._logits, -1) if learns else self._probs()
-        return probs[..., : len(self.bins)]
-
-    def _probs(self) -> Tensor:
-        """As constants and, maybe, wider."""
-        if self._constant is None:
-            self._constant = torch.softmax(self._logits.detach(), -1)
-        return self._constant
-
-    def _loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy to targets ``[*B, N]`` in the units of the bins; ``[*B]``."""
-        return two_hot_cross_entropy(self._logits, target, self.bins, self._probs())
 
 
 def total_loss(prediction: Any, *targets: Tensor) -> Tensor:
@@ -72,69 +33,10 @@ def total_loss(prediction: Any, *targets: Tensor) -> Tensor:
     >>> total_loss(SquaredError(torch.zeros(1, 1), 1), torch.ones(1, 1), 2 * torch.ones(1, 1))
     tensor([5.])
     """
-    if isinstance(prediction, _TwoHot):
-        return prediction.loss(*targets)  # type: ignore[attr-defined, no-any-return]
+    if isinstance(prediction, TwoHot):
+        return prediction.loss(*targets)
     losses = [prediction.loss(target) for target in targets]
     return torch.stack(losses).sum(0)
-
-
-class SymlogTwoHot(_TwoHot):
-    """Scalar read out from bins that are equidistant in symlog space (DreamerV3 of 2023).
-
-    Args:
-        logits: ``[*B, K]`` float.
-        bins: ``[K]`` float, symlog units.
-
-    >>> from wmkit.functional import symmetric_bins
-    >>> p = SymlogTwoHot(torch.zeros(2, 255), symmetric_bins(20.0, 255))
-    >>> p.mean
-    tensor([[0.],
-            [0.]])
-    >>> p.loss(torch.ones(2, 1))
-    tensor([5.5413, 5.5413])
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """``[*B, 1]``, in the quantity's own units: symexp of the mean in symlog space."""
-        return symexp(two_hot_mean(self.probs, self.bins)).unsqueeze(-1)
-
-    mode = mean
-
-    def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]``."""
-        return self._loss(symlog(torch.cat(targets, -1)))
-
-
-class SymexpTwoHot(_TwoHot):
-    """Scalar read out from bins in its own units (DreamerV3, danijar/dreamerv3 e3f0224).
-
-    Unlike :class:`SymlogTwoHot`, what lies between two bins and the mean over all of them are
-    linear in the quantity itself, so that the prediction is an unbiased expectation.
-
-    Args:
-        logits: ``[*B, K]`` float; computed with in float32.
-        bins: ``[K]`` float32, the quantity's own units (:func:`~wmkit.functional.symexp_bins`).
-
-    >>> from wmkit.functional import symexp_bins
-    >>> p = SymexpTwoHot(torch.zeros(2, 255), symexp_bins(20.0, 255))
-    >>> p.mean
-    tensor([[0.],
-            [0.]])
-    >>> p.loss(torch.ones(2, 1))
-    tensor([5.5413, 5.5413])
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """``[*B, 1]`` float32, the expected bin; exactly zero where all logits are equal."""
-        return two_hot_mean_wide(self.probs, self.bins).unsqueeze(-1)
-
-    mode = mean
-
-    def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
-        return self._loss(torch.cat(targets, -1).float())
 
 
 class Bernoulli:
