@@ -170,17 +170,21 @@ def imagine(
         continuation = _stack([*continuations, world_model.continuation(last)])
     else:
         continuation = world_model.continuation(features.map(_swap)).transpose(0, 1)
+    jumped = _stack(jumps).unsqueeze(-1)
     trajectory = Trajectory(
-        states, beliefs, _stack(actions), _stack(jumps).unsqueeze(-1), continuation, classes
-    )._replace(products=features.products)
+        states, beliefs, _stack(actions), jumped, continuation, classes, products=features.products
+    )
     if look_for_turn:
         trajectory = trajectory._replace(turn=turn, turn_chance=turn_chance)
-    if not learn:
-        return trajectory
-    with torch.enable_grad():
-        policy = actor(trajectory.time_major.map(lambda x: x[:-1]))
-        log_probs = policy.log_prob(trajectory.actions.transpose(0, 1)).t()
-        return trajectory._replace(log_probs=log_probs, entropies=policy.entropy.t())
+    return _scored(trajectory, actor) if learn else trajectory
+
+
+@torch.enable_grad()
+def _scored(trajectory: Trajectory, actor: Any) -> Trajectory:
+    """With the policy's log-probabilities and entropies, all steps at once."""
+    policy = actor(trajectory.time_major.map(lambda x: x[:-1]))
+    log_probs = policy.log_prob(_swap(trajectory.actions)).t()
+    return trajectory._replace(log_probs=log_probs, entropies=policy.entropy.t())
 
 
 def _swap(x: Tensor) -> Tensor:

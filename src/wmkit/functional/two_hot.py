@@ -101,16 +101,36 @@ def two_hot_cross_entropy(
     return _CrossEntropy.apply(logits, probs, index, mass)
 
 
+def coded_loss(logits: Tensor, top: Tensor, most: Tensor, index: Tensor, mass: Tensor) -> Tensor:
+    """:func:`two_hot_cross_entropy` from what is left to do once codes and largest values are there.
+
+    Args:
+        logits: ``[*B, K]`` float.
+        top: ``[*B]`` the largest logit.
+        most: ``[*B]`` the largest probability.
+        index: ``[*B, 2N]`` int64, bins of N codes.
+        mass: ``[*B, 2N]`` on them.
+
+    Returns:
+        ``[*B]`` float, nats.
+
+    >>> zero, half = torch.zeros(3), torch.tensor([0.5, 0.5])
+    >>> coded_loss(zero, zero[0], torch.tensor(1 / 3), torch.tensor([1, 2]), half)
+    tensor(1.0986)
+    """
+    # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
+    # the largest before anything else, or their common level would round the loss.
+    below = top.unsqueeze(-1) - logits.gather(-1, index)  # [*B, 2N]
+    return torch.sub((mass * below).sum(-1), most.log(), alpha=index.shape[-1] // 2)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """``logsumexp`` and a few logits; the gradient in one pass, with no code and no zeros written out."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, index: Tensor, mass: Tensor) -> Tensor:
         ctx.save_for_backward(probs, index, mass)
-        # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
-        # the largest before anything else, or their common level would round the loss.
-        below = logits.amax(-1, keepdim=True) - logits.gather(-1, index)  # [*B, 2N]
-        return torch.sub((mass * below).sum(-1), probs.amax(-1).log(), alpha=index.shape[-1] // 2)
+        return coded_loss(logits, logits.amax(-1), probs.amax(-1), index, mass)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]

@@ -22,6 +22,7 @@ from wmkit.functional import (
     two_hot_mean,
     two_hot_mean_wide,
 )
+from wmkit.functional.two_hot import coded_loss
 from wmkit.nn.features import rows_are_free
 
 _BLOCK = 1024  # rows; with 256 columns a megabyte
@@ -115,8 +116,7 @@ class _LayerCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, index: Tensor, mass: Tensor, kept: _Kept
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, kept.probs, index, mass)
-        below = kept.top.unsqueeze(-1) - kept.logits.gather(-1, index)  # [N, M]
-        return torch.sub((mass * below).sum(-1), kept.most.log(), alpha=index.shape[-1] // 2)
+        return coded_loss(kept.logits, kept.top, kept.most, index, mass)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
