@@ -136,6 +136,10 @@ class Stages:
                 progress.stop()
                 self._progress = None
 
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self.console.print(line, highlight=False, soft_wrap=True)
+
     def _bars(self) -> Progress:
         return Progress(
             SpinnerColumn(finished_text="[green]✓"),

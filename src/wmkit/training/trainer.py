@@ -156,6 +156,8 @@ class Trainer:
             for key, default in (("log_every", 500), ("evaluate_every", 0), ("checkpoint_every", 2000))
         )
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
+        if settings.get("compile", False):
+            self.stages.say("compile: the first update is compiled before it runs, which takes minutes")
         with self.stages.stage("train", steps) as bar:
             bar.start_at(self.step)
             if not self.updates:
