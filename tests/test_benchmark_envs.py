@@ -231,6 +231,10 @@ def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
         assert began == ended + env.action_repeat  # one step without an action, then on
     assert starts[-1][1] == starts[0][1]  # only the end of the game begins it anew
 
+    for system in ("twm", "storm"):  # Atari's rules, and the system's own schedule
+        published, atari = (compose(system, [f"preset={name}"]) for name in ("full", "atari100k"))
+        assert atari.training == published.training and atari.behaviour == published.behaviour
+    assert (atari.training.steps, atari.training.train_ratio) == (102_000, 1040.0)
     config = compose("twm", ["preset=atari100k", "env.game=breakout"])
     for evaluation, lives in ((False, "terminate"), (True, "ignored")):
         made = make_training_env(config, None, seed=0, evaluation=evaluation)

@@ -193,6 +193,33 @@ def test_resume_goes_on_without_a_burst_and_without_losing_records(tmp_path):
     assert trainer.system.optimiser.state_dict()["state"][0]["step"] == second.updates
 
 
+def test_an_interrupted_pretraining_is_finished_and_visits_nothing(tmp_path):
+    """Otherwise a system with phases would go on learning the first of them alone."""
+    interrupt_at: int | None = 11
+    visits = []
+
+    class Pretrained(ToySystem):
+        pretraining = 30
+
+        def update(self, batch):
+            if self.count == interrupt_at:
+                trainer.interrupt.requested = True
+            counts = trainer.memory.streams.sampler._visits
+            visits.append(0 if counts is None else int(counts.sum()))
+            return super().update(batch)
+
+    config = toy_config(tmp_path / "run", steps=32, checkpoint_every=5)
+    config.training.replay.sampler = {"name": "visit_balanced"}
+    parts = Parts(toy_env, lambda config, env, device: Pretrained(), make_memory, lambda *_: None)
+    trainer = Trainer(config, RunDirectory.create(config), parts=parts)
+    first = trainer.train()
+    assert (first.interrupted, first.updates, first.steps) == (True, 12, 24)
+    interrupt_at = None
+    trainer = Trainer(config, RunDirectory.open(first.run), parts=parts)
+    assert trainer.train().updates == 30 + (32 - 24) // 2
+    assert visits == [0] * 30 + [2, 4, 6, 8]  # two windows an update, once it is one of the main phase
+
+
 @pytest.mark.parametrize(("windows", "waited"), [(0, 0), (9, 16), ("batch", 16), (13, 24)])
 def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeypatch, windows, waited):
     """After 8, 16, 24 steps two streams hold 2, 12, 20 windows of 5 records; a batch has 8 steps."""

@@ -114,10 +114,17 @@ class ReplayMemory:
         """Whether so many different windows can be drawn."""
         return self.streams.num_windows(self.length) >= windows
 
-    def sample(self) -> TensorDictBase:
-        """Windows ``[B, L]``, in memory that the next call uses again."""
+    def sample(self, uniform: bool = False) -> TensorDictBase:
+        """Windows ``[B, L]``, in memory that the next call uses again.
+
+        ``uniform`` ones leave no trace in the sampler: a pretraining visits nothing (TWM).
+        """
         self._window = self.streams.sample(
-            self.batch, self.length, force_init=self.context == 0, out=self._window
+            self.batch,
+            self.length,
+            force_init=self.context == 0,
+            out=self._window,
+            sampler=Uniform() if uniform else None,
         )
         return self._window
 

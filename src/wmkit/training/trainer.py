@@ -158,12 +158,11 @@ class Trainer:
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
         if settings.get("compile", False):
             self.stages.say("compile: the first update is compiled before it runs, which takes minutes")
+        if not self.updates:
+            self._save()  # there is a good state from here on
+        self._pretrain()
         with self.stages.stage("train", steps) as bar:
             bar.start_at(self.step)
-            if not self.updates:
-                self._save()  # there is a good state from here on
-                pretraining = getattr(self.system, "pretraining", None)  # the system may know better
-                self._update(int(settings.get("pretrain", 0)) if pretraining is None else pretraining)
             while self.step < steps and not self._stopping():
                 collected = self._collect(bar, "train")
                 self._update(self.ratio.due(collected))
@@ -175,6 +174,22 @@ class Trainer:
                     self._save()
             if self._logged_at != self.step:
                 self._log()
+
+    def _pretrain(self) -> None:
+        """Updates before the first step that the policy chooses; a resumed run makes those that are left."""
+        told = getattr(self.system, "pretraining", None)  # the system may know better
+        total = int(self.settings.get("pretrain", 0)) if told is None else told
+        if self.updates >= total:
+            return
+        save = Every(int(self.settings.get("checkpoint_every", 2000)), self.updates)
+        with self.stages.stage("pretrain", total, "updates") as bar:
+            bar.start_at(self.updates)
+            while self.updates < total and self.memory.ready() and not self._stopping():
+                self._update(1, uniform=told is not None)
+                bar.advance(1)
+                if save(self.updates):
+                    self._log()
+                    self._save()
 
     def _filling(self, prefill: int, steps: int) -> bool:
         """Whether the first update still has to wait, for steps or for windows to draw from."""
@@ -210,11 +225,11 @@ class Trainer:
         bar.advance(collected, **self._note(self.tracker.recent))
         return collected
 
-    def _update(self, count: int) -> None:
+    def _update(self, count: int, uniform: bool = False) -> None:
         for _ in range(count):
             if self.interrupt.requested or not self.memory.ready():
                 return
-            batch = self.memory.sample()
+            batch = self.memory.sample(uniform)
             metrics = self.update(batch, *self.memory.sample_dreams())
             self.updates += 1
             context = metrics.get("replay_context", None)
