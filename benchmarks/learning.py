@@ -277,9 +277,11 @@ def report(
     from wmkit.training.protocol import EvaluationProtocol
 
     for name, numbers in kept.items():
-        protocol = next((s["protocol"] for s in numbers["seeds"].values() if s["protocol"]), None)
-        if protocol:
-            print(f"{name}: {EvaluationProtocol.read(protocol)}")
+        played = {seed: s["protocol"] for seed, s in numbers["seeds"].items() if s["protocol"]}
+        lines = {seed: str(EvaluationProtocol.read(protocol)) for seed, protocol in played.items()}
+        for line in dict.fromkeys(lines.values()):
+            seeds = ", ".join(seed for seed, other in lines.items() if other == line)
+            print(f"{name}, seed {seeds}: {line}")
 
 
 def draw(experiments: dict[str, Experiment], kept: dict[str, dict], path: Path) -> None:

@@ -220,6 +220,17 @@ def test_an_interrupted_pretraining_is_finished_and_visits_nothing(tmp_path):
     assert visits == [0] * 30 + [2, 4, 6, 8]  # two windows an update, once it is one of the main phase
 
 
+def test_an_evaluation_cut_short_says_how_many_episodes_it_is_of():
+    protocol, done = EvaluationProtocol("counting", episodes=6), []
+    policy = ToyPolicy(3)
+    world = with_carry(toy_env(None, None, seed=0), policy)
+    short = evaluate(policy, world, protocol, stop=lambda: len(done) >= 2, on_episode=done.append)
+    assert len(short.episodes) == 2 and str(short.protocol).startswith("2 of 6 episodes of counting")
+    assert EvaluationProtocol.read(short.protocol.record()) == short.protocol
+    whole = evaluate(policy, world, protocol)
+    assert whole.protocol == protocol and len(whole.episodes) == 6
+
+
 @pytest.mark.parametrize(("windows", "waited"), [(0, 0), (9, 16), ("batch", 16), (13, 24)])
 def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeypatch, windows, waited):
     """After 8, 16, 24 steps two streams hold 2, 12, 20 windows of 5 records; a batch has 8 steps."""

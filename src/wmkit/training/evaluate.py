@@ -9,7 +9,7 @@ step: taking the first k to finish would favour short ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -200,6 +200,8 @@ def evaluate(
             finished = [r for r in recorders if done[r.env]]
             recorders = [r for r in recorders if not done[r.env]]
             _keep(result, finished)
+    if any(quota):
+        result.protocol = replace(protocol, played=len(result.episodes))
     return result
 
 

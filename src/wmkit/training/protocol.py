@@ -36,6 +36,8 @@ class EvaluationProtocol:
         lives: ``ignored`` or ``terminate``.
         frame_limit: frames after which an episode is cut off.
         step_limit: actions after which an episode is cut off.
+        played: episodes that came to their end, where the evaluation was stopped before all had. Short ones
+            are then more likely to be among them.
 
     >>> print(EvaluationProtocol("counting", episodes=5, step_limit=7))
     5 episodes of counting, mode of the policy, at most 7 steps, 1 environment, seed 1000000
@@ -53,6 +55,7 @@ class EvaluationProtocol:
     lives: str | None = None
     frame_limit: int | None = None
     step_limit: int | None = None
+    played: int | None = None
 
     @classmethod
     def of(cls, config: DictConfig, episodes: int) -> EvaluationProtocol:
@@ -98,6 +101,7 @@ class EvaluationProtocol:
 
     def __str__(self) -> str:
         rules = [
+            f"{'' if self.played is None else f'{self.played} of '}"
             f"{self.episodes} episode{'s' * (self.episodes != 1)} of {self.env}",
             "sampled actions" if self.sampled else "mode of the policy",
         ]

@@ -293,7 +293,8 @@ class Trainer:
             self.run.episode(self.step, stage, episode.line())
         if result.episodes:
             self.score = (headline(result.numbers()) or (None, None))[1]
-            self.run.score(self.step, stage, result.numbers(), protocol.record())
+            assert result.protocol is not None
+            self.run.score(self.step, stage, result.numbers(), result.protocol.record())
         return result
 
     @staticmethod
