@@ -239,7 +239,7 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
 
     Args:
         out: where the cells lie.
-        docs: for plots, and ``backbones.md``, which is made if there is none.
+        docs: for plots, all numbers (``backbones.json``), and ``backbones.md``, which is made if there is none.
         parts: of the cells, for the minutes.
 
     Returns:
@@ -269,12 +269,24 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
     timed = {name: [run["world_model"]] for name, (run,) in speed.items()}
     tables["counts"] = counts(recall, timed | found.get("breakout", {}) | found.get("vizdoom", {}))
     tables["minutes"] = minutes(out, parts)
+    numbers = {part: runs for part, runs in found.items() if runs}
+    numbers |= {f"{world} baselines": baseline for world, (_, baseline) in drawn.items()}
+    (docs / "backbones.json").write_text(json.dumps(rounded(numbers), separators=(",", ":")) + "\n")
     page = docs / "backbones.md"
     if not page.is_file():
         marks = (f"## {name}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in tables)
         page.write_text("# Backbones\n\n" + "\n".join(marks))
     page.write_text(filled(page.read_text(), tables))
     return tables
+
+
+def rounded(value: Any) -> Any:
+    """All numbers of JSON to four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def filled(page: str, tables: dict[str, str]) -> str:
