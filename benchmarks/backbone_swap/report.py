@@ -239,7 +239,7 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
 
     Args:
         out: where the cells lie.
-        docs: for plots, all numbers (``backbones.json``), and ``backbones.md``, which is made if there is none.
+        docs: for plots, all numbers (``backbones.json``) and ``backbones.md``, made if there is none.
         parts: of the cells, for the minutes.
 
     Returns:
