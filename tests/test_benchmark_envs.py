@@ -99,6 +99,9 @@ def test_the_numbers_of_a_page_are_the_defaults_in_python(page):
     defaults = {key: given.get(key, value.default) for key, value in signature.parameters.items()}
     missing = {"self", "game", "task", "seed"}
     assert dict(block.options) == {key: defaults[key] for key in defaults if key not in missing}
+    training = compose("dreamer_v3", [f"preset={page}"]).training
+    assert (training.prefill, training.pretrain, training.collect_length) == (0, 0, 1)
+    assert training.replay.capacity == 5_000_000  # the original's; resets are records too
 
 
 def test_presets_choose_their_environment_and_give_way():

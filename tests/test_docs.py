@@ -38,7 +38,9 @@ def commands(text: str):
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_compose(page):
     for system, overrides in commands((TREE / page).read_text(encoding="utf-8")):
-        assert compose(system, overrides).system == system
+        config = compose(system, overrides)
+        assert config.system == system
+        assert config.training.steps > config.training.prefill  # there is something to learn in
 
 
 def test_switches_back_to_the_released_code_exist():

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig
+from test_docs import commands
 from test_dreamer_v3_system import Steer
 from torch import Tensor, nn
 from torch import distributions as torchd
@@ -463,6 +465,54 @@ def test_domains_have_the_numbers_of_their_benchmark() -> None:
     assert (
         compose("dreamer_v2", ["domain=v2_dmc", "size=1m"]).size.deter == 512
     )  # what is asked for last wins
+
+
+PROTOCOLS = {  # of each domain: system, image, action repeat, steps, prefill, updates per step
+    "v1_atari": ("dreamer_v1", (3, 64, 64), 4, 1_250_000, 1250, 0.4),
+    "v2_atari": ("dreamer_v2", (1, 64, 64), 4, 50_000_000, 50_000, 1 / 16),
+    "v2_crafter": ("dreamer_v2", (3, 64, 64), 1, 1_000_000, 10_000, 0.2),
+    "v2_dmc": ("dreamer_v2", (3, 64, 64), 2, 1_000_000, 1000, 0.2),
+    "v3_2024_dmc": ("dreamer_v3_2024", (3, 64, 64), 2, 600_000, 0, 0.5),
+    "v3_2024_dmc_proprio": ("dreamer_v3_2024", None, 2, 300_000, 0, 0.5),
+}
+
+
+def seen(config: DictConfig) -> tuple[Composite, TensorSpec]:
+    """What the environment of a configuration shows and takes, without its packages."""
+    options = config.env.options
+    actions = OneHot(18) if config.env.name.startswith(("atari", "crafter")) else SIX
+    if "image_size" not in options:
+        return VECTOR, actions
+    image = (1 if options.get("grey") else 3, options.image_size, options.image_size)
+    return Composite(pixels=UnboundedDiscrete(image, dtype=torch.uint8)), actions
+
+
+@pytest.mark.parametrize("preset", ["paper", "atari"])
+@pytest.mark.parametrize("domain", PROTOCOLS)
+def test_a_domain_is_a_protocol_whatever_the_preset(domain: str, preset: str) -> None:
+    name, image, repeat, steps, prefill, updates = PROTOCOLS[domain]
+    config = compose(name, [f"domain={domain}", f"preset={preset}"])
+    spec, actions = seen(config)
+    assert (tuple(spec["pixels"].shape) if "pixels" in spec.keys() else None) == image
+    assert config.env.options.get("action_repeat", 1) == repeat
+    assert (config.training.steps, config.training.prefill) == (steps, prefill)
+    replayed = config.batch.size * config.batch.length
+    assert config.training.train_ratio / replayed == pytest.approx(updates)
+    assert config.training.replay.capacity >= min(1.01 * steps, 2e6)  # resets are records too
+    with torch.device("meta"):
+        assert build_from(config, spec, actions).name == name
+
+
+def test_documented_domains_build() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "systems" / "dreamer_family.md").read_text(
+        encoding="utf-8"
+    )
+    found = [(name, given) for name, given in commands(page) if any("domain=" in word for word in given)]
+    assert len(found) > 2
+    for name, given in found:
+        config = compose(name, given)
+        with torch.device("meta"):
+            build_from(config, *seen(config))
 
 
 @pytest.mark.parametrize("name", ["dreamer_v1", "dreamer_v2", "dreamer_v3_2024"])

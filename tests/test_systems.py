@@ -211,10 +211,13 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("ls_imagine", ["backbone=lstmm"], "backbone 'lstmm' is unknown"),
         ("ls_imagine", ["size"], "wanted key=value"),
         ("ls_imagine", ["behaviour.horizn=3"], "horizn"),
+        ("dreamer_v3", ["learning_rate.world_model=1"], "not read by dreamer_v3: wanted one of joint"),
+        ("ls_imagine", ["preset=small", "learning_rate={joint: 1}"], "not read by ls_imagine"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
             compose(system, overrides)
         assert "\n" not in str(error.value)
+    assert list(compose("dreamer_v3", ["preset=small", "learning_rate.joint=1"]).learning_rate) == ["joint"]
 
 
 def test_bad_batches_are_refused_in_one_sentence() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torchrl.data import Composite, TensorSpec
 
@@ -56,6 +57,7 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra_compose(system, overrides=list(overrides))
+        _drop_unread_rates(config, system, overrides)
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
@@ -188,6 +190,24 @@ def _check_override(override: str, system: str) -> None:
         raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
     if key in GROUPS and value not in _choices(key, system):
         raise _unknown(key, value, _choices(key, system), f"pick one with {key}=NAME")
+
+
+def _drop_unread_rates(config: DictConfig, system: str, overrides: Sequence[str]) -> None:
+    """Leave out the learning rates that presets bring for other systems.
+
+    Raises:
+        ConfigError: an override gives one that this system does not read.
+    """
+    read = set(re.findall(r"\$\{learning_rate\.(\w+)\}", OmegaConf.to_yaml(config)))
+    for name in set(config.get("learning_rate", {})) - read:
+        given = re.compile(rf"\+*learning_rate(\.{name}=|=.*\b{name}\b)")
+        if any(map(given.match, overrides)):
+            raise ConfigError(
+                f"learning_rate.{name} is not read by {system}: wanted one of {', '.join(sorted(read))}; "
+                "correct the name, or leave it out"
+            )
+        with open_dict(config):
+            del config.learning_rate[name]
 
 
 def _unknown(kind: str, found: str, wanted: Sequence[str], hint: str) -> ConfigError:
