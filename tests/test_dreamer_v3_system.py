@@ -17,6 +17,7 @@ from torchrl.data import (
     Categorical,
     Composite,
     MultiCategorical,
+    MultiOneHot,
     NonTensor,
     OneHot,
     TensorSpec,
@@ -428,6 +429,19 @@ def test_missing_observations_are_zeros_and_cost_nothing() -> None:
 def test_vectors_of_no_known_kind_are_refused(spec: TensorSpec, found: str) -> None:
     with pytest.raises(SpecError, match=found):
         build(Composite(key=spec, observation=Unbounded((3,))), OneHot(3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (MultiOneHot([2, 3]), r"MultiOneHot of \[2, 3\] values, wanted one action; join"),
+        (MultiCategorical([2, 3]), r"MultiCategorical of \[2, 3\] values, wanted one action; join"),
+        (Composite(turn=OneHot(2), move=OneHot(3)), "keys turn, move, wanted one action; join"),
+    ],
+)
+def test_actions_of_several_parts_are_refused(spec: TensorSpec, found: str) -> None:
+    with pytest.raises(SpecError, match=found):
+        build(Composite(observation=Unbounded((3,))), spec)
 
 
 def test_one_hot_and_wide_numbers_are_numbers() -> None:

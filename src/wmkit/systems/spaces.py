@@ -14,6 +14,7 @@ from torchrl.data import (
     Categorical,
     Composite,
     MultiCategorical,
+    MultiOneHot,
     NonTensor,
     OneHot,
     TensorSpec,
@@ -228,6 +229,15 @@ def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: s
         leaves = list(spec.values(True, True))
         if len(leaves) == 1:
             return _read_actions(leaves[0], lead, actions, system)
+    if isinstance(spec, Composite | MultiOneHot | MultiCategorical):
+        if isinstance(spec, Composite):
+            found = f"keys {', '.join(map(str, spec.keys(True, True)))}"
+        else:
+            found = f"{type(spec).__name__} of {torch.as_tensor(spec.nvec).tolist()} values"
+        raise SpecError(
+            f"system {system} cannot take an action of several parts: found {found}, wanted one action; join "
+            "them in the environment (classes to one OneHot of their combinations, floats to one vector)"
+        )
     if "discrete" in actions and isinstance(spec, OneHot):
         return "discrete", int(spec.space.n)
     found = f"{type(spec).__name__} of shape {list(spec.shape)}"
