@@ -157,9 +157,9 @@ class Categorical:
         A class of -1 is one that is missing and costs nothing.
         """
         log_probs = torch.log_softmax(self.logits.float(), -1)
-        target = target.long()
-        picked = log_probs.gather(-1, target.clamp_min(0).unsqueeze(-1)).squeeze(-1)  # [*B, *event]
-        picked = picked.masked_fill(target == -1, 0.0)
+        missing = target == -1
+        index = target.long().masked_fill(missing, 0).unsqueeze(-1)
+        picked = log_probs.gather(-1, index).squeeze(-1).masked_fill(missing, 0.0)  # [*B, *event]
         return -(picked.flatten(-self.event_dims).sum(-1) if self.event_dims else picked)
 
 
