@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from torchrl.data import (
     Categorical,
     Composite,
     MultiCategorical,
+    MultiOneHot,
+    NonTensor,
     OneHot,
     TensorSpec,
     Unbounded,
@@ -27,6 +30,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 import wmkit
 from wmkit.envs import unit_actions
 from wmkit.errors import SpecError
+from wmkit.functional import symlog
 from wmkit.nn import Categorical as Classes
 from wmkit.systems import compose
 from wmkit.training.evaluate import evaluate
@@ -40,6 +44,7 @@ SMALL = [
     *("batch.size=3", "batch.length=5"),
 ]
 PROPRIO = Composite(height=Unbounded((1,)), orientations=Unbounded((14,)), velocity=Unbounded((9,)))
+RANKS = Composite(speed=Unbounded(()), grid=Unbounded((2, 3)), velocity=Unbounded((3,)))
 SIX, LOW, HIGH = Bounded(-1, 1, (6,)), [-2.0, 0.0], [2.0, 10.0]
 
 
@@ -181,8 +186,8 @@ CLASSES = Composite(inventory=MultiCategorical([5, 5]), held=Categorical(7), vel
 
 @pytest.mark.parametrize(
     ("spec", "actions"),
-    [(PROPRIO, SIX), (CLASSES, OneHot(3)), (image(3, 64), OneHot(17))],
-    ids=["walker", "classes", "crafter"],
+    [(PROPRIO, SIX), (RANKS, OneHot(3)), (CLASSES, OneHot(3)), (image(3, 64), OneHot(17))],
+    ids=["walker", "ranks", "classes", "crafter"],
 )
 def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
     spec: Composite, actions: TensorSpec, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +195,8 @@ def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
     """Fused or not, before and after updates and after a load, with resets in between."""
     system = build(spec, actions, "batch.length=3", "behaviour.horizon=2", "learning_rate.joint=0.1")
     batch, policy, rows = system.example_batch(), system.policy, 3
+    if "speed" in batch:
+        batch["speed"][:, 1] = -torch.inf  # missing
     before = {key: value.clone() for key, value in system.state_dict().items() if torch.is_tensor(value)}
 
     def play(seed: int, kind: ExplorationType) -> list[torch.Tensor]:
@@ -365,6 +372,76 @@ def test_classes_are_read_as_one_hot_and_predicted_by_cross_entropy() -> None:
 def test_integers_without_classes_are_refused(spec: TensorSpec, found: str) -> None:
     with pytest.raises(SpecError, match=found):
         build(Composite(key=spec), OneHot(3))
+
+
+def test_vectors_of_any_rank_up_to_two_are_read_and_what_is_not_the_agents_is_not() -> None:
+    others = {
+        "log/mass": Unbounded((3,)),
+        "reward": Unbounded((1,)),
+        "is_first": Binary(1),
+        "text": NonTensor(()),
+    }
+    system = build(Composite(others | dict(RANKS.items())), OneHot(3))
+    assert system.spaces.vectors == ("grid", "speed", "velocity")
+    assert system.world_model.encoder.vector[0].linear.in_features == 6 + 1 + 3
+    batch = system.example_batch()
+    assert batch["speed"].shape == batch.batch_size and batch["grid"].shape == (*batch.batch_size, 2, 3)
+    predictions = system.world_model.decoder(torch.zeros(4, 32))
+    for key, shape in {"speed": (4,), "grid": (4, 2, 3), "velocity": (4, 3)}.items():
+        assert predictions[key].mean.shape == shape
+        target = torch.full(shape, math.e - 1)  # one in symlog units; a decoder of zeros says zero
+        torch.testing.assert_close(predictions[key].loss(target), torch.full((4,), 1.0 * target[0].numel()))
+    assert system.update(batch)["loss"].isfinite()
+    for name in ("dreamer_v2", "twm"):
+        other = wmkit.build(name, observation_spec=RANKS, action_spec=OneHot(3), overrides=["size=tiny"])
+        losses = other.update(other.example_batch())
+        assert all(losses[f"loss_{key}"].isfinite() for key in RANKS.keys())
+
+
+def test_missing_observations_are_zeros_and_cost_nothing() -> None:
+    spec = Composite(velocity=Unbounded((3,)), speed=Unbounded(()), held=Categorical(7))
+    system = build(spec, OneHot(3))
+    batch = system.example_batch()
+    encoder, decoder = system.world_model.encoder, system.world_model.decoder
+    blank = {"velocity": batch["velocity"].clone(), "speed": torch.zeros(3, 6), "held": batch["held"].clone()}
+    blank["velocity"][..., 1] = 0.0
+    gone = {key: value.clone() for key, value in blank.items()}
+    gone["velocity"][..., 1] = gone["speed"][:] = -torch.inf
+    assert torch.equal(encoder(gone), encoder(blank))
+    gone["held"][:] = -1
+    features = torch.randn(3, 6, 32)
+    prediction = decoder(features)
+    for key in ("speed", "held"):
+        assert not prediction[key].loss(gone[key]).any()
+    kept = (prediction["velocity"].mean - symlog(gone["velocity"]))[..., ::2]
+    torch.testing.assert_close(prediction["velocity"].loss(gone["velocity"]), kept.square().sum(-1))
+    assert system.update(batch.update(gone))["loss"].isfinite()
+    assert all(parameter.isfinite().all() for parameter in system.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (Unbounded((2, 3, 4, 5)), r"shape \[2, 3, 4, 5\]: wanted at most two dimensions; flatten it"),
+        (Bounded(0, 255, (64, 64), dtype=torch.uint8), r"an image without channels: found shape \[64, 64\]"),
+    ],
+)
+def test_vectors_of_no_known_kind_are_refused(spec: TensorSpec, found: str) -> None:
+    with pytest.raises(SpecError, match=found):
+        build(Composite(key=spec, observation=Unbounded((3,))), OneHot(3))
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        (MultiOneHot([2, 3]), r"MultiOneHot of \[2, 3\] values, wanted one action; join"),
+        (MultiCategorical([2, 3]), r"MultiCategorical of \[2, 3\] values, wanted one action; join"),
+        (Composite(turn=OneHot(2), move=OneHot(3)), "keys turn, move, wanted one action; join"),
+    ],
+)
+def test_actions_of_several_parts_are_refused(spec: TensorSpec, found: str) -> None:
+    with pytest.raises(SpecError, match=found):
+        build(Composite(observation=Unbounded((3,))), spec)
 
 
 def test_one_hot_and_wide_numbers_are_numbers() -> None:

@@ -104,7 +104,7 @@ class Decoder(nn.Module):
                     logits = out.unflatten(-1, (*event, self.discrete[key]))
                     predictions[key] = Categorical(logits, len(event))
                 else:
-                    predictions[key] = self.vector_prediction(out.unflatten(-1, event), len(event))
+                    predictions[key] = self.vector_prediction(out.view(*out.shape[:-1], *event), len(event))
         return predictions
 
 

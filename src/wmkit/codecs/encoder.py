@@ -88,7 +88,7 @@ class Encoder(nn.Module):
 
         Args:
             observations: ``[*B, C, H, W]`` uint8 for image keys (float in [0, 1] is taken too),
-                ``[*B, D]`` float or ``[*B, *event]`` integer for vector keys.
+                ``[*B, *event]`` float or integer for vector keys.
 
         Returns:
             ``[*B, out_dim]`` float: image features, then vector features, or the other way round.

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from wmkit.errors import SpecError
 from wmkit.functional import symlog
 
 
@@ -23,17 +22,11 @@ def vector_width(key: str, shape: Sequence[int], discrete: Mapping[str, int]) ->
         shape: of one observation.
         discrete: number of classes of every key that holds classes.
 
-    Raises:
-        SpecError: a float without a dimension: nothing tells it from a batch.
-
-    >>> vector_width("velocity", (9,), {}), vector_width("inventory", (2,), {"inventory": 5})
-    (9, 10)
+    >>> vector_width("speed", (), {}), vector_width("grid", (2, 3), {})
+    (1, 6)
+    >>> vector_width("inventory", (2,), {"inventory": 5})
+    10
     """
-    if not shape and key not in discrete:
-        raise SpecError(
-            f"vector {key!r} has shape []: wanted at least one dimension; unsqueeze it in the environment "
-            "(torchrl.envs.UnsqueezeTransform)"
-        )
     return math.prod(shape) * discrete.get(key, 1)
 
 
@@ -46,7 +39,8 @@ def flat_vector(
     """A vector observation as a network reads it.
 
     Args:
-        x: ``[*B, *shape]``, float or, of ``classes``, integer.
+        x: ``[*B, *shape]``, float or, of ``classes``, integer. A float of -inf is one that is missing and
+            becomes zero.
         shape: of one observation.
         classes: how many; a value outside, as -1 where there is none, becomes zeros.
         squash: what is done to floats; none takes them as they are.
@@ -56,11 +50,13 @@ def flat_vector(
 
     >>> flat_vector(torch.tensor([[0, 2]]), (2,), 3)
     tensor([[1., 0., 0., 0., 0., 1.]])
-    >>> flat_vector(torch.tensor([[0.0, -1.0]]), (2,))
-    tensor([[ 0.0000, -0.6931]])
+    >>> flat_vector(torch.tensor([[0.0, -1.0, -torch.inf]]), (3,))
+    tensor([[ 0.0000, -0.6931,  0.0000]])
     """
     lead = x.ndim - len(shape)
     if classes is None:
         x = x.float()
-        return (x if squash is None else squash(x)).flatten(lead)
+        x = x if squash is None else squash(x)
+        x = x.nan_to_num(math.nan, math.inf, 0.0)  # what is broken stays broken
+        return x.unsqueeze(-1).flatten(lead)
     return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).float().flatten(lead)

@@ -78,16 +78,25 @@ class SquaredError:
 
     >>> SquaredError(torch.zeros(2, 3, 4, 4), 3).loss(torch.ones(2, 3, 4, 4))
     tensor([48., 48.])
+    >>> SquaredError(torch.zeros(1, 2), 1).loss(torch.tensor([[3.0, -torch.inf]]))
+    tensor([9.])
     """
 
     def __init__(self, mean: Tensor, event_dims: int) -> None:
         self.mean, self.mode, self.event_dims = mean, mean, event_dims
 
     def loss(self, target: Tensor) -> Tensor:
-        """Squared error to ``target`` of the same shape; uint8 targets are read as /255; ``[*B]``."""
+        """Squared error to ``target`` of the same shape; ``[*B]``.
+
+        Targets in uint8 are read as /255; a float of -inf is one that is missing and costs nothing.
+        """
         scale = 1 / 255 if target.dtype == torch.uint8 else 1.0
-        difference = torch.sub(self.mean, target, alpha=scale).flatten(-self.event_dims)
-        return _SquaredNorm.apply(difference)
+        if target.is_floating_point():
+            target = torch.where(target == -math.inf, self.mean.detach(), target)
+        difference = torch.sub(self.mean, target, alpha=scale)
+        return _SquaredNorm.apply(
+            difference.flatten(-self.event_dims) if self.event_dims else difference.unsqueeze(-1)
+        )
 
 
 class _SquaredNorm(torch.autograd.Function):
@@ -125,8 +134,8 @@ class Categorical:
         logits: ``[*B, *event, C]`` float.
         event_dims: how many dimensions before the last are one event.
 
-    >>> Categorical(torch.zeros(2, 3, 4), event_dims=1).loss(torch.tensor([[0, 1, 2], [3, 0, 0]]))
-    tensor([4.1589, 4.1589])
+    >>> Categorical(torch.zeros(2, 3, 4), event_dims=1).loss(torch.tensor([[0, 1, 2], [3, 0, -1]]))
+    tensor([4.1589, 2.7726])
     """
 
     def __init__(self, logits: Tensor, event_dims: int) -> None:
@@ -143,9 +152,14 @@ class Categorical:
         return self.logits.argmax(-1)
 
     def loss(self, target: Tensor) -> Tensor:
-        """Cross-entropy to the classes ``target`` ``[*B, *event]``, summed over the event; ``[*B]``."""
+        """Cross-entropy to the classes ``target`` ``[*B, *event]``, summed over the event; ``[*B]``.
+
+        A class of -1 is one that is missing and costs nothing.
+        """
         log_probs = torch.log_softmax(self.logits.float(), -1)
-        picked = log_probs.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)  # [*B, *event]
+        missing = target == -1
+        index = target.long().masked_fill(missing, 0).unsqueeze(-1)
+        picked = log_probs.gather(-1, index).squeeze(-1).masked_fill(missing, 0.0)  # [*B, *event]
         return -(picked.flatten(-self.event_dims).sum(-1) if self.event_dims else picked)
 
 

@@ -197,7 +197,9 @@ def _vectors(encoder: Any) -> Callable[[Mapping[str, Tensor]], Array]:
         if classes:
             parts = [flat_vector(observations[key], events[key], classes.get(key)) for key in events]
             return run(torch.cat(parts, -1).numpy())
-        x = np.concatenate([observations[key].float().flatten(1).numpy() for key in events], -1)
+        flat = [observations[key].float().unsqueeze(-1).flatten(1) for key in events]
+        x = np.concatenate([vector.numpy() for vector in flat], -1)
+        x[x == -np.inf] = 0.0  # missing
         y = np.abs(x)
         np.log1p(y, out=y)
         return run(np.copysign(y, x, out=y))

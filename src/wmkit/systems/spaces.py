@@ -9,14 +9,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec
+from torchrl.data import (
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    NonTensor,
+    OneHot,
+    TensorSpec,
+)
 
 from wmkit.codecs.images import check_image
 from wmkit.codecs.images_2023 import IMAGE_SIZE
 from wmkit.errors import SpecError
 
-# Keys an environment carries beside its observations.
+# Keys an environment carries beside its observations; so are those under LOG.
+LOG = "log/"
 BOOKKEEPING = {
+    "is_first",
+    "is_last",
+    "is_terminal",
+    "reward",
     "state",
     "belief",
     "carry",
@@ -121,8 +135,8 @@ def read_spaces(
     Args:
         observation_spec: of the environment; leading batch dimensions are ignored.
         action_spec: one-hot, or floats of shape ``[A]`` between finite bounds.
-        images: keys of the page, or ``"auto"`` for all of them in alphabetical order.
-        vectors: likewise.
+        images: keys of the page, or ``"auto"`` for all of three dimensions in alphabetical order.
+        vectors: likewise, or ``"auto"`` for all others.
         system: for messages.
         actions: kinds that the system can choose, of ``"discrete"`` and ``"continuous"``.
 
@@ -130,12 +144,16 @@ def read_spaces(
         SpecError: a key is missing or of the wrong rank or dtype, or the system cannot choose such actions.
     """
     lead = len(observation_spec.shape)
-    leaves = {k: v for k, v in observation_spec.items() if isinstance(k, str) and k not in BOOKKEEPING}
-    found = {k: tuple(v.shape[lead:]) for k, v in leaves.items() if not isinstance(v, Composite)}
+    leaves = {
+        key: spec
+        for key, spec in observation_spec.items()
+        if key not in BOOKKEEPING and not key.startswith(LOG) and not isinstance(spec, Composite | NonTensor)
+    }
+    found = {key: tuple(spec.shape[lead:]) for key, spec in leaves.items()}
     if images == "auto":
         images = sorted(k for k, shape in found.items() if len(shape) == 3)
     if vectors == "auto":
-        vectors = sorted(k for k, shape in found.items() if _is_vector(shape, leaves[k]))
+        vectors = sorted(k for k, shape in found.items() if len(shape) != 3)
     found.setdefault("reward", (1,))  # every sequence carries it
     if "affordance" in images:  # AffordanceTransform adds it
         found.setdefault("affordance", (1, IMAGE_SIZE, IMAGE_SIZE))
@@ -154,13 +172,20 @@ def read_spaces(
                 f"image {key!r} has dtype {dtype}: wanted torch.uint8 (or torch.float32 in [0, 1]); "
                 "convert it in the environment"
             )
-    classes = {key: count for key in vectors if (count := _classes(key, leaves.get(key)))}
     for key in vectors:
-        if len(found[key]) != 1 and key not in classes:
+        if len(found[key]) > 2:
             raise SpecError(
-                f"vector {key!r} has shape {list(found[key])}: wanted one dimension; flatten it with "
-                "torchrl.envs.FlattenObservation"
+                f"vector {key!r} has shape {list(found[key])}: wanted at most two dimensions; flatten it "
+                "(torchrl.envs.FlattenObservation) or name the vectors to read in observations.vectors"
             )
+        is_bytes = key in leaves and leaves[key].dtype == torch.uint8
+        if len(found[key]) == 2 and is_bytes and not isinstance(leaves[key], Categorical | OneHot):
+            raise SpecError(
+                f"vector {key!r} looks like an image without channels: found shape {list(found[key])} of "
+                "torch.uint8, wanted [C, H, W], or a Categorical; unsqueeze it "
+                "(torchrl.envs.UnsqueezeTransform) or name the vectors to read in observations.vectors"
+            )
+    classes = {key: count for key in vectors if (count := _classes(key, leaves.get(key)))}
     shapes = {key: found[key] for key in (*images, *vectors)}
     kind, action_dim = _read_actions(action_spec, lead, actions, system)
     return Spaces(
@@ -172,12 +197,6 @@ def read_spaces(
         classes=classes,
         dtypes={key: leaves[key].dtype for key in vectors if key in leaves},
     )
-
-
-def _is_vector(shape: tuple[int, ...], spec: TensorSpec) -> bool:
-    """Whether ``auto`` takes a key for a vector; classes may also stand alone or in a table."""
-    holds_classes = isinstance(spec, Categorical) and not isinstance(spec, Binary)
-    return len(shape) == 1 or (holds_classes and len(shape) <= 2)
 
 
 def _classes(key: str, spec: TensorSpec | None) -> int | None:
@@ -199,8 +218,8 @@ def _classes(key: str, spec: TensorSpec | None) -> int | None:
     found = f"{type(spec).__name__} of {spec.dtype}" + (f" with {sorted(counts)} classes" if counts else "")
     raise SpecError(
         f"vector {key!r} holds integers that cannot be read as classes: found {found}, wanted Categorical "
-        "with one number of classes; split it into several keys, or read it as numbers "
-        "(torchrl.envs.DTypeCastTransform)"
+        "with one number of classes; split it into several keys, read it as numbers "
+        f"(torchrl.envs.DTypeCastTransform), or let its name start with {LOG!r} if it is none of the agent's"
     )
 
 
@@ -210,6 +229,15 @@ def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: s
         leaves = list(spec.values(True, True))
         if len(leaves) == 1:
             return _read_actions(leaves[0], lead, actions, system)
+    if isinstance(spec, Composite | MultiOneHot | MultiCategorical):
+        if isinstance(spec, Composite):
+            found = f"keys {', '.join(map(str, spec.keys(True, True)))}"
+        else:
+            found = f"{type(spec).__name__} of {torch.as_tensor(spec.nvec).tolist()} values"
+        raise SpecError(
+            f"system {system} cannot take an action of several parts: found {found}, wanted one action; join "
+            "them in the environment (classes to one OneHot of their combinations, floats to one vector)"
+        )
     if "discrete" in actions and isinstance(spec, OneHot):
         return "discrete", int(spec.space.n)
     found = f"{type(spec).__name__} of shape {list(spec.shape)}"
