@@ -8,7 +8,6 @@ it knows how ours is laid out.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,12 @@ from torchrl.data import (
 )
 
 import wmkit
+from wmkit.envs import make_env
 from wmkit.errors import CheckpointError
 from wmkit.systems import System, dreamerv3_jax_parameters
 from wmkit.systems.jax_weights import COUNT
+from wmkit.training.parts import default_parts
+from wmkit.training.trainer import restore_system
 
 SHAPES = json.loads((Path(__file__).parent / "dreamerv3_jax_parameters.json").read_text(encoding="utf-8"))
 SIX, CLASSES, GROUPS = Bounded(-1, 1, (6,)), 4, 32
@@ -298,6 +300,39 @@ def test_images_and_vectors_and_classes_together() -> None:
     compare(system, p)
 
 
+def test_the_environments_own_vectors_take_the_official_weights() -> None:
+    """dmc_proprio joins its vectors unless told; apart, they are the original's, names and order."""
+    pytest.importorskip("dm_control")
+    p = drawn(SHAPES[WALKER])
+    joined, apart = (make_env("dmc_proprio/walker_walk", joined=joined) for joined in (True, False))
+    assert {key: apart.observation_spec[key].shape for key in apart.observation_spec.keys()} == {
+        "height": (1,), "orientations": (14,), "velocity": (9,)
+    }  # fmt: skip
+    refused(build(joined.observation_spec, joined.action_spec), p, "unknown dec/vec/height", "joined=false")
+    system = build(apart.observation_spec, apart.action_spec)
+    wmkit.load_dreamerv3_jax(system, p)
+    compare(system, p)
+    world = default_parts().carry(apart, system)
+    assert world.rollout(2, system.policy)["action"].isfinite().all()
+    for env in (joined, apart):
+        env.set_seed(3)
+    shown = apart.reset()
+    together = torch.cat([shown[key] for key in ("height", "orientations", "velocity")])
+    assert torch.equal(joined.reset()["observation"], together)
+
+
+def test_no_share_of_uniform_survives_a_checkpoint() -> None:
+    loaded, resumed, older = (build(PROPRIO, OneHot(3)) for _ in range(3))
+    wmkit.load_dreamerv3_jax(loaded, dreamerv3_jax_parameters(older))
+    state = loaded.state_dict()
+    restore_system(resumed, state, "run")
+    assert loaded.actor.unimix == resumed.actor.unimix == 0.0
+    del state["actor._extra_state"]  # as checkpoints were before
+    restore_system(older, dict(state), "old run")
+    older.load_state_dict(state)
+    assert older.actor.unimix == 0.01
+
+
 class Foreign:
     """An array of another library, read-only as JAX's are."""
 
@@ -333,7 +368,7 @@ def test_arrays_of_any_make(walker: System) -> None:
 # -- what does not fit -----------------------------------------------------------------------------------
 
 
-def refused(system: System, p: Mapping[str, Any], *said: str) -> None:
+def refused(system: System, p: Any, *said: str) -> None:
     """Loading ``p`` fails with one sentence that says all of that."""
     with pytest.raises(CheckpointError) as error:
         wmkit.load_dreamerv3_jax(system, p)
@@ -357,8 +392,19 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(walker: System) -> Non
     refused(walker, good | turned, "dyn/dyngru/kernel of shape [8, 192, 64] instead of [8, 64, 192], wanted")
     refused(walker, good | {"opt/step": good[COUNT]}, "unknown opt/step", "leave the optimiser's out")
     refused(walker, {}, " more, wanted exactly")
-    words = good | {"val/mlp/norm2/scale": ["a"] * 64}
-    refused(walker, words, "'val/mlp/norm2/scale'", "is not an array of numbers: found list, wanted")
+    scale = "val/mlp/norm2/scale"
+    words = good | {scale: ["a"] * 64}
+    refused(walker, words, f"'{scale}'", "is not an array of finite real numbers: found list, wanted")
+    refused(walker, good | {scale: [[1.0], [2.0, 3.0]]}, f"'{scale}'", "found list, wanted")
+    for number in (np.nan, np.inf, 1e300):
+        refused(
+            walker, good | {scale: np.full(64, number)}, f"'{scale}'", "found numbers that are NaN or inf"
+        )
+    for value in (np.ones(64, complex), torch.ones(64, dtype=torch.complex64)):
+        refused(walker, good | {scale: value}, f"'{scale}'", "found complex numbers, wanted")
+    refused(walker, {1: good[scale]} | good, "have the key 1 of type int: wanted names")
+    for thing in (None, list(good)):
+        refused(walker, thing, f"are a {type(thing).__name__}: wanted a mapping")
     after = walker.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
@@ -371,8 +417,11 @@ def test_another_size_another_space_and_another_system_are_refused() -> None:
     )
     refused(narrow, p, "con/head/logit/kernel of shape [64, 1] instead of [32, 1]", " more, wanted exactly")
     small = ["size.deter=16", "size.units=8", "size.depth=2"]
-    older = wmkit.build("dreamer_v3_2023", observation_spec=PIXELS, action_spec=OneHot(3), overrides=small)
-    refused(older, p, "system dreamer_v3_2023 has a parameter 'world_model.", "built from dreamer_v3;")
+    for name, spec in (("dreamer_v3_2023", PIXELS), ("dreamer_v3_2024", PROPRIO)):  # the second has its names
+        older = wmkit.build(name, observation_spec=spec, action_spec=OneHot(3), overrides=small)
+        refused(older, p, f"system {name} is not the JAX DreamerV3", "built from dreamer_v3;")
+    changed = build(PROPRIO, SIX, *small, "world_model.dynamics.joint_input=true")
+    refused(changed, p, "system dreamer_v3 has a parameter 'world_model.", "built from dreamer_v3;")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
     reward      of the task, in [0, 1] per control step
     end         1000 control steps: truncated. Only ``lqr`` ever terminates.
 
-    dmc_proprio   ``observation``: the task's numbers, joined in the order of their names; never draws
+    dmc_proprio   ``observation``: the task's numbers, joined in the order of their names, or, with
+                  ``joined=False``, each vector under its own name; never draws
     dmc_vision    ``pixels``: 64 x 64 in colour from camera 0 (``quadruped``: 2), and nothing else
 
 TorchRL's wrapper does the talking; here are the names, one dtype and a way to draw without a screen.
@@ -32,18 +33,30 @@ HINT = " with Python 3.12 or older (labmaze, which dm_control asks for, has no n
 
 
 class ProprioEnv(DMControlWrapper):
-    """A task seen by its numbers: ``observation`` float32 ``[D]``, the observations in alphabetical order."""
+    """A task seen by its numbers: each of its observations under its own name, float32 ``[D]``."""
 
     def _make_specs(self, env: Any) -> None:
         super()._make_specs(env)
-        size = sum(int(np.prod(spec.shape)) for spec in env.observation_spec().values())
-        self.observation_spec = Composite(observation=Unbounded((size,)))
+        sizes = {key: int(np.prod(spec.shape)) for key, spec in env.observation_spec().items()}
+        self.observation_spec = Composite({key: Unbounded((size,)) for key, size in sorted(sizes.items())})
         _make_float32(self)
 
     def _output_transform(self, timestep: Any) -> tuple:
         values, *rest = super()._output_transform(timestep)
-        joined = np.concatenate([np.ravel(values[key]) for key in sorted(values)])
-        return {"observation": joined.astype(np.float32)}, *rest
+        return {key: np.ravel(values[key]).astype(np.float32) for key in sorted(values)}, *rest
+
+
+class JoinedProprioEnv(ProprioEnv):
+    """The same numbers as one vector: ``observation`` float32 ``[D]``, in the order of their names."""
+
+    def _make_specs(self, env: Any) -> None:
+        super()._make_specs(env)
+        size = sum(spec.shape.numel() for spec in self.observation_spec.values())
+        self.observation_spec = Composite(observation=Unbounded((size,)))
+
+    def _output_transform(self, timestep: Any) -> tuple:
+        values, *rest = super()._output_transform(timestep)
+        return {"observation": np.concatenate(list(values.values()))}, *rest
 
 
 class VisionEnv(DMControlWrapper):
@@ -81,22 +94,27 @@ class _Repeat:
         return getattr(self._env, name)
 
 
-def dmc_proprio(task: str, *, seed: int = 0, action_repeat: int = 1) -> ProprioEnv:
+def dmc_proprio(task: str, *, seed: int = 0, action_repeat: int = 1, joined: bool = True) -> ProprioEnv:
     """A task of the suite from its numbers.
 
     Args:
         task: domain and task, such as ``walker_walk``.
         seed: of the initial states.
         action_repeat: control steps per action; their rewards are summed.
+        joined: one vector, ``observation``; False keeps the task's vectors apart under their own names, as
+            the official DreamerV3 reads them.
 
     Raises:
         ConfigError: dm_control is missing, no such task, or an option out of range.
 
     >>> dmc_proprio("walker_walk").rollout(3)["observation"].shape  # doctest: +SKIP
     torch.Size([3, 24])
+    >>> sorted(dmc_proprio("walker_walk", joined=False).observation_spec.keys())  # doctest: +SKIP
+    ['height', 'orientations', 'velocity']
     """
     _check(task, action_repeat=action_repeat)
-    return ProprioEnv(_load(task, seed), frame_skip=action_repeat)
+    kind = JoinedProprioEnv if joined else ProprioEnv
+    return kind(_load(task, seed), frame_skip=action_repeat)
 
 
 def dmc_vision(

@@ -8,7 +8,7 @@ A policy says what chance it needs: ``actor.noise(H, N)`` draws, for H steps of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,19 @@ class DiscreteActor(nn.Module):
         self.trunk = MLP(in_dim, units, layers, style)
         self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale, style.init)
         self.unimix = unimix
+
+    def get_extra_state(self) -> dict[str, float]:
+        """The share of uniform, which loading official weights changes."""
+        return {"unimix": self.unimix}
+
+    def set_extra_state(self, state: dict[str, float]) -> None:
+        """Take the share of uniform back."""
+        self.unimix = state["unimix"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # An older state has no share: it stays as built.
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """Uniforms ``[*lead, 1]`` that :meth:`OneHotCategorical.sample` takes."""

@@ -142,7 +142,8 @@ def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
             (``opt/...``): NumPy or JAX arrays or tensors of any precision, on any device.
 
     Raises:
-        CheckpointError: a name is missing, unknown or of another shape, or the system is another one
+        CheckpointError: ``parameters`` is no mapping from names to arrays, a name is missing, unknown or of
+            another shape, an array holds anything but finite real numbers, or the system is another one
             or reads its observations in another order. The system is left as it was.
 
     >>> from torchrl.data import Bounded, Composite, Unbounded
@@ -161,11 +162,20 @@ def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
 enc/mlp0/bias, wanted exactly the names and shapes of its size and spaces; build it with the size and for \
 the environment that they were trained with, and leave the optimiser's out
     """
+    if not isinstance(parameters, Mapping):
+        raise CheckpointError(
+            f"weights of the JAX DreamerV3 are a {type(parameters).__name__}: wanted a mapping from names to "
+            "arrays; pass the agent's params without its optimiser's"
+        )
+    for name in parameters:
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"weights of the JAX DreamerV3 have the key {name!r} of type {type(name).__name__}: wanted "
+                "names such as 'enc/mlp0/kernel'; pass the flat mapping that the original saves"
+            )
     slots = {slot.name: slot for slot in _slots(system)}
     shapes = {name: tuple(slot.to_theirs(slot.tensor.to("meta")).shape) for name, slot in slots.items()}
-    _check(
-        {**shapes, COUNT: ()}, {name: tuple(np.shape(value)) for name, value in parameters.items()}, system
-    )
+    _check({**shapes, COUNT: ()}, {name: _shape(name, value) for name, value in parameters.items()}, system)
     arrays = {name: _float32(name, parameters[name]) for name in slots}
     with torch.no_grad():
         for name, slot in slots.items():
@@ -196,6 +206,11 @@ def dreamerv3_jax_parameters(system: System) -> dict[str, np.ndarray]:
 
 def _slots(system: System) -> Iterator[_Slot]:
     """Every number of a system that the original keeps too."""
+    if system.name != "dreamer_v3":
+        raise CheckpointError(
+            f"system {system.name} is not the JAX DreamerV3 of these weights: wanted a system built from "
+            "dreamer_v3; build one"
+        )
     state_dim = system.world_model.dynamics.state_dim
     rows = [(theirs, _pattern(ours), layout) for theirs, ours, layout in LAYERS]
     for name, parameter in system.named_parameters():
@@ -268,10 +283,20 @@ def _check(
     troubles = {"missing": sorted(wanted.keys() - found), "unknown": sorted(found.keys() - wanted), "": wrong}
     said = [f"{what} {_listed(names)}".strip() for what, names in troubles.items() if names]
     if said:
+        advice = (
+            "build it with the size and for the environment that they were trained with, and leave the "
+            "optimiser's out"
+        )
+        if all(
+            any(name.startswith("dec/vec/") for name in troubles[what]) for what in ("missing", "unknown")
+        ):
+            advice += (
+                "; its vectors must stand under the same names: dmc_proprio keeps them apart, as the "
+                "original does, with joined=False (env.options.joined=false)"
+            )
         raise CheckpointError(
             f"weights of the JAX DreamerV3 do not fit system {system.name}: {', '.join(said)}, wanted "
-            "exactly the names and shapes of its size and spaces; build it with the size and for the "
-            "environment that they were trained with, and leave the optimiser's out"
+            f"exactly the names and shapes of its size and spaces; {advice}"
         )
 
 
@@ -280,14 +305,32 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    try:
+        return tuple(np.shape(value))
+    except (TypeError, ValueError) as error:  # a ragged list
+        raise _no_numbers(name, type(value).__name__) from error
+
+
 def _float32(name: str, value: Any) -> Tensor:
     """Any array as a tensor: bfloat16 of PyTorch is unknown to NumPy, that of JAX to PyTorch."""
-    if isinstance(value, Tensor):
-        return value.detach().float()
+    if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
+        raise _no_numbers(name, "complex numbers")
     try:
-        return torch.from_numpy(np.array(value, np.float32, order="C"))
+        if isinstance(value, Tensor):
+            array = value.detach().float()
+        else:
+            with np.errstate(over="ignore"):  # said below
+                array = torch.from_numpy(np.array(value, np.float32, order="C"))
     except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"weight {name!r} of the JAX DreamerV3 is not an array of numbers: found "
-            f"{type(value).__name__}, wanted a NumPy or JAX array or a tensor; convert it first"
-        ) from error
+        raise _no_numbers(name, type(value).__name__) from error
+    if not array.isfinite().all():
+        raise _no_numbers(name, "numbers that are NaN or infinite in float32")
+    return array
+
+
+def _no_numbers(name: str, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"weight {name!r} of the JAX DreamerV3 is not an array of finite real numbers: found {found}, "
+        "wanted a NumPy or JAX array or a tensor of them; convert or save it again"
+    )

@@ -402,7 +402,11 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     Raises:
         CheckpointError: names the first parameter that does not fit.
     """
-    check_shapes(state, system.state_dict(), source)
+    wanted = system.state_dict()
+    share = "actor._extra_state"  # older checkpoints have none: it stays as built
+    if share in wanted and share not in state:
+        state = {**state, share: wanted[share]}
+    check_shapes(state, wanted, source)
     system.load_state_dict(state)
 
 
