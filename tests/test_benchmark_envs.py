@@ -29,7 +29,7 @@ from wmkit.training.protocol import EvaluationProtocol
 ENVIRONMENTS = [
     ("CartPole-v1", "gymnasium", {"max_episode_steps": 3}, True),
     ("gym/CartPole-v1", "gymnasium", {"max_episode_steps": 3, "pixels": True}, True),
-    ("atari/breakout", "ale_py", {"max_frames": 12}, True),
+    ("atari/breakout", "ale_py", {"max_frames": 12, "limit": "truncate"}, True),
     ("atari100k/pong", "ale_py", {"max_frames": 12}, True),
     ("crafter", "crafter", {"max_steps": 3}, True),
     ("minigrid/MiniGrid-DoorKey-5x5-v0", "minigrid", {"max_steps": 3}, True),
@@ -89,7 +89,7 @@ def test_specs_ends_and_seeds(name, package, short, ends):
 @pytest.mark.parametrize("page", ["atari", "atari100k", "crafter", "dmc_proprio", "dmc_vision"])
 def test_the_numbers_of_a_page_are_the_defaults_in_python(page):
     """``env=atari100k`` and ``make_env("atari100k/pong")`` play the same protocol."""
-    block = compose("dreamer_v3", [f"env={page}", f"preset={page}"]).env
+    block = compose("dreamer_v3", [f"env={page}"]).env
     assert block.name.partition("/")[0] == page
     target = resolve("env", page)
     given = target.keywords if isinstance(target, partial) else {}
@@ -207,6 +207,28 @@ def test_lives_are_ignored_and_game_over_terminates():
     assert lives == sorted(lives, reverse=True) and set(lives) == {5, 4, 3, 2, 1, 0}
     assert stepped["terminated"] and not stepped["truncated"]
     assert env.reset()["terminated"].logical_not() and env.emulator.lives() == 5
+
+
+@pytest.mark.parametrize(
+    ("system", "overrides", "terminates"),
+    [
+        ("dreamer_v3", ["env=atari"], True),
+        ("dreamer_v3", ["preset=atari100k"], True),
+        ("dreamer_v3", ["env=atari100k"], False),
+        ("twm", ["preset=atari100k"], False),
+    ],
+)
+def test_the_limit_is_an_end_or_a_truncation_by_the_protocol(system, overrides, terminates):
+    """T18: danijar/dreamerv3 ends an episode at the limit of frames as if the game were over."""
+    pytest.importorskip("ale_py")
+    config = compose(system, [*overrides, "env.num_envs=1", "env.options.max_frames=8"])
+    env = make_training_env(config, None, seed=0)
+    last = env.rollout(5)["next"][0, -1]
+    assert last["done"] and last["terminated"].item() is terminates
+    assert last["truncated"].item() is not terminates
+    assert env._envs[0]._played == 8
+    with pytest.raises(ConfigError, match="limit='end': wanted one of truncate, terminate"):
+        atari100k("pong", limit="end")
 
 
 def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
