@@ -210,7 +210,8 @@ def _print_summary(summary: Any) -> None:
     lines = [("run", summary.run)]
     if summary.interrupted:
         lines.append(("interrupted", f"saved; go on with resume={summary.run}"))
-    lines.append(("environment steps", f"{summary.steps:,} in {summary.minutes:.1f} min"))
+    frames = "" if summary.frames is None else f" ({summary.frames:,} frames)"
+    lines.append(("environment steps", f"{summary.steps:,}{frames} in {summary.minutes:.1f} min"))
     lines.append(("updates", f"{summary.updates:,}"))
     if summary.success_rate is not None:
         lines.append(

@@ -49,6 +49,7 @@ class Summary:
     interrupted: bool
     training_return: float | None = None
     protocol: str = ""
+    frames: int | None = None  # steps times action repeat, where that is not 1
 
 
 class Trainer:
@@ -377,6 +378,7 @@ class Trainer:
             interrupted=self.interrupt.requested,
             training_return=means(self.tracker.recent).get("return"),
             protocol=str(evaluation.protocol) if evaluation is not None else "",
+            frames=self.run.frames(self.step).get("frames"),
         )
 
 

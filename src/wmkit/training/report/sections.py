@@ -34,6 +34,7 @@ def cards(run: RunDirectory) -> str:
         entries.append((f"{trained['return']:.2f}", "return, last training episodes"))
     steps = max((m["step"] for m in metrics if m["stage"] != "affordance"), default=0)
     entries.append((f"{steps:,}", "environment steps"))
+    entries += [(f"{frames:,}", name) for name, frames in run.frames(steps).items()]
     entries.append((f"{sum(e['stage'] in ('prefill', 'train') for e in episodes):,}", "training episodes"))
     if trained.get("updates") is not None:
         entries.append((f"{trained['updates']:,.0f}", "updates"))
