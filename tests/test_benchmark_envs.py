@@ -10,20 +10,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torchrl.envs import TransformedEnv, check_env_specs
 from torchrl.envs.transforms import InitTracker
 from typer.testing import CliRunner
 
 from wmkit.cli import app
+from wmkit.data import to_sequence
 from wmkit.envs import make_env, read_options
 from wmkit.envs.adapters import fit_image_by_area
 from wmkit.envs.atari import AtariEnv, atari100k
+from wmkit.envs.crafter_env import ACHIEVEMENTS
 from wmkit.errors import ConfigError
 from wmkit.registry import resolve
 from wmkit.systems import compose
+from wmkit.systems.spaces import read_spaces
+from wmkit.training.collect import EpisodeTracker
+from wmkit.training.evaluate import evaluate, means
 from wmkit.training.parts import make_training_env
 from wmkit.training.protocol import EvaluationProtocol
+from wmkit.training.report import write_report
+from wmkit.training.run import RunDirectory
 
 # name, its package, options, whether these end an episode after three steps
 ENVIRONMENTS = [
@@ -436,7 +444,46 @@ def test_crafter_death_terminates_even_at_the_limit_and_health_pays():
     env._game._player.health = 0
     stepped = env.step(current)["next"]
     assert stepped["done"] and stepped["terminated"] and not stepped["truncated"]
-    assert len(env.achievements) == 22
+
+
+def test_crafter_episodes_name_what_they_unlocked_and_give_the_score(tmp_path):
+    """Two of 22 achievements, in the first of four episodes of three steps."""
+    crafter = pytest.importorskip("crafter")
+    assert list(ACHIEVEMENTS) == crafter.constants.achievements
+    env = make_env("crafter", num_envs=2, max_steps=3)
+    acted = 0
+
+    def policy(tensordict):
+        nonlocal acted
+        acted += 1
+        if acted == 2:
+            env._envs[0]._game._player.achievements.update(wake_up=2, eat_cow=1)
+        return tensordict.set("action", torch.eye(17, dtype=torch.int64)[[0, 0]])
+
+    tracker, again = EpisodeTracker(2), EpisodeTracker(2)
+    batch = env.rollout(6, policy, break_when_any_done=False)
+    trained = [episode for _, episode in tracker.add(batch)]
+    assert "achievements" not in to_sequence(batch)[0].keys()  # nor in the replay
+    acted = 0
+    evaluation = evaluate(policy, env, EvaluationProtocol("crafter", 4))
+    score = 26 ** (2 / 22) - 1  # each at 25 percent
+    again.load_state_dict(tracker.state_dict())
+    for episodes in (trained, evaluation.episodes, list(again.recent)):
+        assert [episode.achievements for episode in episodes] == [["eat_cow", "wake_up"], [], [], []]
+        assert means(episodes)["crafter_score"] == pytest.approx(score)
+    run = RunDirectory.create(
+        OmegaConf.create({"run_dir": str(tmp_path / "run"), "env": {"name": "crafter"}})
+    )
+    for episode in trained[:2]:
+        run.episode(6, "train", episode.line())
+    run.score(6, "final", evaluation.numbers(), {"env": "crafter", "episodes": 4})
+    assert [line["achievements"] for line in run.episodes()] == [["eat_cow", "wake_up"], []]
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"{score:.1f} %</b><span>Crafter score, in evaluation" in page
+    assert f"{51 ** (2 / 22) - 1:.1f} %</b><span>Crafter score, all training episodes" in page
+    run.close()
+    specs = env.observation_spec[0], env.full_action_spec["action"][0]
+    assert list(read_spaces(*specs, images="auto", vectors="auto", system="any").shapes) == ["pixels"]
 
 
 def test_minigrid_shows_the_squares_ahead_as_classes_and_success_terminates():

@@ -219,6 +219,8 @@ def _print_summary(summary: Any) -> None:
         )
     if summary.episode_return is not None:
         lines.append(("return", f"{summary.episode_return:.2f}, mean of {summary.episodes} episodes"))
+        if summary.crafter_score is not None:
+            lines.append(("Crafter score", f"{summary.crafter_score:.2f} %, of the same episodes"))
         lines.append(("protocol", summary.protocol))
     if summary.training_success_rate is not None:
         text = f"{percent(summary.training_success_rate)} of the last episodes"

@@ -28,6 +28,7 @@ BOOKKEEPING = {
     "frame",
     "goal_mask",
     "success",
+    "achievements",
     "step_count",
     "intrinsic_reward",
     "jump_probability",

@@ -3,6 +3,7 @@
     config.yaml      the resolved configuration, enough to rebuild the system
     metrics.jsonl    one JSON object per line: step, stage, wall (seconds), numbers; a score's protocol
     episodes.jsonl   one line per finished episode: step, stage, return, length, success (null without a flag)
+                     and in Crafter the achievements it unlocked
                      (both: frames, which is step times action repeat, where an action is held for several)
     tensorboard/     the same numbers for TensorBoard
     checkpoints/     see :mod:`wmkit.training.checkpoints`
