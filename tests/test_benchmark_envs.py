@@ -10,26 +10,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torchrl.envs import TransformedEnv, check_env_specs
 from torchrl.envs.transforms import InitTracker
 from typer.testing import CliRunner
 
 from wmkit.cli import app
+from wmkit.data import to_sequence
 from wmkit.envs import make_env, read_options
 from wmkit.envs.adapters import fit_image_by_area
 from wmkit.envs.atari import AtariEnv, atari100k
+from wmkit.envs.crafter_env import ACHIEVEMENTS
 from wmkit.errors import ConfigError
 from wmkit.registry import resolve
 from wmkit.systems import compose
+from wmkit.systems.spaces import read_spaces
+from wmkit.training.collect import EpisodeTracker
+from wmkit.training.evaluate import evaluate, means
 from wmkit.training.parts import make_training_env
 from wmkit.training.protocol import EvaluationProtocol
+from wmkit.training.report import write_report
+from wmkit.training.run import RunDirectory
 
 # name, its package, options, whether these end an episode after three steps
 ENVIRONMENTS = [
     ("CartPole-v1", "gymnasium", {"max_episode_steps": 3}, True),
     ("gym/CartPole-v1", "gymnasium", {"max_episode_steps": 3, "pixels": True}, True),
-    ("atari/breakout", "ale_py", {"max_frames": 12}, True),
+    ("atari/breakout", "ale_py", {"max_frames": 12, "limit": "truncate"}, True),
     ("atari100k/pong", "ale_py", {"max_frames": 12}, True),
     ("crafter", "crafter", {"max_steps": 3}, True),
     ("minigrid/MiniGrid-DoorKey-5x5-v0", "minigrid", {"max_steps": 3}, True),
@@ -89,7 +97,7 @@ def test_specs_ends_and_seeds(name, package, short, ends):
 @pytest.mark.parametrize("page", ["atari", "atari100k", "crafter", "dmc_proprio", "dmc_vision"])
 def test_the_numbers_of_a_page_are_the_defaults_in_python(page):
     """``env=atari100k`` and ``make_env("atari100k/pong")`` play the same protocol."""
-    block = compose("dreamer_v3", [f"env={page}", f"preset={page}"]).env
+    block = compose("dreamer_v3", [f"env={page}"]).env
     assert block.name.partition("/")[0] == page
     target = resolve("env", page)
     given = target.keywords if isinstance(target, partial) else {}
@@ -210,6 +218,28 @@ def test_lives_are_ignored_and_game_over_terminates():
     assert lives == sorted(lives, reverse=True) and set(lives) == {5, 4, 3, 2, 1, 0}
     assert stepped["terminated"] and not stepped["truncated"]
     assert env.reset()["terminated"].logical_not() and env.emulator.lives() == 5
+
+
+@pytest.mark.parametrize(
+    ("system", "overrides", "terminates"),
+    [
+        ("dreamer_v3", ["env=atari"], True),
+        ("dreamer_v3", ["preset=atari100k"], True),
+        ("dreamer_v3", ["env=atari100k"], False),
+        ("twm", ["preset=atari100k"], False),
+    ],
+)
+def test_the_limit_is_an_end_or_a_truncation_by_the_protocol(system, overrides, terminates):
+    """T18: danijar/dreamerv3 ends an episode at the limit of frames as if the game were over."""
+    pytest.importorskip("ale_py")
+    config = compose(system, [*overrides, "env.num_envs=1", "env.options.max_frames=8"])
+    env = make_training_env(config, None, seed=0)
+    last = env.rollout(5)["next"][0, -1]
+    assert last["done"] and last["terminated"].item() is terminates
+    assert last["truncated"].item() is not terminates
+    assert env._envs[0]._played == 8
+    with pytest.raises(ConfigError, match="limit='end': wanted one of truncate, terminate"):
+        atari100k("pong", limit="end")
 
 
 def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
@@ -421,7 +451,46 @@ def test_crafter_death_terminates_even_at_the_limit_and_health_pays():
     env._game._player.health = 0
     stepped = env.step(current)["next"]
     assert stepped["done"] and stepped["terminated"] and not stepped["truncated"]
-    assert len(env.achievements) == 22
+
+
+def test_crafter_episodes_name_what_they_unlocked_and_give_the_score(tmp_path):
+    """Two of 22 achievements, in the first of four episodes of three steps."""
+    crafter = pytest.importorskip("crafter")
+    assert list(ACHIEVEMENTS) == crafter.constants.achievements
+    env = make_env("crafter", num_envs=2, max_steps=3)
+    acted = 0
+
+    def policy(tensordict):
+        nonlocal acted
+        acted += 1
+        if acted == 2:
+            env._envs[0]._game._player.achievements.update(wake_up=2, eat_cow=1)
+        return tensordict.set("action", torch.eye(17, dtype=torch.int64)[[0, 0]])
+
+    tracker, again = EpisodeTracker(2), EpisodeTracker(2)
+    batch = env.rollout(6, policy, break_when_any_done=False)
+    trained = [episode for _, episode in tracker.add(batch)]
+    assert "achievements" not in to_sequence(batch)[0].keys()  # nor in the replay
+    acted = 0
+    evaluation = evaluate(policy, env, EvaluationProtocol("crafter", 4))
+    score = 26 ** (2 / 22) - 1  # each at 25 percent
+    again.load_state_dict(tracker.state_dict())
+    for episodes in (trained, evaluation.episodes, list(again.recent)):
+        assert [episode.achievements for episode in episodes] == [["eat_cow", "wake_up"], [], [], []]
+        assert means(episodes)["crafter_score"] == pytest.approx(score)
+    run = RunDirectory.create(
+        OmegaConf.create({"run_dir": str(tmp_path / "run"), "env": {"name": "crafter"}})
+    )
+    for episode in trained[:2]:
+        run.episode(6, "train", episode.line())
+    run.score(6, "final", evaluation.numbers(), {"env": "crafter", "episodes": 4})
+    assert [line["achievements"] for line in run.episodes()] == [["eat_cow", "wake_up"], []]
+    page = write_report(run).read_text(encoding="utf-8")
+    assert f"{score:.1f} %</b><span>Crafter score, in evaluation" in page
+    assert f"{51 ** (2 / 22) - 1:.1f} %</b><span>Crafter score, all training episodes" in page
+    run.close()
+    specs = env.observation_spec[0], env.full_action_spec["action"][0]
+    assert list(read_spaces(*specs, images="auto", vectors="auto", system="any").shapes) == ["pixels"]
 
 
 def test_minigrid_shows_the_squares_ahead_as_classes_and_success_terminates():

@@ -99,6 +99,11 @@ def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):
     for behaviour, code, words in (
         (lambda config: bare, 0, ["1.00, mean of 20 episodes", "0.75, mean of the last", "20 episodes of"]),
         (lambda config: Summary(**summary, interrupted=False), 0, ["runs/a", "25 % of 20", "of somewhere"]),
+        (
+            lambda config: Summary(**summary, interrupted=False, frames=4000),
+            0,
+            ["1,000 (4,000 frames) in 1.0"],
+        ),
         (lambda config: Summary(**summary, interrupted=True), 130, ["resume=runs/a"]),
         (fail, 1, ["loss_reward"]),
     ):

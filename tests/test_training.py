@@ -145,6 +145,20 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert store.meta(store.best())["score"] == 28.0  # the return, where there is no flag
     assert len(CheckpointStore(run.path / "checkpoints").steps()) <= 3
     assert list((run.path / "tensorboard").glob("events*"))
+    assert summary.frames is None and not any("frames" in line for line in (*lines, *episodes))
+
+
+def test_frames_stand_beside_steps_where_an_action_is_held(tmp_path):
+    """T20: steps times action repeat, in both logs, in the summary and in the report."""
+    config = toy_config(tmp_path / "run", report=True)
+    config.env = {"name": "dmc_proprio/walker_walk", "options": {"action_repeat": 2}}
+    summary = train(config, parts=toy_parts())
+    run = RunDirectory.open(summary.run)
+    lines = [*run.metrics(), *run.episodes()]
+    assert (summary.steps, summary.frames) == (160, 320)
+    assert {line["stage"] for line in lines} == {"prefill", "train", "evaluate", "final"}
+    assert all(line["frames"] == 2 * line["step"] for line in lines)
+    assert "<b>320</b><span>frames</span>" in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 class Flagged(Transform):

@@ -210,7 +210,8 @@ def _print_summary(summary: Any) -> None:
     lines = [("run", summary.run)]
     if summary.interrupted:
         lines.append(("interrupted", f"saved; go on with resume={summary.run}"))
-    lines.append(("environment steps", f"{summary.steps:,} in {summary.minutes:.1f} min"))
+    frames = "" if summary.frames is None else f" ({summary.frames:,} frames)"
+    lines.append(("environment steps", f"{summary.steps:,}{frames} in {summary.minutes:.1f} min"))
     lines.append(("updates", f"{summary.updates:,}"))
     if summary.success_rate is not None:
         lines.append(
@@ -218,6 +219,8 @@ def _print_summary(summary: Any) -> None:
         )
     if summary.episode_return is not None:
         lines.append(("return", f"{summary.episode_return:.2f}, mean of {summary.episodes} episodes"))
+        if summary.crafter_score is not None:
+            lines.append(("Crafter score", f"{summary.crafter_score:.2f} %, of the same episodes"))
         lines.append(("protocol", summary.protocol))
     if summary.training_success_rate is not None:
         text = f"{percent(summary.training_success_rate)} of the last episodes"

@@ -37,7 +37,7 @@ from wmkit.data.schema import Key, as_key
 from wmkit.errors import SpecError
 
 LATENTS = ("state", "belief")
-EXCLUDE = ("frame", "goal_mask", "collector", "carry")
+EXCLUDE = ("frame", "goal_mask", "achievements", "collector", "carry")
 _FLAGS = ("done", "terminated", "truncated", "is_init", "reward", "previous_action", "index")
 
 

@@ -3,16 +3,18 @@
     reset       0 to 30 no-ops, each one frame, drawn uniformly
     step        the action is held for 4 frames; rewards are summed, not clipped
     image       maximum over the last two frames -> a square, by a bilinear filter -> grey (``atari`` only)
-    end         the game is over: terminated; 108,000 frames (30 minutes): truncated; lives are ignored,
+    end         the game is over: terminated; 108,000 frames (30 minutes): see below; lives are ignored,
                 or with lives="terminate" the loss of one ends the episode, and the next goes on from there
 
                 atari100k                    atari
     image       64 x 64, colour              96 x 96, grey
     sticky      no                           the emulator repeats the last action with probability 0.25
     actions     those the game uses          all 18
+    limit       truncated                    terminated
 
 ``atari`` is Machado et al. 2018 (arXiv:1709.06009); ``atari100k`` is Kaiser et al. 2020
-(arXiv:1903.00374); sizes, colours and filter are DreamerV3's (danijar/dreamerv3 e3f0224). TWM and STORM
+(arXiv:1903.00374); sizes, colours and filter are DreamerV3's (danijar/dreamerv3 e3f0224), whose limit
+terminates under both: its ``preset=atari100k`` sets ``limit="terminate"``. TWM and STORM
 resize by area (``filter="area"``). Where a game waits for FIRE, TWM presses it itself (``fire=True``)::
 
     reset       FIRE, then the game's next action, then 1 to 30 no-ops, each held for 4 frames
@@ -44,6 +46,7 @@ from wmkit.envs.adapters import (
 from wmkit.errors import ConfigError
 
 LIVES = ("ignored", "terminate")
+LIMITS = ("truncate", "terminate")
 FILTERS = {"bilinear": fit_image, "area": fit_image_by_area}
 GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
 
@@ -67,7 +70,8 @@ class AtariEnv(EnvBase):
         filter: by which the image is reduced: ``bilinear``, or ``area``, which averages what a pixel covers.
         lives: ``ignored``, or ``terminate``: losing one terminates, and the reset after it does nothing for
             one step and plays on; only when the game is over does it begin anew (TWM, STORM in training).
-        max_frames: after which an episode is truncated, no-ops not counted; lives share them.
+        max_frames: after which an episode ends, no-ops not counted; lives share them.
+        limit: what that end is, ``truncate`` or ``terminate``; value is learnt beyond a truncation only.
 
     Raises:
         ConfigError: ale-py is missing, no such game, or an option out of range.
@@ -92,8 +96,13 @@ class AtariEnv(EnvBase):
         filter: str = "bilinear",
         lives: str = "ignored",
         max_frames: int = 108_000,
+        limit: str = "terminate",
     ) -> None:
-        for option, found, known in (("lives", lives, LIVES), ("filter", filter, tuple(FILTERS))):
+        for option, found, known in (
+            ("lives", lives, LIVES),
+            ("filter", filter, tuple(FILTERS)),
+            ("limit", limit, LIMITS),
+        ):
             if found not in known:
                 raise ConfigError(
                     f"Atari game {game!r} got {option}={found!r}: wanted one of {', '.join(known)}; correct "
@@ -112,6 +121,7 @@ class AtariEnv(EnvBase):
         self.game = find_game(game)
         self.action_repeat, self.noops, self.max_frames = action_repeat, noops, max_frames
         self.image_size, self.grey, self.lives, self.filter = image_size, grey, lives, filter
+        self.limit = limit
         self._lives_left, self._between_lives = 0, False
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self.emulator = ale_py.ALEInterface()
@@ -185,7 +195,8 @@ class AtariEnv(EnvBase):
         ended = lost and self.lives == "terminate"
         self._between_lives = ended and not (over or late)
         out = {"pixels": self._image(), "reward": torch.tensor([reward], dtype=torch.float32)}
-        return TensorDict._new_unsafe(out | ends(over or ended, late), batch_size=torch.Size([]))
+        terminated = over or ended or (late and self.limit == "terminate")
+        return TensorDict._new_unsafe(out | ends(terminated, late), batch_size=torch.Size([]))
 
     def _late(self) -> bool:
         return self._played >= self.max_frames
@@ -215,7 +226,7 @@ class AtariEnv(EnvBase):
 
 
 atari = AtariEnv
-atari100k = partial(AtariEnv, sticky=0.0, all_actions=False, image_size=64, grey=False)
+atari100k = partial(AtariEnv, sticky=0.0, all_actions=False, image_size=64, grey=False, limit="truncate")
 
 
 def find_game(name: str) -> str:

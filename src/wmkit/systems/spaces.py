@@ -42,6 +42,7 @@ BOOKKEEPING = {
     "frame",
     "goal_mask",
     "success",
+    "achievements",
     "step_count",
     "intrinsic_reward",
     "jump_probability",

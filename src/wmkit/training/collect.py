@@ -36,7 +36,7 @@ from torchrl.data import Binary, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import InitTracker, Transform
 
-from wmkit.training.evaluate import Episode, means
+from wmkit.training.evaluate import Episode, achievements, means
 
 OVER = ("over", "over_terminated")
 
@@ -275,7 +275,7 @@ class EpisodeTracker:
     >>> step = {"reward": torch.ones(1, 3, 1), "done": torch.tensor([[[False], [True], [False]]])}
     >>> tracker = EpisodeTracker(1)
     >>> tracker.add(TensorDict({"next": step}, [1, 3]))
-    [(1, Episode(episode_return=2.0, length=2, success=None))]
+    [(1, Episode(episode_return=2.0, length=2, success=None, achievements=None))]
     """
 
     KEYS = ("jump", "is_zoomed", "jump_probability", "intrinsic_reward", "score")
@@ -317,7 +317,8 @@ class EpisodeTracker:
                     self._succeeded[env] |= bool(success[env][t]) if success is not None else False
                     if over[env][t]:
                         won = self._succeeded[env] if success is not None else None
-                        episode = Episode(self._returns[env], self._lengths[env], won)
+                        unlocked = achievements(arrived[env, t])
+                        episode = Episode(self._returns[env], self._lengths[env], won, unlocked)
                         self.recent.append(episode)
                         ended.append((t, episode))
                         self._over[env] = True
@@ -335,7 +336,7 @@ class EpisodeTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """The window; unfinished episodes are not kept, since a resumed run resets its environments."""
-        return {"recent": [[e.episode_return, e.length, e.success] for e in self.recent]}
+        return {"recent": [list(vars(e).values()) for e in self.recent]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""

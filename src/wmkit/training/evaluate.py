@@ -17,6 +17,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from wmkit.envs.crafter_env import ACHIEVEMENTS, crafter_score
 from wmkit.training.protocol import EvaluationProtocol
 
 RECORD_KEYS = (
@@ -36,20 +37,26 @@ BIG_KEYS = ("frame", "goal_mask")
 
 @dataclass
 class Episode:
-    """What one episode was: undiscounted return, steps, success (None where the environment has no flag)."""
+    """What one episode was: undiscounted return, steps, success (None where the environment has no flag).
+
+    ``achievements`` are the names of those it unlocked, in Crafter.
+    """
 
     episode_return: float
     length: int
     success: bool | None
+    achievements: list[str] | None = None
 
     def line(self) -> dict[str, Any]:
         """As written to ``episodes.jsonl``."""
         record = asdict(self)
+        if self.achievements is None:
+            del record["achievements"]
         return {"return": record.pop("episode_return"), **record}
 
 
 def means(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Mean return and length, and success rate where there are flags; empty without episodes.
+    """Mean return and length, success rate where there are flags, Crafter's score; empty without episodes.
 
     >>> means([Episode(2.0, 7, None), Episode(4.0, 5, None)])
     {'return': 3.0, 'length': 6.0}
@@ -57,11 +64,13 @@ def means(episodes: Sequence[Episode]) -> dict[str, float]:
     if not episodes:
         return {}
     flags = [e.success for e in episodes if e.success is not None]
+    unlocked = [e.achievements for e in episodes if e.achievements is not None]
     count = len(episodes)
     return {
         **({"success_rate": sum(flags) / len(flags)} if flags else {}),
         "return": sum(e.episode_return for e in episodes) / count,
         "length": sum(e.length for e in episodes) / count,
+        **({"crafter_score": crafter_score(unlocked)} if unlocked else {}),
     }
 
 
@@ -194,7 +203,8 @@ def evaluate(
                 if done[index]:
                     quota[index] -= 1
                     won = succeeded[index] if success is not None else None
-                    result.episodes.append(Episode(totals[index], lengths[index], won))
+                    unlocked = achievements(arrived[index])
+                    result.episodes.append(Episode(totals[index], lengths[index], won, unlocked))
                     on_episode(result.episodes[-1])
                     totals[index], lengths[index], succeeded[index] = 0.0, 0, False
             finished = [r for r in recorders if done[r.env]]
@@ -210,6 +220,18 @@ def _keep(result: Evaluation, finished: list[Recorder]) -> None:
         trajectory, views = recorder.stacked()
         result.trajectories.append(trajectory)
         result.views.append(views if views is not None else TensorDict({}, batch_size=[0]))
+
+
+def achievements(arrived: TensorDictBase) -> list[str] | None:
+    """Names of what an episode's last step, batch size ``[]``, shows as unlocked; None where it shows none.
+
+    >>> achievements(TensorDict({"achievements": torch.arange(22) == 21})), achievements(TensorDict())
+    (['wake_up'], None)
+    """
+    flags = arrived.get("achievements", None)
+    if flags is None:
+        return None
+    return [name for name, unlocked in zip(ACHIEVEMENTS, flags.tolist(), strict=True) if unlocked]
 
 
 def _flags(arrived: TensorDictBase, key: str, count: int) -> list[bool] | None:

@@ -123,6 +123,22 @@ class EvaluationProtocol:
         return ", ".join([*rules, f"seed {self.seed}"])
 
 
+def frames_per_step(config: DictConfig) -> int:
+    """For how many frames, or control steps, an action of training is held; 1 without an environment.
+
+    >>> frames_per_step(OmegaConf.create({"env": {"name": "counting"}}))
+    1
+    """
+    if config.get("env") is None:
+        return 1
+    from wmkit.envs import read_options
+
+    options = OmegaConf.to_container(config.env.get("options") or OmegaConf.create(), resolve=True)
+    assert isinstance(options, dict)
+    known = read_options(str(config.env.name), **{str(name): value for name, value in options.items()})
+    return int(known.get("action_repeat") or known.get("frame_skip") or 1)  # frame_skip: TorchRL's wrappers
+
+
 def evaluation_options(config: DictConfig) -> dict[str, Any]:
     """``env.options``, and over them what ``env.evaluation`` changes.
 

@@ -3,6 +3,8 @@
     config.yaml      the resolved configuration, enough to rebuild the system
     metrics.jsonl    one JSON object per line: step, stage, wall (seconds), numbers; a score's protocol
     episodes.jsonl   one line per finished episode: step, stage, return, length, success (null without a flag)
+                     and in Crafter the achievements it unlocked
+                     (both: frames, which is step times action repeat, where an action is held for several)
     tensorboard/     the same numbers for TensorBoard
     checkpoints/     see :mod:`wmkit.training.checkpoints`
     replay/          see :class:`wmkit.data.ReplayStreams`
@@ -21,12 +23,14 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from wmkit.errors import CheckpointError, ConfigError
+from wmkit.training.protocol import frames_per_step
 
 
 class RunDirectory:
@@ -113,6 +117,14 @@ class RunDirectory:
         """Seconds spent on this run, earlier sessions included."""
         return self._wall_before + time.monotonic() - self._started
 
+    @cached_property
+    def _repeat(self) -> int:
+        return frames_per_step(self.config)
+
+    def frames(self, step: int) -> dict[str, int]:
+        """``frames`` of so many steps, those of the emulator; empty where a step is a frame."""
+        return {"frames": step * self._repeat} if self._repeat > 1 else {}
+
     def log(self, step: int, stage: str, numbers: Mapping[str, float], **notes: Any) -> None:
         """Append one line to ``metrics.jsonl`` and the same numbers to TensorBoard.
 
@@ -123,12 +135,13 @@ class RunDirectory:
             **notes: JSON for the line alone.
         """
         clean = {name: _number(value) for name, value in numbers.items()}
+        frames = {} if stage == "affordance" else self.frames(step)
         _append(
             self.path / "metrics.jsonl",
-            {"step": step, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
+            {"step": step, **frames, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
         )
         writer = self._writer()
-        for name, value in clean.items():
+        for name, value in {**frames, **clean}.items():
             if value is not None:
                 writer.log_scalar(name if "/" in name else f"{stage}/{name}", value, step=step)
 
@@ -138,7 +151,7 @@ class RunDirectory:
 
     def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
         """Append one finished episode to ``episodes.jsonl``."""
-        _append(self.path / "episodes.jsonl", {"step": step, "stage": stage, **record})
+        _append(self.path / "episodes.jsonl", {"step": step, **self.frames(step), "stage": stage, **record})
 
     def metrics(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""

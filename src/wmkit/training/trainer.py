@@ -49,6 +49,8 @@ class Summary:
     interrupted: bool
     training_return: float | None = None
     protocol: str = ""
+    frames: int | None = None  # steps times action repeat, where that is not 1
+    crafter_score: float | None = None
 
 
 class Trainer:
@@ -393,6 +395,8 @@ class Trainer:
             interrupted=self.interrupt.requested,
             training_return=means(self.tracker.recent).get("return"),
             protocol=str(evaluation.protocol) if evaluation is not None else "",
+            frames=self.run.frames(self.step).get("frames"),
+            crafter_score=numbers.get("crafter_score"),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wmkit.envs.crafter_env import crafter_score
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.report.charts import Series, chart
 from wmkit.training.report.pictures import heat, image, outline_mask, overlay
@@ -28,13 +29,20 @@ def cards(run: RunDirectory) -> str:
             entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {over}"))
             over = "in evaluation"
         entries.append((f"{final['eval/return']:.2f}", f"return, {over}"))
+        if final.get("eval/crafter_score") is not None:
+            entries.append((f"{final['eval/crafter_score']:.1f} %", "Crafter score, in evaluation"))
     if trained.get("success_rate") is not None:
         entries.append((f"{100 * trained['success_rate']:.0f} %", "success, last training episodes"))
     elif trained.get("return") is not None:
         entries.append((f"{trained['return']:.2f}", "return, last training episodes"))
+    trained_on = [e for e in episodes if e["stage"] in ("prefill", "train")]
+    unlocked = [e["achievements"] for e in trained_on if "achievements" in e]
+    if unlocked:
+        entries.append((f"{crafter_score(unlocked):.1f} %", "Crafter score, all training episodes"))
     steps = max((m["step"] for m in metrics if m["stage"] != "affordance"), default=0)
     entries.append((f"{steps:,}", "environment steps"))
-    entries.append((f"{sum(e['stage'] in ('prefill', 'train') for e in episodes):,}", "training episodes"))
+    entries += [(f"{frames:,}", name) for name, frames in run.frames(steps).items()]
+    entries.append((f"{len(trained_on):,}", "training episodes"))
     if trained.get("updates") is not None:
         entries.append((f"{trained['updates']:,.0f}", "updates"))
     if metrics:
