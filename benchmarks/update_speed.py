@@ -629,7 +629,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--system", choices=["dreamer_v3", "twm", "storm"], default="dreamer_v3")
     parser.add_argument(
-        "--against", choices=["torchrl", "plain", "nothing"], help="twm, storm: plain or nothing"
+        "--against",
+        choices=["torchrl", "plain", "nothing"],
+        help="dreamer_v3: torchrl; twm, storm: plain or nothing",
     )
     parser.add_argument("--size", choices=SIZES, default="1m")
     parser.add_argument("--obs", choices=list(SPACES), default="proprio")
@@ -649,7 +651,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="both sides compiled, each in its own way")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    args = parser.parse_args()
+    peers = ["torchrl"] if args.system == "dreamer_v3" else ["plain", "nothing"]
+    if args.against not in (None, *peers):
+        parser.error(
+            f"{args.system} cannot be compared with {args.against!r}: wanted {' or '.join(peers)}; "
+            "change --against or leave it out"
+        )
+    return args
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
-"""The plain side of the update benchmark: the published networks, the official codes' arithmetic."""
+"""Update benchmarks: the plain side's networks and arithmetic, what a command line refuses, the GPU suite."""
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +14,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = torch.distributions.Distribution._validate_args
     import token_update_plain
 
@@ -65,3 +69,56 @@ def test_plain_updates_do_the_official_arithmetic(
             piece()
         found = counter.total / 1e9 / (1 if name == "world model" else 4)
         assert found == pytest.approx(wanted, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--against", "plain"], "dreamer_v3 cannot be compared with 'plain': wanted torchrl"),
+        (["--system", "twm", "--against", "torchrl"], "twm cannot be compared with 'torchrl': wanted plain"),
+    ],
+)
+def test_a_peer_that_a_system_does_not_have_is_refused(
+    options: list[str],
+    wanted: str,
+    plain: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    speed = importlib.import_module("update_speed")
+    monkeypatch.setattr(sys, "argv", ["update_speed.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        speed.arguments()
+    assert stopped.value.code == 2 and wanted in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_measures_both_sides_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cells without a code generator, in processes of their own; their file, their table, going on."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    suite, out = importlib.import_module("gpu_suite"), tmp_path / "gpu.json"
+    options = ["--device", "cpu", "--tiny", "--repeats", "1", "--warm-up", "1", "--json", str(out)]
+    options += ["--skip-done", "--only", "dreamer_v3", "proprio", "eager"]
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *options])
+    suite.main()
+    record = json.loads(out.read_text())
+    cells = record["cells"]
+    assert list(cells) == [f"{side}/dreamer_v3/1m/proprio/eager/float32" for side in ("wmkit", "torchrl")]
+    for cell in cells.values():
+        assert cell["status"] == "ok", cell
+        assert 0 < cell["fastest"] <= cell["milliseconds"] <= cell["slowest"] and cell["in_a_row"] > 0
+        assert 0 < cell["first_update_s"] <= cell["ready_s"] and cell["peak_memory_gib"] is None
+    counts = [cell["parameters"] for cell in cells.values()]
+    assert record["tiny"] and counts[0] == counts[1]
+    first, second = record["verdicts"][:2]
+    assert "target 6 ms" in first and "of TorchRL's best" in first and "not measured" in second
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {len(row) for row in rows} == {9}
+    assert [row[2].strip() for row in rows] == ["side", "---", "torchrl", "wmkit"]
+    assert all(float(row[5]) > 0 for row in rows[2:])
+    monkeypatch.setattr(suite, "start", lambda *_: pytest.fail("a cell that is there was run again"))
+    before = out.read_text()
+    suite.main()
+    assert out.read_text() == before

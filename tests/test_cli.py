@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import wmkit.training
 from wmkit.cli import app
 from wmkit.errors import NonFiniteLossError
+from wmkit.registry import available
+from wmkit.systems import compose
 from wmkit.training.trainer import Summary
 
 SMALL = (
@@ -51,13 +53,40 @@ def test_train_without_a_system_lists_the_systems():
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"),
+    [("preset", "atari100k"), ("size", "tiny"), ("domain", "v2_dmc"), ("backbone", "lstm")],
+)
+def test_choices_are_listed_by_the_systems_that_have_them(kind: str, name: str):
+    rows = [line.split() for line in call("list", kind).stdout.splitlines()]
+    found = {system: names for system, *names in rows}
+    domains = ["dreamer_v1", "dreamer_v2", "dreamer_v3_2024"]  # the others' pages have no such group
+    assert list(found) == (domains if kind == "domain" else available("system"))
+    for system, names in found.items():
+        assert name in names and len(set(names)) == len(names) and not any("/" in each for each in names)
+        if system in ("dreamer_v3_2024", "twm"):
+            compose(system, [f"{kind}={name}"])
+    if kind == "size":  # a system's own
+        assert "micro" in found["twm"] and "micro" not in found["dreamer_v3"]
+
+
+def test_environments_are_listed_as_they_are_chosen():
+    rows = dict(line.split(maxsplit=1) for line in call("list", "env").stdout.splitlines())
+    assert rows["gymnasium"] == "env=gymnasium env.name=CartPole-v1"
+    assert rows["harvest_sand"] == "env=harvest_sand" and rows["counting"] == "env=gym env.name=counting"
+    for text in rows.values():
+        compose("dreamer_v3", text.split())
+    registered = {name.rpartition("/")[2] for name in available("env")}
+    assert registered <= rows.keys()
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["train", "ls_imagin"], ["'ls_imagin'", "did you mean 'ls_imagine'"]),
         (["train", "ls_imagine", "size=huge"], ["size 'huge'", "tiny"]),
         (["train", "ls_imagine", "trainnig.steps=3"], ["trainnig"]),
         (["train", "ls_imagine", "resume=/nowhere"], ["'/nowhere'", "no config.yaml"]),
-        (["list", "flavour"], ["'flavour'", "backbone"]),
+        (["list", "flavour"], ["'flavour'", "backbone", "preset"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),
         (["imagine", "/nowhere"], ["'/nowhere'"]),
         (["report", "/nowhere"], ["'/nowhere'"]),

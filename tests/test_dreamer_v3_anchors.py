@@ -14,15 +14,17 @@ T23      test_dreamer_v3_losses: state of a joint update; test_training: resumin
 T24      test_dreamer_v3_losses, test_codecs_heads: nothing is read back, one graph
 T18      test_benchmark_envs: which end Atari's limit of frames is
 
-T22 is about environments, T19's start and T25 about runs; the replay's side of T2 and T17 stands with the
+T19's start is about runs; the replay's side of T2 and T17 stands with the
 replay.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded, UnboundedDiscrete
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives import categorical_kl_terms
 
 import wmkit
+from wmkit.envs import make_env
 from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.nn import Bernoulli, BoundedNormal, OneHotCategorical, RMSNorm, SymexpTwoHot
+from wmkit.objectives import KLBalance
 from wmkit.objectives.actor_critic import ActorCriticOutput
-from wmkit.systems import System, dreamerv3_jax_parameters
+from wmkit.systems import System, compose, dreamerv3_jax_parameters
+from wmkit.training.schedule import UpdateRatio
 
 DISCOUNT, C, GROUPS, B, T, H = 1 - 1 / 333, 4, 32, 4, 6, 15
 PIXELS = UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)
@@ -216,6 +222,25 @@ def test_free_nats_are_of_the_sum_over_latents(system: System) -> None:
     assert sums[0.3] < 1 < sums[0.6] and sums[0.3] + sums[0.6] < 3
     both = (torch.cat(pair) for pair in zip(logits_apart(0.3), logits_apart(0.6), strict=True))
     assert kl(*both)["kl_dynamics"].mean.item() == pytest.approx((1 + sums[0.6]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("free_nats", "unimix"), [(1.0, 0.01), (2.5, 0.01), (1.0, 0.1), (0.0, 0.0)])
+def test_kl_terms_are_those_of_torchrl(free_nats: float, unimix: float) -> None:
+    """A3, T3, T4: both terms and their gradients, at positions below the free nats and above them."""
+    torch.manual_seed(0)
+    near = torch.tensor([1e-3, 0.05, 0.3, 2.0]).view(-1, 1, 1, 1)
+    logits = torch.randn(4, 6, GROUPS, C) + near * torch.randn(2, 4, 6, GROUPS, C)  # posterior, prior
+    found, wanted = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    terms = KLBalance(free_nats, unimix)(*found)
+    if free_nats:
+        at = terms["kl_dynamics"].value == free_nats
+        assert at.any() and not at.all()
+    ours = [terms[name].total / 24 for name in ("kl_dynamics", "kl_representation")]
+    for mine, theirs in zip(ours, categorical_kl_terms(*wanted, free_nats, unimix), strict=True):
+        torch.testing.assert_close(mine, theirs)
+        grads = [torch.autograd.grad(x, leaf)[0] for x, leaf in ((mine, found), (theirs, wanted))]
+        torch.testing.assert_close(*grads, atol=1e-7, rtol=1e-4)
+        assert grads[0].any()
 
 
 def test_one_percent_of_uniform_is_in_divergence_and_sample(system: System) -> None:
@@ -492,3 +517,55 @@ def test_an_image_costs_the_sum_over_its_numbers(system: System) -> None:
     shown = system.world_model.decoder(feature)["pixels"].mean
     torch.testing.assert_close(shown, torch.sigmoid(torch.full_like(shown, 2.0)))
     assert system.world_model_loss.weights["pixels"] == 1
+
+
+# -- counting and comparing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "decisions", "updates"),
+    [("dreamer_v3", 110_000, 0.25), ("twm", 100_000, 1.316), ("storm", 102_000, 1.0)],
+)
+def test_atari_100k_counts_decisions_of_four_frames(name: str, decisions: int, updates: float) -> None:
+    """T22: its "400k steps" are frames; budget, replay and updates count decisions, time limits frames."""
+    config = compose(name, ["preset=atari100k"])
+    assert config.training.steps == decisions
+    assert 400_000 <= decisions * config.env.options.action_repeat <= 440_000
+    assert config.training.replay.capacity >= min(decisions, 100_000)
+    records = {"dreamer_v3": 16 * 64, "twm": 100 * 18, "storm": 16 * 65}[name]
+    assert UpdateRatio(config.training.train_ratio, records).per_step == pytest.approx(updates, rel=1e-3)
+    assert config.env.options.max_frames == 30 * 60 * 60
+    pytest.importorskip("ale_py")
+    options = {**config.env.options, "max_frames": 40, "noops": 0, "fire": False}
+    assert len(make_env("atari100k/pong", seed=0, **options).rollout(20)) == 10
+
+
+def test_published_curves_are_laid_beside_ours_by_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T25: they are of 18 million parameters, repeat 2 and other updates: never by updates, never unnamed."""
+    axes = pytest.importorskip("matplotlib.axes")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    learning = importlib.import_module("learning")
+    experiments = {name: one for name, one in learning.GROUPS["dreamer_v3"].items() if one.published}
+    kept, lines = {}, []
+    for name, one in experiments.items():
+        config = compose(one.system, list(one.overrides))
+        assert config.env.options.action_repeat == 2, name
+        settings = {"training.steps": 20_000}
+        seeds = {"0": {"curve": [0.0] * learning.POINTS}}
+        kept[name] = {"frames_a_step": 2, "random": 0.0, "settings": settings, "seeds": seeds}
+    plot = axes.Axes.plot
+
+    def seen(self: Any, x: Any, y: Any, *style: Any, **options: Any) -> Any:
+        lines.append((max(x, default=0), options.get("label", "")))
+        return plot(self, x, y, *style, **options)
+
+    monkeypatch.setattr(axes.Axes, "plot", seen)
+    learning.draw(experiments, kept, tmp_path / "curves.png")
+    published = [line for line in lines if "published" in line[1]]
+    assert [max(x for x, label in lines if "seed)" in label)] == [40_000]
+    assert len(published) == len(experiments) == 2
+    assert all(x == 25_000 and "2023 (18M" in label for x, label in published)  # within the frames of ours
+    page = compose("dreamer_v3", ["preset=dmc_proprio"])  # today's: of other size, repeat and ratio
+    assert (page.size.deter, page.env.options.action_repeat, page.training.train_ratio) == (512, 1, 1024)

@@ -71,7 +71,7 @@ def train(
     """
     with reported():
         if system is None:
-            _print_names("system")
+            _print_list("system")
             return
         config = read_config(system, overrides or [])
         from wmkit.training import train as run_training
@@ -136,11 +136,13 @@ def fit(
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="system, backbone, scorer, env, ...")] = "system",
+    kind: Annotated[
+        str, typer.Argument(help="system, env, preset, size, domain, backbone, scorer, ...")
+    ] = "system",
 ) -> None:
-    """Print the names of every part of KIND, plug-ins included."""
+    """Print every part of KIND, plug-ins included; presets, sizes, domains and backbones by system."""
     with reported():
-        _print_names(kind)
+        _print_list(kind)
 
 
 @app.command()
@@ -196,11 +198,11 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
 _MISSING: Any = object()
 
 
-def _print_names(kind: str) -> None:
-    from wmkit.registry import available
+def _print_list(kind: str) -> None:
+    from wmkit.cli.listing import listing
 
-    for name in available(kind):
-        typer.echo(name)
+    for line in listing(kind):
+        typer.echo(line)
 
 
 def _print_summary(summary: Any) -> None:
