@@ -28,13 +28,15 @@ from torchrl.envs import EnvBase, SerialEnv, TransformedEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
+from wmkit.data import ReplayStreams
 from wmkit.envs import unit_actions
-from wmkit.errors import SpecError
+from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symlog
 from wmkit.nn import Categorical as Classes
 from wmkit.systems import compose
+from wmkit.training.captured import make_update
 from wmkit.training.evaluate import evaluate
-from wmkit.training.parts import default_parts
+from wmkit.training.parts import default_parts, latent_options
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer
@@ -253,6 +255,38 @@ def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
     assert not torch.equal(first, same(0))
     system.load_state_dict(before, strict=False)
     torch.testing.assert_close(first, same(0))
+
+
+def test_half_precision_acts_learns_and_stores_one_belief() -> None:
+    spec, rows = Composite(height=Unbounded((1,)), velocity=Unbounded((9,))), 3
+    results = {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        system = build(spec, SIX).compute_in(precision)
+        batch = system.example_batch()
+        batch["is_init"][:, 1] = False  # goes on from what replay has stored
+        batch["state"] = torch.eye(4)[torch.randint(4, (rows, 6, 4))].flatten(2)
+        batch["belief"] = (2 * torch.rand(rows, 6, 16) - 1).bfloat16().float()
+        before = batch[:, 0].select("state", "belief")
+        here = batch[:, 1].select(*spec.keys(), "is_init", "previous_action")
+        acted = system.policy(here.update(before))
+        results[precision] = acted, make_update(system, {})(batch)
+    for name, rtol in {"loss_kl_dynamics": 0.05, "loss": 0.1, "grad_norm": 0.1}.items():
+        found, wanted = (results[precision][1][name] for precision in ("bfloat16", "float32"))
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=0)
+    assert all(p.isfinite().all() for p in system.parameters())
+
+    acted, learned = results["bfloat16"][0], results["bfloat16"][1]["replay_context"]
+    torch.testing.assert_close(acted["belief"], learned["belief"][:, 0], rtol=0, atol=0.01)
+    streams = ReplayStreams(num_streams=1, capacity=rows * 6, **latent_options(system, "compact"))
+    for latents in (acted.select("state", "belief"), learned.flatten()):
+        assert latents["belief"].dtype == torch.float32 and latents["belief"].any()
+        flags = dict.fromkeys(("is_init", "done"), torch.zeros(len(latents), 1, dtype=torch.bool))
+        back = streams.get(streams.extend(TensorDict({**latents, **flags}, latents.batch_size), 0))
+        assert torch.equal(back["belief"], latents["belief"]) and torch.equal(back["state"], latents["state"])
+    assert streams.bytes_by_key()["belief"] == rows * 6 * 16 * 2
+    with pytest.raises(ConfigError, match=r"training.precision is 'half': wanted float32 or bfloat16"):
+        system.compute_in("half")
 
 
 # ---- the environment's side ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from wmkit.errors import SpecError
 from wmkit.functional import (
     categorical_kl,
+    categorical_kl_logits,
     lambda_return_jumpy,
     sample_one_hot,
     straight_through,
@@ -25,6 +26,7 @@ from wmkit.nn import (
     DoublingConv,
     Dropout,
     HalvingConv,
+    OneHotCategorical,
     SquaredError,
     UnpaddedConv,
     UnpaddedTransposedConv,
@@ -186,6 +188,24 @@ def test_squared_error_has_the_gradient_of_its_definition() -> None:
     target = torch.randint(0, 256, (3, 2, 4, 4), dtype=torch.uint8)
     plain = (mean - target / 255).square().sum((1, 2, 3))
     same_with_gradients(SquaredError(mean, 3).loss(target), plain, [mean])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: SquaredError(x, 1).loss(torch.linspace(-1, 1, 7)),
+        lambda x: SquaredError(x, 1).loss(torch.arange(7, dtype=torch.uint8)),
+        lambda x: OneHotCategorical(x).entropy,
+        lambda x: categorical_kl_logits(x.unsqueeze(-2), torch.zeros(5, 1, 7)),
+        lambda x: two_hot_mean(unimix_probs(x, 0.0), symmetric_bins(20.0, 7)),
+    ],
+    ids=["squares", "pixels", "entropy", "kl", "bins"],
+)
+def test_losses_stay_in_float32_under_autocast(loss) -> None:
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(x)
+    torch.testing.assert_close(found, loss(x.float()), rtol=1e-5, atol=1e-6)
 
 
 def same_with_gradients(found, expected, inputs) -> None:

@@ -19,6 +19,7 @@ from wmkit.nn import Bernoulli, Feature, FirstLayers, SymlogTwoHot
 from wmkit.objectives import (
     BatchMeanTargets,
     LambdaReturnJumpy,
+    Learner,
     PerSampleTargets,
     Term,
     WorldModelEstimators,
@@ -232,3 +233,12 @@ def test_imagined_returns_follow_the_formula() -> None:
         continuation_at="current",
     )
     torch.testing.assert_close(estimated, expected)
+
+
+def test_what_follows_a_step_under_autocast_reads_the_new_weights() -> None:
+    layer, x = torch.nn.Linear(1, 1, bias=False), torch.ones(1, 1)
+    learner = Learner(layer.parameters(), lambda params: torch.optim.SGD(params, lr=1.0), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        learner.step(before.sum())  # autocast keeps what it has cast
+        torch.testing.assert_close(layer(x), before - 1, rtol=0, atol=0.02)

@@ -38,6 +38,7 @@ from wmkit.dynamics import filter_loop
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.latent import Latent, Observed
 from wmkit.errors import ConfigError
+from wmkit.functional import rounded
 from wmkit.nn import (
     MLP,
     STYLE_2023,
@@ -193,7 +194,9 @@ class RSSM(nn.Module):
             ahead = table.index_select(0, action.argmax(-1))
         else:
             ahead = transition.ahead(self._clipped(action))
-        belief, carry = transition.step(latent.state, latent.classes, latent.carry, None, ahead)
+        belief, carry = self._carried(
+            *transition.step(latent.state, latent.classes, latent.carry, None, ahead)
+        )
         state, index = self.sample(self.prior_logits(belief), noise)
         return Latent(state, belief, carry, index)
 
@@ -282,11 +285,16 @@ class RSSM(nn.Module):
         noise: Tensor,
     ) -> tuple[Latent, Tensor]:
         state = torch.where(is_init.unsqueeze(-1), loop.start, latent.state)
-        belief, carry = loop.transition.step(state, None, latent.carry, is_init, action_in)
+        belief, carry = self._carried(*loop.transition.step(state, None, latent.carry, is_init, action_in))
         hidden = loop.posterior.finish(belief, embed_in)
         logits = self.latent.statistics(self.posterior_out(hidden))
         state, index = self.sample(logits, noise)
         return Latent(state, belief, carry, index), logits
+
+    def _carried(self, belief: Tensor, carry: Any) -> tuple[Tensor, Any]:
+        """Under autocast the belief is carried, and stored, in the precision that is computed in."""
+        belief = rounded(belief)
+        return belief, belief if self.backbone.carry_is_output else carry
 
     def _action(self, action: Tensor, is_init: Tensor) -> Tensor:
         """What the transition reads: no action where an episode starts."""

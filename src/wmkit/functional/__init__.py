@@ -10,6 +10,7 @@ from wmkit.functional.latents import (
     straight_through,
     unimix_probs,
 )
+from wmkit.functional.precision import autocast_dtype, rounded, widened
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
 from wmkit.functional.symlog import symexp, symlog
@@ -23,6 +24,7 @@ from wmkit.functional.two_hot import (
 )
 
 __all__ = [
+    "autocast_dtype",
     "categorical_kl",
     "categorical_kl_logits",
     "discount_sum",
@@ -33,6 +35,7 @@ __all__ = [
     "linear_scan",
     "one_hot",
     "replay_lambda_return",
+    "rounded",
     "sample_index",
     "sample_one_hot",
     "straight_through",
@@ -45,4 +48,5 @@ __all__ = [
     "two_hot_mean",
     "two_hot_mean_wide",
     "unimix_probs",
+    "widened",
 ]

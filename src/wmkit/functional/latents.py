@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wmkit.functional.precision import widened
+
 
 def unimix_probs(logits: Tensor, mix: float) -> Tensor:
     """Softmax mixed with a uniform: ``(1 - mix) * softmax(logits) + mix / C``.
@@ -25,7 +27,7 @@ def unimix_probs(logits: Tensor, mix: float) -> Tensor:
     >>> unimix_probs(torch.tensor([100.0, 0.0, 0.0, 0.0]), 0.01)
     tensor([0.9925, 0.0025, 0.0025, 0.0025])
     """
-    probs = _softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    probs = _softmax(widened(logits))
     return probs * (1.0 - mix) + mix / logits.shape[-1] if mix else probs
 
 
@@ -122,7 +124,7 @@ def categorical_kl_logits(p: Tensor, q: Tensor) -> Tensor:
     """``KL(p || q)`` summed over the categoricals of a latent, where classes may be as good as impossible.
 
     Args:
-        p: ``[*B, G, C]`` logits.
+        p: ``[*B, G, C]`` logits; below float32 they are computed with in float32.
         q: likewise.
 
     Returns:
@@ -131,7 +133,7 @@ def categorical_kl_logits(p: Tensor, q: Tensor) -> Tensor:
     >>> categorical_kl_logits(torch.tensor([[[500.0, 0.0]]]), torch.zeros(1, 1, 2))
     tensor([0.6931])
     """
-    p, q = torch.log_softmax(p, -1), torch.log_softmax(q, -1)
+    p, q = torch.log_softmax(widened(p), -1), torch.log_softmax(widened(q), -1)
     return (p.exp() * (p - q)).sum((-2, -1))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkit.functional.precision import autocast_dtype
 from wmkit.functional.symlog import symexp
 
 
@@ -156,7 +157,10 @@ def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     tensor([0.])
     """
     half = bins.numel() // 2
-    return (probs[..., half + 1 :] - probs[..., :half].flip(-1)) @ bins[half + 1 :]
+    difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
+    if autocast_dtype(probs) is None:
+        return difference @ bins[half + 1 :]
+    return (difference * bins[half + 1 :]).sum(-1)  # a product would be lowered
 
 
 def two_hot_mean_wide(probs: Tensor, bins: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs
+from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs, widened
 
 
 class CategoricalLatent:
@@ -97,7 +97,7 @@ class GaussianLatent:
 
     def statistics(self, x: Tensor) -> Tensor:
         """``[*B, 2D] -> [*B, 2, D]``, mean and standard deviation."""
-        mean, raw = x.chunk(2, -1)
+        mean, raw = widened(x).chunk(2, -1)
         return torch.stack([mean, F.softplus(raw) + self.low], -2)
 
     def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:

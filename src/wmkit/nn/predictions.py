@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit.functional import (
+    autocast_dtype,
     one_hot,
     sample_one_hot,
     straight_through,
     symlog,
     unimix_probs,
+    widened,
 )
 from wmkit.nn.two_hot import TwoHot
 
@@ -73,7 +75,7 @@ class SquaredError:
     """A mean scored by its squared error, summed over the event, without a half.
 
     Args:
-        mean: ``[*B, *event]`` float.
+        mean: ``[*B, *event]`` float; below float32 it is computed with in float32.
         event_dims: how many trailing dimensions are one event.
 
     >>> SquaredError(torch.zeros(2, 3, 4, 4), 3).loss(torch.ones(2, 3, 4, 4))
@@ -83,7 +85,8 @@ class SquaredError:
     """
 
     def __init__(self, mean: Tensor, event_dims: int) -> None:
-        self.mean, self.mode, self.event_dims = mean, mean, event_dims
+        self.mean = self.mode = widened(mean)
+        self.event_dims = event_dims
 
     def loss(self, target: Tensor) -> Tensor:
         """Squared error to ``target`` of the same shape; ``[*B]``.
@@ -105,7 +108,7 @@ class _SquaredNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.linalg.vecdot(x, x)
+        return torch.linalg.vecdot(x, x) if autocast_dtype(x) is None else x.square().sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
@@ -179,7 +182,7 @@ class OneHotCategorical:
 
     def __init__(self, logits: Tensor, unimix: float = 0.0) -> None:
         self.probs = unimix_probs(logits, unimix)  # [*B, A]
-        self._logits = None if unimix else logits
+        self._logits = None if unimix else widened(logits)
 
     @property
     def log_probs(self) -> Tensor:

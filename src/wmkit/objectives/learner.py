@@ -65,6 +65,7 @@ class Learner:
         else:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.step()
+        torch.clear_autocast_cache()  # of the weights as they were
         return norm.detach()
 
     def _traced(self, loss: Tensor) -> Tensor:

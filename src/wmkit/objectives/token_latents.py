@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmkit.functional import categorical_kl, unimix_probs
+from wmkit.functional import categorical_kl, unimix_probs, widened
 from wmkit.objectives.terms import Term
 
 Terms = dict[str, Term]
@@ -79,8 +79,8 @@ class CrossEntropyLatents(nn.Module):
 
     def forward(self, posterior_logits: Tensor, prior_logits: Tensor, spans: Spans) -> tuple[Terms, Terms]:
         """Logits ``[B, T, G, C]`` to terms of the representation and of the dynamics."""
-        posterior = posterior_logits.log_softmax(-1)
-        prior = prior_logits.log_softmax(-1)
+        posterior = widened(posterior_logits).log_softmax(-1)
+        prior = widened(prior_logits).log_softmax(-1)
         seen, arrived = spans.seen, spans.arrived
         state = _cross_entropy(posterior[:, arrived], prior[:, arrived])
         consistency = _cross_entropy(prior[:, seen], posterior[:, seen])

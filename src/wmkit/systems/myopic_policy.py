@@ -13,6 +13,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from wmkit.errors import ConfigError
+from wmkit.systems.policy import in_precision
 
 
 class MyopicPolicy(TensorDictModuleBase):
@@ -29,6 +30,8 @@ class MyopicPolicy(TensorDictModuleBase):
     Raises:
         ConfigError: the policy reads the belief too.
     """
+
+    precision = torch.float32
 
     def __init__(self, system: Any, *, sampled_state: bool = False) -> None:
         super().__init__()
@@ -60,6 +63,7 @@ class MyopicPolicy(TensorDictModuleBase):
         return [TensorDictPrimer({"recent_frames": spec}, default_value=0.0, expand_specs=True)]
 
     @torch.no_grad()
+    @in_precision
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act on root observations ``[*E]``."""
         lead = tensordict.batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 
 from wmkit.dynamics import WorldModel
 from wmkit.systems.acting import FusedStep, fuse
+
+
+def in_precision(forward: Callable[..., TensorDictBase]) -> Callable[..., TensorDictBase]:
+    """A policy's ``forward`` under autocast to its ``precision``, where that is below float32."""
+
+    @wraps(forward)
+    def act(policy: Any, tensordict: TensorDictBase) -> TensorDictBase:
+        if policy.precision == torch.float32:
+            return forward(policy, tensordict)
+        device = tensordict.get("is_init").device.type
+        # Each weight is read once, and another thread may be changing it: nothing cast is kept.
+        with torch.autocast(device, policy.precision, cache_enabled=False):
+            return forward(policy, tensordict)
+
+    return act
 
 
 class Policy(TensorDictModuleBase):
@@ -42,6 +58,8 @@ class Policy(TensorDictModuleBase):
         continuous: whether actions are numbers rather than a choice.
         exploration: turns sampled actions ``[B, A]`` into those that are taken; none takes them as they are.
     """
+
+    precision = torch.float32
 
     def __init__(
         self,
@@ -84,6 +102,7 @@ class Policy(TensorDictModuleBase):
         )
 
     @torch.no_grad()
+    @in_precision
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act on root observations ``[*E]``."""
         lead = tensordict.batch_size
@@ -101,10 +120,7 @@ class Policy(TensorDictModuleBase):
         if not flat:
             carried = [value.reshape(len(is_init), -1) for value in carried]
         explore = exploration_type() == ExplorationType.RANDOM
-        fused = self._fused()
-        step: Callable[..., tuple[Tensor, ...]] = self._step
-        if fused is not None and not torch.is_autocast_enabled("cpu"):
-            step = fused
+        step: Callable[..., tuple[Tensor, ...]] = self._fused() or self._step
         with self._without_dropout():
             action, *latent = step(observations, *carried, is_init=is_init, explore=explore)
         if explore and self.exploration is not None:
@@ -138,7 +154,7 @@ class Policy(TensorDictModuleBase):
                 module.training = True
 
     def _fused(self) -> FusedStep | None:
-        """The fused step of the weights as they are now, where there is one for such parts."""
+        """The fused step of the weights as they are now, where there is one for such parts and precision."""
         parts = (self.world_model.encoder, self.world_model.dynamics, self.actor)
         if self._parts != parts:
             modules = [module for part in parts for module in part.modules()]
@@ -146,6 +162,8 @@ class Policy(TensorDictModuleBase):
             self.__dict__["_dropping"] = [module for module in modules if _drops(module)]
             owned = ((m._parameters, name) for m in modules for name in m._parameters)
             self._places = [(place, name) for place, name in owned if place[name] is not None]
+        if torch.is_autocast_enabled("cpu"):  # the fused step knows float32 only
+            return None
         # An optimiser's step raises a weight's version; another device or a loaded weight, its address.
         weights = [place[name] for place, name in self._places]
         seen = [(weight._version, weight.data_ptr()) for weight in weights]

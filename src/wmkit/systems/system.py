@@ -16,6 +16,8 @@ from wmkit.systems.checks import check_batch
 from wmkit.systems.policy import recurrent_policy
 from wmkit.systems.spaces import Spaces
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 class System(nn.Module):
     """Everything a page describes, assembled.
@@ -42,8 +44,8 @@ class System(nn.Module):
             :func:`wmkit.envs.unit_actions`.
         batch_shape: (B, L) that :meth:`update` expects, context included.
         context: leading steps that only supply stored latents or older frames.
-        carry_dtype: precision in which acting and learning carry the belief from step to step; replay
-            stores it so without loss.
+        carry_dtype: precision in which acting and learning compute and carry the belief from step to step
+            (:meth:`compute_in`); replay stores it so without loss.
         dream_windows: windows, and records of each, that :meth:`update` expects for dreams alone; none where
             these start from its batch.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
@@ -52,6 +54,7 @@ class System(nn.Module):
     carry_dtype = torch.float32
     behaviour: Any
     schedule: Any
+    policy: Any
 
     def __init__(
         self,
@@ -91,6 +94,22 @@ class System(nn.Module):
         self.exploration = (exploration or {}).get(spaces.actions)
         self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
         self.policy = policy(self)
+
+    def compute_in(self, precision: str) -> System:
+        """Let the policy act, and trainers learn and store beliefs, in a precision; weights stay float32.
+
+        Args:
+            precision: ``float32`` or ``bfloat16``, in which products are then computed under autocast.
+
+        Raises:
+            ConfigError: another precision.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(
+                f"training.precision is {precision!r}: wanted {' or '.join(PRECISIONS)}; correct it"
+            )
+        self.carry_dtype = self.policy.precision = PRECISIONS[precision]
+        return self
 
     def update(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> TensorDict:
         """One full training update.

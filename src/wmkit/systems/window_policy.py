@@ -15,6 +15,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from wmkit.dynamics import Steps
 from wmkit.errors import ConfigError
 from wmkit.nn import Feature
+from wmkit.systems.policy import in_precision
 
 
 class WindowPolicy(TensorDictModuleBase):
@@ -34,6 +35,8 @@ class WindowPolicy(TensorDictModuleBase):
     Raises:
         ConfigError: an unknown ``reads``, or stacked frames.
     """
+
+    precision = torch.float32
 
     def __init__(
         self, system: Any, *, window: int = 16, reads: Literal["prior", "posterior"] = "prior"
@@ -69,6 +72,7 @@ class WindowPolicy(TensorDictModuleBase):
         )
 
     @torch.no_grad()
+    @in_precision
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act on root observations ``[*E]``."""
         lead, dynamics = tensordict.batch_size, self.world_model.dynamics

@@ -198,12 +198,14 @@ def make_update(system: Any, settings: Mapping[str, Any]) -> Callable[..., Tenso
     """What a trainer calls with each batch, on any device, as ``training.cuda_graph`` and ``compile`` say.
 
     Args:
-        system: on the device it learns on.
+        system: on the device it learns on; computes in its ``carry_dtype``.
         settings: the ``training`` block.
     """
     record, compiled = bool(settings.get("cuda_graph", False)), bool(settings.get("compile", False))
-    if record or compiled:
-        return CapturedUpdate(system, compiled=compiled, record=record)
+    precision = getattr(system, "carry_dtype", torch.float32)
+    autocast = None if precision == torch.float32 else precision
+    if record or compiled or autocast:
+        return CapturedUpdate(system, compiled=compiled, autocast=autocast, record=record)
     device = next(system.parameters()).device
     return lambda *batches: system.update(*(batch.to(device) for batch in batches))
 

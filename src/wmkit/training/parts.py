@@ -121,11 +121,12 @@ def make_training_env(
 
 
 def build_system(config: DictConfig, env: EnvBase, device: torch.device) -> Any:
-    """The system of ``config`` for one environment of the batch."""
+    """The system of ``config`` for one environment of the batch, computing as ``training.precision`` says."""
     from wmkit import systems
 
     observation_spec, action_spec = env.observation_spec[0], env.full_action_spec["action"][0]
-    return systems.build_from(config, observation_spec, action_spec).to(device)
+    precision = str(OmegaConf.select(config, "training.precision", default="float32"))
+    return systems.build_from(config, observation_spec, action_spec).to(device).compute_in(precision)
 
 
 def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: int) -> ReplayMemory:
