@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import wmkit
 from wmkit import backbones
+from wmkit.backbones.compat import same_layers
 from wmkit.errors import ConfigError
 
 B, T, D, U = 3, 9, 5, 16
@@ -115,6 +118,22 @@ def test_block_gru_takes_any_columns_ahead() -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_blocks_divide_the_belief() -> None:
-    with pytest.raises(ConfigError, match="block_gru of width 16 cannot be cut into 3"):
-        backbones.build("block_gru", D, U, blocks=3)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("block_gru", {"blocks": 3}, "block_gru of width 16 cannot be cut into 3"),
+        ("gpt", {"wibble": 3}, "'gpt' got an unexpected .* 'wibble': wanted options among width, layers"),
+        ("lstm", {"layers": 2}, "'lstm' got an unexpected .* 'layers': wanted options among none"),
+        ("transformer_xl", {"width": 15, "heads": 3}, "width of transformer_xl is 15: wanted an even"),
+        *((name, {"layers": 0}, "has 0 layers: wanted 1") for name in ("gpt", "transformer_xl", "s5")),
+        *(("s5", {"delta": delta}, "draws its steps from") for delta in ([0, 0.1], [0.1, 0.01], [0.1])),
+    ],
+)
+def test_options_that_do_not_fit_are_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        backbones.build(name, D, U, **options)
+
+
+def test_layers_start_alike_where_there_are_layers() -> None:
+    with pytest.raises(ConfigError, match="GRU has no layers to start alike"):
+        same_layers(backbone=partial(backbones.build, "gru"), in_dim=D, out_dim=U)

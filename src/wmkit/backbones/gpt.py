@@ -40,6 +40,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wmkit.backbones.base import stack
 from wmkit.backbones.transformer import Transformer
 from wmkit.nn import Dropout
 from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention
@@ -66,7 +67,7 @@ class GPT(Transformer):
         norm_eps: epsilon of every LayerNorm.
 
     Raises:
-        ConfigError: see :class:`~wmkit.backbones.transformer.Transformer`,
+        ConfigError: no layers; see :class:`~wmkit.backbones.transformer.Transformer`,
             :class:`~wmkit.nn.attention.SelfAttention` and :class:`~wmkit.nn.attention.FeedForward`.
 
     >>> import torch
@@ -101,14 +102,14 @@ class GPT(Transformer):
         hidden = 2 * self.width if hidden is None else hidden
         hidden_dropout = dropout if hidden_dropout is None else hidden_dropout
         make_layer: Any = PreNormLayer if pre_norm else PostNormLayer
-        self.layers = nn.ModuleList(
-            make_layer(
+        self.layers = stack(
+            layers,
+            lambda: make_layer(
                 SelfAttention(self.width, heads, head_dim, bias=bias, dropout=dropout),
                 FeedForward(self.width, hidden, activation, hidden_dropout),
                 dropout,
                 norm_eps,
-            )
-            for _ in range(layers)
+            ),
         )
         norm, nothing = nn.LayerNorm(self.width, eps=norm_eps), nn.Identity()
         self.after_embedding = Dropout(dropout) if pre_norm else norm
