@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
+import test_storm
+import test_twm
 import torch
 from tensordict import TensorDict
 from torch.utils._pytree import tree_leaves
@@ -82,6 +86,15 @@ def test_learns_and_imagines(system: str, backbone: str) -> None:
 @pytest.mark.parametrize("system", ["dreamer_v1", "dreamer_v2"])
 def test_older_dreamers_too(system: str) -> None:
     learns_and_imagines(small(system, "transformer_xl"))
+
+
+@pytest.mark.parametrize("backbone", ["gru", "s5"])
+@pytest.mark.parametrize("system", [test_twm, test_storm])
+def test_token_systems_learn_without_a_transformer(system: ModuleType, backbone: str) -> None:
+    system = system.build(f"backbone={backbone}")
+    metrics = system.update(system.example_batch())
+    assert all(bool(value.isfinite().all()) for value in metrics.values())
+    assert all(p.grad.abs().sum() > 0 for p in system.world_model.dynamics.backbone.parameters())
 
 
 @pytest.mark.parametrize("backbone", ["lstm", "s5", "transformer_xl"])

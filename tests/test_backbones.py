@@ -1,11 +1,13 @@
-"""The four laws of every registered backbone, with resets anywhere."""
+"""The four laws of every registered backbone, by default and with options, with resets anywhere."""
 
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -16,12 +18,27 @@ from wmkit.errors import ConfigError
 
 B, T, D, U = 3, 9, 5, 16
 NAMES = [name for name in wmkit.available("backbone") if not name.startswith("doctest")]
+PAGES = Path(wmkit.__file__).parent / "systems" / "conf" / "backbone"
+SIZE = {"hidden": 8, "deter": U, "blocks": 2, "heads": 4}
+MODELS: dict[str, dict[str, object]] = {
+    **{name: {"name": name} for name in NAMES},
+    "ln_gru-learned": {"name": "ln_gru", "learned_initial": True},
+    "gpt-pre_norm": {"name": "gpt", "pre_norm": True, "bias": True, "activation": "gelu", "window": 4},
+    "transformer_xl-short": {"name": "transformer_xl", "window": 4, "head_dim": 3, "layers": 3},
+    "s5-masked_dual": {"name": "s5", "scan_form": "masked_dual", "discretisation": "bilinear", "hidden": 8},
+}
+for page in sorted(PAGES.rglob("*.yaml")):
+    config = OmegaConf.create({"size": SIZE, "page": OmegaConf.load(page)})
+    options = OmegaConf.to_container(config, resolve=True)["page"]
+    options = {key: value for key, value in options.items() if key[0] != "_"}
+    if options not in MODELS.values():
+        MODELS[str(page.relative_to(PAGES))] = options
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> backbones.SequenceModel:
     torch.manual_seed(0)
-    return backbones.build(request.param, D, U).eval()
+    return backbones.build(in_dim=D, out_dim=U, **MODELS[request.param]).eval()
 
 
 def some_scalar(u: Tensor) -> Tensor:
