@@ -139,7 +139,10 @@ def _doubling(decay: Tensor, inputs: Tensor, initial: Tensor, reset: Tensor) -> 
 
 
 def _masked_dual(decay: Tensor, inputs: Tensor, initial: Tensor, reset: Tensor) -> Tensor:
-    """``x_t = Σ_s [same segment, s ≤ t] λ^(t-s) b_s + [no reset yet] λ^(t+1) x_0``; holds ``[B, T, T, P]``."""
+    """``x_t = Σ_s [same segment, s ≤ t] λ^(t-s) b_s + [no reset yet] λ^(t+1) x_0``.
+
+    The first sum holds ``[B, T, T, P]``.
+    """
     length = inputs.shape[1]
     one = torch.ones_like(decay).unsqueeze(0)
     powers = torch.cat([one, decay.expand(length, -1)]).cumprod(0)  # [T + 1, P], λ^0 ... λ^T
