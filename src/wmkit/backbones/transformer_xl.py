@@ -34,7 +34,7 @@ with ``reset`` set at the latent where an episode begins, so that the late rewar
 episode it was earned in. ``scan(x, None, reset)`` is for training windows that start from nothing;
 ``bind(tokens=3)`` makes a loop of many such calls faster. See :mod:`wmkit.backbones.transformer`.
 
-TorchRL 0.14.1 has no transformer as a sequence model, hence no calling convention to follow.
+:mod:`wmkit.backbones.torchrl_transformer` calls it as later versions of TorchRL call theirs.
 """
 
 from __future__ import annotations
