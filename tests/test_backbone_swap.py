@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
+import test_storm
+import test_twm
 import torch
 from tensordict import TensorDict
 from torch.utils._pytree import tree_leaves
@@ -14,7 +18,7 @@ from wmkit import backbones
 from wmkit.data import to_sequence
 from wmkit.dynamics import RSSM, imagine
 from wmkit.envs.counting import CountingEnv
-from wmkit.systems import System, build
+from wmkit.systems import System, build, compose
 
 A = 3
 BACKBONES = ["block_gru", "gpt", "gru", "ln_gru", "ln_gru_bias", "lstm", "s5", "transformer_xl"]
@@ -82,6 +86,22 @@ def test_learns_and_imagines(system: str, backbone: str) -> None:
 @pytest.mark.parametrize("system", ["dreamer_v1", "dreamer_v2"])
 def test_older_dreamers_too(system: str) -> None:
     learns_and_imagines(small(system, "transformer_xl"))
+
+
+@pytest.mark.parametrize("backbone", ["gpt", "transformer_xl"])
+@pytest.mark.parametrize(("system", "tokens"), [("twm", 50), ("storm", 64)])
+def test_a_transformer_sees_the_training_window_of_tokens(system: str, tokens: int, backbone: str) -> None:
+    page = compose(system, [f"backbone={backbone}", "preset=full"]).backbone
+    assert page.name == backbone and page.window >= tokens
+
+
+@pytest.mark.parametrize("backbone", ["gru", "s5"])
+@pytest.mark.parametrize("system", [test_twm, test_storm])
+def test_token_systems_learn_without_a_transformer(system: ModuleType, backbone: str) -> None:
+    system = system.build(f"backbone={backbone}")
+    metrics = system.update(system.example_batch())
+    assert all(bool(value.isfinite().all()) for value in metrics.values())
+    assert all(p.grad.abs().sum() > 0 for p in system.world_model.dynamics.backbone.parameters())
 
 
 @pytest.mark.parametrize("backbone", ["lstm", "s5", "transformer_xl"])

@@ -1,24 +1,44 @@
-"""The four laws of every registered backbone, with resets anywhere."""
+"""The four laws of every registered backbone, by default and with options, with resets anywhere."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import wmkit
 from wmkit import backbones
+from wmkit.backbones.compat import same_layers
 from wmkit.errors import ConfigError
 
 B, T, D, U = 3, 9, 5, 16
 NAMES = [name for name in wmkit.available("backbone") if not name.startswith("doctest")]
+PAGES = Path(wmkit.__file__).parent / "systems" / "conf" / "backbone"
+SIZE = {"hidden": 8, "deter": U, "blocks": 2, "heads": 4}
+MODELS: dict[str, dict[str, object]] = {
+    **{name: {"name": name} for name in NAMES},
+    "ln_gru-learned": {"name": "ln_gru", "learned_initial": True},
+    "gpt-pre_norm": {"name": "gpt", "pre_norm": True, "bias": True, "activation": "gelu", "window": 4},
+    "transformer_xl-short": {"name": "transformer_xl", "window": 4, "head_dim": 3, "layers": 3},
+    "s5-masked_dual": {"name": "s5", "scan_form": "masked_dual", "discretisation": "bilinear", "hidden": 8},
+}
+for page in sorted(PAGES.rglob("*.yaml")):
+    config = OmegaConf.create({"size": SIZE, "page": OmegaConf.load(page)})
+    options = OmegaConf.to_container(config, resolve=True)["page"]
+    options = {key: value for key, value in options.items() if key[0] != "_"}
+    if options not in MODELS.values():
+        MODELS[str(page.relative_to(PAGES))] = options
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> backbones.SequenceModel:
     torch.manual_seed(0)
-    return backbones.build(request.param, D, U).eval()
+    return backbones.build(in_dim=D, out_dim=U, **MODELS[request.param]).eval()
 
 
 def some_scalar(u: Tensor) -> Tensor:
@@ -115,6 +135,22 @@ def test_block_gru_takes_any_columns_ahead() -> None:
         torch.testing.assert_close(got, expected)
 
 
-def test_blocks_divide_the_belief() -> None:
-    with pytest.raises(ConfigError, match="block_gru of width 16 cannot be cut into 3"):
-        backbones.build("block_gru", D, U, blocks=3)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("block_gru", {"blocks": 3}, "block_gru of width 16 cannot be cut into 3"),
+        ("gpt", {"wibble": 3}, "'gpt' got an unexpected .* 'wibble': wanted options among width, layers"),
+        ("lstm", {"layers": 2}, "'lstm' got an unexpected .* 'layers': wanted options among none"),
+        ("transformer_xl", {"width": 15, "heads": 3}, "width of transformer_xl is 15: wanted an even"),
+        *((name, {"layers": 0}, "has 0 layers: wanted 1") for name in ("gpt", "transformer_xl", "s5")),
+        *(("s5", {"delta": delta}, "draws its steps from") for delta in ([0, 0.1], [0.1, 0.01], [0.1])),
+    ],
+)
+def test_options_that_do_not_fit_are_named(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        backbones.build(name, D, U, **options)
+
+
+def test_layers_start_alike_where_there_are_layers() -> None:
+    with pytest.raises(ConfigError, match="GRU has no layers to start alike"):
+        same_layers(backbone=partial(backbones.build, "gru"), in_dim=D, out_dim=U)

@@ -76,6 +76,14 @@ def test_parameter_counts_of_every_part() -> None:
     assert system.batch_shape == (16, 65)
 
 
+def test_the_sequence_model_begins_as_the_original_does() -> None:
+    """Positions of unit variance; nothing dropped inside the dense layers, a tenth everywhere else."""
+    backbone = build().world_model.dynamics.backbone
+    assert 0.9 < backbone.positions.weight.std() < 1.1
+    for layer in backbone.layers:
+        assert (layer.dropout.p, layer.attention.dropout, layer.feed_forward.dropout.p) == (0.1, 0.1, 0.0)
+
+
 def test_a_cached_walk_is_the_full_pass() -> None:
     dynamics = build().world_model.eval().dynamics
     walk = steps(dynamics, 4, 20, torch.rand(4, 20) < 0.2)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from wmkit import backbones
+from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
 
 B, D, U = 3, 6, 16
@@ -272,6 +273,47 @@ def test_dropout_acts_in_training_alone() -> None:
         torch.testing.assert_close(model.scan(x, None, reset)[0], expected)
         model.train()
         assert not torch.allclose(model.scan(x, None, reset)[0], model.scan(x, None, reset)[0])
+
+
+class StandIn:
+    """What TorchRL's TransformerModule does between steps: it counts positions and keeps the cache."""
+
+    def __init__(self, transformer: TorchRLTransformer, rows: int) -> None:
+        self.transformer, self.cache = transformer, transformer.new_kv_cache(rows, device=torch.device("cpu"))
+        self.positions = torch.zeros(rows, dtype=torch.int64)
+
+    def step(self, value: Tensor, is_init: Tensor) -> Tensor:
+        cache = self.transformer.reset_kv_cache(self.cache, is_init)
+        positions = self.positions.masked_fill(is_init, 0)
+        out, self.cache = self.transformer(value.unsqueeze(1), positions.unsqueeze(-1), kv_cache=cache)
+        self.positions = positions + 1
+        return out.squeeze(1)
+
+
+@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("window", [4, 64])
+def test_called_as_torchrl_calls_transformers(name: str, window: int) -> None:
+    """A window under its mask, and step by step, are the model's own scan; a cache stays what it was."""
+    model = make(name, window=window)
+    transformer, (x, is_init) = TorchRLTransformer(model), tokens(17)
+    is_init[:, 0] = True
+    index = torch.arange(17)
+    positions = index - (index * is_init).cummax(-1).values
+    segment = is_init.cumsum(-1)
+    mask = (segment.unsqueeze(-1) == segment.unsqueeze(-2)).tril()
+    expected = model.scan(x, None, is_init)[0]
+    out, nothing = transformer(x, positions, mask=mask)
+    torch.testing.assert_close(out, expected, **EXACT)
+    driver, empty = StandIn(transformer, B), model.initial(B)
+    begun = driver.cache
+    stepped = torch.stack([driver.step(x[:, t], is_init[:, t]) for t in range(17)], 1)
+    torch.testing.assert_close(stepped, expected, **EXACT)
+    torch.testing.assert_close(begun, empty, **EXACT)
+    assert nothing is None and not any(leaf.requires_grad for leaf in driver.cache.keys)
+    attention = model.layers[0].attention
+    shape = B, transformer.num_heads, transformer.max_seq_len - 1, transformer.head_dim
+    assert driver.cache.keys[0].shape == shape and transformer.num_layers == len(driver.cache.keys)
+    assert attention.project.out_features == 3 * transformer.num_heads * transformer.head_dim
 
 
 def test_published_sizes() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from wmkit.backbones.base import Carry, RecurrentCell, SequenceModel
 from wmkit.backbones.carries import carry_width, flatten_carry, unflatten_carry
+from wmkit.errors import ConfigError
 from wmkit.registry import available, resolve
 
 __all__ = [
@@ -35,9 +37,18 @@ def build(name: str, in_dim: int, out_dim: int, **options: Any) -> SequenceModel
         **options: those of the class.
 
     Raises:
-        ConfigError: no backbone of that name.
+        ConfigError: no backbone of that name, or an option that it does not have.
 
     >>> build("gru", 4, 16).out_dim
     16
     """
-    return resolve("backbone", name)(in_dim, out_dim, **options)
+    make = resolve("backbone", name)
+    try:
+        inspect.signature(make).bind(in_dim, out_dim, **options)
+    except TypeError as error:
+        known = [key for key in inspect.signature(make).parameters if key not in ("in_dim", "out_dim")]
+        raise ConfigError(
+            f"backbone {name!r} {error}: wanted options among {', '.join(known) or 'none'}; correct its page "
+            "or what overrides it"
+        ) from error
+    return make(in_dim, out_dim, **options)

@@ -13,10 +13,13 @@ rollout and is never stored on the module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from wmkit.errors import ConfigError
 
 Carry = Any
 
@@ -99,6 +102,20 @@ class RecurrentCell(nn.Module):
             u, carry = self.step(x[:, t], carry, reset[:, t])
             outputs.append(u)
         return torch.stack(outputs, 1), carry
+
+
+def stack(count: int, make: Callable[[], nn.Module]) -> nn.ModuleList:
+    """``count`` layers, each made by itself.
+
+    Raises:
+        ConfigError: not one layer.
+
+    >>> len(stack(2, nn.Identity))
+    2
+    """
+    if count < 1:
+        raise ConfigError(f"the sequence model has {count} layers: wanted 1 or more; set layers")
+    return nn.ModuleList(make() for _ in range(count))
 
 
 def resets(reset: Tensor | None, x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from wmkit.backbones.base import stack
 from wmkit.backbones.transformer import Transformer
 from wmkit.nn import Dropout
 from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention
@@ -61,10 +62,12 @@ class GPT(Transformer):
         bias: whether the attention's projections have one.
         activation: of the feed-forward layers: ``"relu"``, ``"gelu"`` or ``"silu"``.
         dropout: see the table above.
+        hidden_dropout: of the feed-forward layers' hidden layer; ``dropout`` if not given.
+        position_std: standard deviation of the positions at first.
         norm_eps: epsilon of every LayerNorm.
 
     Raises:
-        ConfigError: see :class:`~wmkit.backbones.transformer.Transformer`,
+        ConfigError: no layers; see :class:`~wmkit.backbones.transformer.Transformer`,
             :class:`~wmkit.nn.attention.SelfAttention` and :class:`~wmkit.nn.attention.FeedForward`.
 
     >>> import torch
@@ -89,20 +92,24 @@ class GPT(Transformer):
         bias: bool = False,
         activation: str = "relu",
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
+        position_std: float = 0.02,
         norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(in_dim, out_dim, width=width, window=window)
         self.positions = nn.Embedding(window, self.width)
-        nn.init.normal_(self.positions.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=position_std)
+        hidden = 2 * self.width if hidden is None else hidden
+        hidden_dropout = dropout if hidden_dropout is None else hidden_dropout
         make_layer: Any = PreNormLayer if pre_norm else PostNormLayer
-        self.layers = nn.ModuleList(
-            make_layer(
+        self.layers = stack(
+            layers,
+            lambda: make_layer(
                 SelfAttention(self.width, heads, head_dim, bias=bias, dropout=dropout),
-                FeedForward(self.width, 2 * self.width if hidden is None else hidden, activation, dropout),
+                FeedForward(self.width, hidden, activation, hidden_dropout),
                 dropout,
                 norm_eps,
-            )
-            for _ in range(layers)
+            ),
         )
         norm, nothing = nn.LayerNorm(self.width, eps=norm_eps), nn.Identity()
         self.after_embedding = Dropout(dropout) if pre_norm else norm

@@ -17,6 +17,7 @@ window. Parameters of the systems (Λ, B, Δ) like no weight decay and often a l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import resets
+from wmkit.backbones.base import resets, stack
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
 from wmkit.nn.attention import FeedForward
@@ -61,7 +62,8 @@ class S5(nn.Module):
         scan_form: see :func:`~wmkit.functional.linear_scan`.
 
     Raises:
-        ConfigError: ``states`` cannot be cut into blocks of conjugate pairs; an unknown discretisation.
+        ConfigError: ``states`` cannot be cut into blocks of conjugate pairs; an unknown discretisation; a
+            range of steps that is none; no layers.
 
     >>> model = S5(3, 8)
     >>> u, carry = model.scan(torch.randn(2, 5, 3), model.initial(2), torch.zeros(2, 5, dtype=torch.bool))
@@ -93,8 +95,9 @@ class S5(nn.Module):
         self.in_dim, self.out_dim, self.width, self.scan_form = in_dim, out_dim, width, scan_form
         self.project_in = nn.Identity() if in_dim == width else nn.Linear(in_dim, width)
         self.project_out = nn.Identity() if out_dim == width else nn.Linear(width, out_dim)
-        self.layers = nn.ModuleList(
-            S5Layer(
+        self.layers = stack(
+            layers,
+            lambda: S5Layer(
                 width,
                 states,
                 blocks=blocks,
@@ -103,8 +106,7 @@ class S5(nn.Module):
                 half_glu=half_glu,
                 delta=delta,
                 dropout=dropout,
-            )
-            for _ in range(layers)
+            ),
         )
 
     def system_parameters(self) -> list[nn.Parameter]:
@@ -219,6 +221,11 @@ class S5Layer(nn.Module):
             raise ConfigError(
                 f"s5 with {states} states cannot be cut into {blocks} blocks of conjugate pairs: wanted a "
                 "multiple of twice the blocks; change states or blocks"
+            )
+        if len(delta) != 2 or not 0 < delta[0] <= delta[1] < math.inf:
+            raise ConfigError(
+                f"s5 draws its steps from {list(delta)}: wanted two positive numbers, the smaller first; "
+                "correct delta"
             )
         self.discretisation = discretisation
         size = states // blocks

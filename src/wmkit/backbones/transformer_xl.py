@@ -34,7 +34,7 @@ with ``reset`` set at the latent where an episode begins, so that the late rewar
 episode it was earned in. ``scan(x, None, reset)`` is for training windows that start from nothing;
 ``bind(tokens=3)`` makes a loop of many such calls faster. See :mod:`wmkit.backbones.transformer`.
 
-TorchRL 0.14.1 has no transformer as a sequence model, hence no calling convention to follow.
+:mod:`wmkit.backbones.torchrl_transformer` calls it as later versions of TorchRL call theirs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmkit.backbones.base import stack
 from wmkit.backbones.transformer import Transformer
+from wmkit.errors import ConfigError
 from wmkit.nn import Dropout
 from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention, relative_shift, sinusoids
 
@@ -68,7 +70,7 @@ class TransformerXL(Transformer):
         activation: of the feed-forward layers: ``"silu"``, ``"relu"`` or ``"gelu"``.
 
     Raises:
-        ConfigError: see :class:`~wmkit.backbones.transformer.Transformer`,
+        ConfigError: an odd width or no layers; see :class:`~wmkit.backbones.transformer.Transformer`,
             :class:`~wmkit.nn.attention.SelfAttention` and :class:`~wmkit.nn.attention.FeedForward`.
 
     >>> model = TransformerXL(3, 8, window=4)
@@ -94,13 +96,18 @@ class TransformerXL(Transformer):
         activation: str = "silu",
     ) -> None:
         super().__init__(in_dim, out_dim, width=width, window=window)
+        if self.width % 2:
+            raise ConfigError(
+                f"the width of transformer_xl is {self.width}: wanted an even number, for as many sines as "
+                "cosines; change width or deter"
+            )
         scale = self.width**-0.5 if scale is None else scale
         hidden = 4 * self.width if hidden is None else hidden
-        self.layers = nn.ModuleList(
-            TransformerXLLayer(
+        self.layers = stack(
+            layers,
+            lambda: TransformerXLLayer(
                 self.width, heads, hidden, activation, head_dim=head_dim, scale=scale, dropout=dropout
-            )
-            for _ in range(layers)
+            ),
         )
         shape = heads, self.layers[0].attention.head_dim
         self.content_bias = nn.Parameter(nn.init.xavier_uniform_(torch.empty(shape)))  # u

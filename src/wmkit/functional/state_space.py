@@ -90,8 +90,9 @@ def linear_scan(
         initial: ``[B, P]`` x before the window.
         reset: ``[B, T]`` bool.
         form: ``"doubling"`` sums over spans of 1, 2, 4, ... steps, ``O(T log T)`` work;
-            ``"masked_dual"`` weighs every earlier input at once, ``O(T²)`` work and memory in three
-            products; ``"loop"`` goes step by step.
+            ``"loop"`` goes step by step. ``"masked_dual"`` weighs every earlier input at once, without
+            recursion: a check on the others, for short windows. Its ``O(B T² P)`` work and memory are as
+            quick as doubling at 16 steps, and some fifty times slower on a CPU at 128 (16 rows, 32 states).
 
     Returns:
         ``[B, T, P]`` x.
@@ -138,7 +139,10 @@ def _doubling(decay: Tensor, inputs: Tensor, initial: Tensor, reset: Tensor) -> 
 
 
 def _masked_dual(decay: Tensor, inputs: Tensor, initial: Tensor, reset: Tensor) -> Tensor:
-    """``x_t = Σ_s [same segment, s ≤ t] λ^(t-s) b_s + [no reset yet] λ^(t+1) x_0``."""
+    """``x_t = Σ_s [same segment, s ≤ t] λ^(t-s) b_s + [no reset yet] λ^(t+1) x_0``.
+
+    The first sum holds ``[B, T, T, P]``.
+    """
     length = inputs.shape[1]
     one = torch.ones_like(decay).unsqueeze(0)
     powers = torch.cat([one, decay.expand(length, -1)]).cumprod(0)  # [T + 1, P], λ^0 ... λ^T
