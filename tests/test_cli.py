@@ -86,6 +86,10 @@ def test_environments_are_listed_as_they_are_chosen():
         (["train", "ls_imagine", "size=huge"], ["size 'huge'", "tiny"]),
         (["train", "ls_imagine", "trainnig.steps=3"], ["trainnig"]),
         (["train", "ls_imagine", "resume=/nowhere"], ["'/nowhere'", "no config.yaml"]),
+        (
+            ["doctor", "dreamer_v3", "env.name=counting", "behaviour.horizon=abc"],
+            ["behaviour.horizon", "'abc'"],
+        ),
         (["list", "flavour"], ["'flavour'", "backbone", "preset"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),
         (["imagine", "/nowhere"], ["'/nowhere'"]),

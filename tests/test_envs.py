@@ -275,6 +275,8 @@ def test_gymnasium_by_name():
         (LOG, {"max_steps": 0}, "at least 1"),
         ("counting", {"colour": 1}, "colour"),
         ("counting", {"num_envs": 0}, "at least 1"),
+        ("counting", {"length": "x"}, "env.options.length is 'x': wanted a whole number"),
+        ("counting", {"num_actions": -1}, "env 'counting' with options {'num_actions': -1} cannot be made"),
         ("gym/Nothing-v0", {}, "gym/Nothing-v0"),
     ],
 )
