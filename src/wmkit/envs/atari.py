@@ -71,7 +71,7 @@ class AtariEnv(EnvBase):
         lives: ``ignored``, or ``terminate``: losing one terminates, and the reset after it does nothing for
             one step and plays on; only when the game is over does it begin anew (TWM, STORM in training).
         max_frames: after which an episode ends, no-ops not counted; lives share them.
-        limit: what that end is, ``truncate`` or ``terminate``; value is learnt beyond a truncation only.
+        limit: what that end is, ``truncate`` or ``terminate``; values end at a termination only.
 
     Raises:
         ConfigError: ale-py is missing, no such game, or an option out of range.
