@@ -173,6 +173,17 @@ def test_what_lives_on_stays_where_it_is_and_results_are_the_callers(name):
         update(batches[0][:, 1:], *batches[1:])
 
 
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_an_update_in_half_precision_is_near_the_one_in_float32(name):
+    losses = []
+    for precision in (None, torch.bfloat16):
+        update = CapturedUpdate(system := build(name), autocast=precision)
+        torch.manual_seed(1)
+        losses.append(update(*system.example_batches())["loss_world_model"])
+        assert all(p.isfinite().all() and p.dtype == torch.float32 for p in system.parameters())
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+
+
 def test_updates_of_one_kind_do_the_same_things():
     system = build("dreamer_v3")
     schedule = system.schedule

@@ -46,7 +46,7 @@ class LayerNormGRU(RecurrentCell):
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
         gates = self.norm(self.linear(torch.cat([x, belief], -1)))  # [B, 3U]
-        reset, candidate, update = gates.chunk(3, -1)
+        reset, candidate, update = gates.to(belief.dtype).chunk(3, -1)  # autocast may have lowered them
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
         return torch.lerp(belief, candidate, torch.sigmoid(update - 1))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from wmkit.functional import autocast_dtype
 from wmkit.nn.features import rows_are_free
 
 # Output channels up to which doubling by phases is faster: as one 3 x 3 convolution, whose phases lie
@@ -43,7 +44,8 @@ class HalvingConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, 2H, 2W] -> [N, D, H, W]``."""
-        x = _Halve.apply(x, self.weight) if rows_are_free(x) else _halve(x, self.weight)
+        free = rows_are_free(x) and autocast_dtype(x) is None
+        x = _Halve.apply(x, self.weight) if free else _halve(x, self.weight)
         return x if self.bias is None else x + self.bias.view(-1, 1, 1)
 
 
@@ -81,7 +83,7 @@ class DoublingConv(nn.ConvTranspose2d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """``[N, C, H, W] -> [N, D / patch², 2 H patch, 2 W patch]``, with a patch of 1 if none was given."""
         bias = None if self.bias is None else self.bias + self.offset
-        if rows_are_free(x):
+        if rows_are_free(x) and autocast_dtype(x) is None:
             return _Double.apply(x, self.weight, bias, self.patch)
         return F.pixel_shuffle(F.conv_transpose2d(x, self.weight, bias, 2, 1), self.patch or 1)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from wmkit.functional import autocast_dtype
 from wmkit.nn.conv import FEW, interleave
 from wmkit.nn.features import rows_are_free
 
@@ -77,7 +78,7 @@ class UnpaddedTransposedConv(nn.ConvTranspose2d):
             y = y.contiguous(memory_format=torch.channels_last)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)
-        if rows_are_free(x):
+        if rows_are_free(x) and autocast_dtype(x) is None:
             return _Transposed.apply(x, self.weight, self.bias)
         return F.conv_transpose2d(x, self.weight, self.bias, stride=2)
 
