@@ -57,6 +57,10 @@ def test_train_without_a_system_lists_the_systems():
         (["train", "ls_imagine", "size=huge"], ["size 'huge'", "tiny"]),
         (["train", "ls_imagine", "trainnig.steps=3"], ["trainnig"]),
         (["train", "ls_imagine", "resume=/nowhere"], ["'/nowhere'", "no config.yaml"]),
+        (
+            ["doctor", "dreamer_v3", "env=gym", "env.name=counting", "batch.size=0"],
+            ["batch.size is 0"],
+        ),
         (["list", "flavour"], ["'flavour'", "backbone"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),
         (["imagine", "/nowhere"], ["'/nowhere'"]),

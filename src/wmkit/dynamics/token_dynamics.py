@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmkit.arguments import check_range
 from wmkit.backbones import Carry, SequenceModel
 from wmkit.backbones.transformer import Transformer
 from wmkit.dynamics.latent import Latent, Observed
@@ -104,6 +105,7 @@ class TokenDynamics(nn.Module):
             raise ConfigError(
                 f"policy_reads is {policy_reads!r}: wanted state or feature; correct dynamics.policy_reads"
             )
+        check_range("dynamics.unimix", unimix, 0, 1, open_end=True)
         self.action_dim, self.groups, self.classes, self.unimix = action_dim, groups, classes, unimix
         self.state_dim, self.belief_dim = groups * classes, deter
         self.state_gradient, self.policy_reads = state_gradient, policy_reads

@@ -10,6 +10,7 @@ from typing import Any
 
 from torchrl.envs import EnvBase, SerialEnv
 
+from wmkit.arguments import check_arguments, made
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
@@ -46,6 +47,8 @@ def make_env(
         )
     create = partial(_constructor(name), **options)
     _check_options(name, create)
+    if options:
+        create = partial(_with_options, name, create)
     if num_envs is None:
         return create(seed=seed)
     constructors = [partial(create, seed=seed + i) for i in range(num_envs)]
@@ -97,6 +100,12 @@ def _constructor(name: str) -> Callable[..., EnvBase]:
     return resolve("env", name)
 
 
+def _with_options(name: str, create: partial, *, seed: int) -> EnvBase:
+    """An environment of options that nothing but its own constructor may know."""
+    with made(f"env {name!r} with options {create.keywords}"):
+        return create(seed=seed)
+
+
 def _check_options(name: str, create: partial) -> inspect.BoundArguments:
     """Every argument of the constructor of ``name``; options that it does not have are refused."""
     target: Any = create.func
@@ -109,5 +118,6 @@ def _check_options(name: str, create: partial) -> inspect.BoundArguments:
         raise ConfigError(
             f"env {name!r} cannot take these options: {error}; see its documentation"
         ) from error
+    check_arguments(create.func, create.keywords, "env.options")
     bound.apply_defaults()
     return bound

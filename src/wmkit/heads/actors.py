@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.nn import MLP, STYLE_2023, BoundedNormal, Feature, LayerStyle, OneHotCategorical, init_output
 
 
@@ -46,6 +47,7 @@ class DiscreteActor(nn.Module):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
+        check_range("actor unimix", unimix, 0, 1, open_end=True)
         self.trunk = MLP(in_dim, units, layers, style)
         self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale, style.init)
         self.unimix = unimix

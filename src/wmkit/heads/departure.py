@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.nn import STYLE_2023, Bernoulli, LayerStyle, Perceptron, UnitNormal
 
@@ -128,6 +129,7 @@ class DepartureDiscountHead(nn.Module):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__()
+        check_range("continuation.discount", discount, 0, 1, open_end=True)
         logit = math.log(discount / (1 - discount))
         biases = {"discount": logit, "value": discount, "style": None}
         if initial not in biases or readout not in READOUTS:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, FeaturePair, LayerStyle, init_output
 
@@ -75,7 +76,7 @@ class ContinueHead(FlagHead):
         style: norm, activation, bias and initialisation.
 
     Raises:
-        ConfigError: an unknown label.
+        ConfigError: an unknown label, or a discount outside [0, 1].
 
     >>> import torch
     >>> head = ContinueHead(16, label="end", units=8, layers=1)
@@ -96,6 +97,7 @@ class ContinueHead(FlagHead):
         style: LayerStyle = STYLE_2023,
     ) -> None:
         super().__init__(in_dim, target=target, units=units, layers=layers, outscale=outscale, style=style)
+        check_range("continuation.discount", discount, 0, 1)
         if label not in LABELS:
             raise ConfigError(
                 f"continue label {label!r} is unknown: wanted one of {', '.join(LABELS)}; "

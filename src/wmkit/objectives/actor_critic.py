@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.dynamics import JumpGate, Latent, Trajectory, WorldModel, branch, imagine
 from wmkit.errors import ConfigError
 from wmkit.functional import discount_sum
@@ -63,8 +64,8 @@ class ActorCriticLoss(nn.Module):
             ``"predicted"`` continuation of the start (today's).
 
     Raises:
-        ConfigError: an unknown ``first_weight``, or ``"predicted"`` where the returns hold the
-            continuation of the start already (``continuation_at="current"``).
+        ConfigError: a horizon below 1, an unknown ``first_weight``, or ``"predicted"`` where the returns
+            hold the continuation of the start already (``continuation_at="current"``).
     """
 
     return_norm: Any
@@ -85,6 +86,7 @@ class ActorCriticLoss(nn.Module):
         first_weight: Literal["replay", "predicted"] = "replay",
     ) -> None:
         super().__init__()
+        check_range("behaviour.horizon", horizon, 1)
         if first_weight not in FIRST_WEIGHTS:
             raise ConfigError(
                 f"first_weight {first_weight!r} is unknown: wanted one of {', '.join(FIRST_WEIGHTS)}; "

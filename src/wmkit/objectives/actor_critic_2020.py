@@ -20,6 +20,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.dynamics import Latent, Trajectory, WorldModel, constants, imagine, imagine_through
 from wmkit.errors import ConfigError
 from wmkit.nn import Feature
@@ -74,6 +75,7 @@ class ActorCriticLoss2020(nn.Module):
                 f"behaviour has start {start!r} and horizon {horizon}: wanted start {' or '.join(STARTS)} "
                 "and a horizon of 2 or more; correct behaviour.start or behaviour.horizon"
             )
+        check_range("behaviour.discount", discount, 0, 1)
         through = any(gradient.through for gradient in gradients.values())
         if through and not getattr(estimator, "differentiable", False):
             raise ConfigError(

@@ -17,6 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, SampledStarts, dream
 from wmkit.dynamics.token_world_model import TokenWorldModel
 from wmkit.nn import Feature
@@ -53,6 +54,7 @@ class DreamActorCritic(nn.Module):
         restart: float = 0.1,
     ) -> None:
         super().__init__()
+        check_range("behaviour.horizon", horizon, 1)
         self.horizon, self.starts, self.estimator = horizon, starts, estimator
         self.entropy, self.entropy_threshold, self.restart = entropy, entropy_threshold, restart
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
+from wmkit.arguments import check_range
 from wmkit.functional import lambda_return_jumpy
 
 
@@ -78,6 +79,8 @@ class LambdaReturnJumpy(ValueEstimatorBase):
         differentiable: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_range("behaviour.estimator.gamma", gamma, 0, 1)
+        check_range("behaviour.estimator.lmbda", lmbda, 0, 1)
         super().__init__(value_network=value_network, differentiable=differentiable, **kwargs)
         self.register_buffer("gamma", torch.tensor(gamma))
         self.register_buffer("lmbda", torch.tensor(lmbda))

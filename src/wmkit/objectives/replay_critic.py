@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.functional import replay_lambda_return
 from wmkit.nn import Feature, total_loss
 
@@ -51,6 +52,8 @@ class ReplayCriticLoss(nn.Module):
 
     def __init__(self, *, gamma: float, lmbda: float = 0.95) -> None:
         super().__init__()
+        check_range("replay_critic.gamma (discount)", gamma, 0, 1)
+        check_range("replay_critic.lmbda", lmbda, 0, 1)
         self.gamma, self.lmbda = gamma, lmbda
 
     def forward(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.objectives.terms import Term
 
@@ -109,6 +110,7 @@ class MeanFreeBits(nn.Module):
 
     def __init__(self, free_nats: float = 1.0, unimix: float = 0.01) -> None:
         super().__init__()
+        check_range("kl.unimix", unimix, 0, 1, open_end=True)
         self.free_nats, self.unimix = free_nats, unimix
 
     def forward(self, posterior_logits: Tensor, prior_logits: Tensor, spans: Spans) -> tuple[Terms, Terms]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.dynamics.latent import Observed
 from wmkit.functional import categorical_kl, unimix_probs
@@ -53,6 +54,7 @@ class KLBalance(nn.Module):
 
     def __init__(self, free_nats: float = 1.0, unimix: float = 0.01) -> None:
         super().__init__()
+        check_range("kl.unimix", unimix, 0, 1, open_end=True)
         self.free_nats, self.unimix = free_nats, unimix
 
     def forward(self, posterior_logits: Tensor, prior_logits: Tensor) -> dict[str, Term]:

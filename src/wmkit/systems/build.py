@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torchrl.data import Composite, TensorSpec
 
+from wmkit.arguments import check_page, made
 from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
 from wmkit.registry import available
@@ -132,12 +133,17 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
 
 def _make(node: DictConfig) -> Any:
     """The part that a node of the page describes; what the part objects to comes out as it said it."""
-    try:
+    if node is None:
+        return None
+    if not OmegaConf.is_config(node):
+        raise ConfigError(
+            f"a part of the page is {node!r}: wanted a mapping with _target_; "
+            "correct the override that sets it"
+        )
+    path = str(node._get_full_key(None))
+    check_page(OmegaConf.to_container(node), path)
+    with made(path, InstantiationException):
         return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise
 
 
 def _expand_auto(config: DictConfig, spaces: Spaces) -> None:

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
+from wmkit.arguments import made
 from wmkit.codecs import FrameStack
 from wmkit.dynamics import Latent
 from wmkit.errors import ConfigError, SpecError
@@ -36,6 +37,9 @@ class System(nn.Module):
             (:mod:`wmkit.systems.exploration`).
         policy: called as ``policy(system)``, gives what acts in the environment.
         frames: how images of a window are stacked; single frames as they are if not given.
+
+    Raises:
+        ConfigError: a part that cannot be made of its arguments, or no such batch.
 
     Attributes:
         policy: for a TorchRL collector; of continuous actions in an environment with
@@ -70,16 +74,26 @@ class System(nn.Module):
         frames: FrameStack | None = None,
     ) -> None:
         super().__init__()
+        for key, least in (("size", 1), ("length", 1), ("context", 0)):
+            if type(batch.get(key)) is not int or batch[key] < least:
+                raise ConfigError(
+                    f"batch.{key} is {batch.get(key)!r}: wanted a whole number of at least {least}; "
+                    f"correct batch.{key}"
+                )
         self.name, self.spaces, self.frames = name, spaces, frames or FrameStack()
         stacked = self.frames.shapes({key: spaces.shapes[key] for key in spaces.images})
-        self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
+        with made("world_model"):
+            self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
         width = self.world_model.dynamics.feature_dim
-        self.actor = actor(width, spaces.action_dim)
-        self.critic = critic(width)
+        with made("actor"):
+            self.actor = actor(width, spaces.action_dim)
+        with made("critic"):
+            self.critic = critic(width)
         self.world_model_loss, self.behaviour = world_model_loss, behaviour
-        self.context = int(batch["context"])
-        self.batch_shape = (int(batch["size"]), int(batch["length"]) + self.context)
-        self.schedule = schedule(self)
+        self.context = batch["context"]
+        self.batch_shape = (batch["size"], batch["length"] + self.context)
+        with made("schedule"):
+            self.schedule = schedule(self)
         starts = getattr(behaviour, "starts", None)
         self.dream_windows: tuple[int, int] | None = getattr(starts, "windows", None)
         if self.dream_windows is not None and not getattr(self.schedule, "takes_dreams", False):
@@ -90,7 +104,8 @@ class System(nn.Module):
             )
         self.exploration = (exploration or {}).get(spaces.actions)
         self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
-        self.policy = policy(self)
+        with made("policy"):
+            self.policy = policy(self)
 
     def update(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> TensorDict:
         """One full training update.

@@ -1,0 +1,200 @@
+"""What constructors want of their arguments, and the one sentence for what does not fit.
+
+A configuration can put anything anywhere. What it says is compared with the annotations of the
+constructor that gets it; what annotations cannot say, the constructor checks itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import pkgutil
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import PurePath
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from wmkit.errors import ConfigError, WmkitError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_REFUSALS: tuple[type[Exception], ...] = (TypeError, ValueError, ArithmeticError, RuntimeError)
+_FROM_TEXT = (PurePath, Enum, torch.device, torch.dtype)
+
+
+def check_page(node: Any, path: str) -> None:
+    """Every part in ``node``, nested lists and mappings with ``_target_``, against its constructor.
+
+    Raises:
+        ConfigError: a ``_target_`` that is not there, an argument that it does not have or of another type.
+
+    >>> check_page({"_target_": "wmkit.nn.LayerStyle", "eps": "small"}, "style")
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: style.eps is 'small': wanted a number, as LayerStyle takes it; correct style.eps
+    """
+    if isinstance(node, list):
+        for i, value in enumerate(node):
+            check_page(value, f"{path}[{i}]")
+    elif isinstance(node, dict):
+        if "_target_" in node:
+            arguments = {key: value for key, value in node.items() if not str(key).startswith("_")}
+            check_arguments(_locate(node["_target_"], path), arguments, path)
+        for key, value in node.items():
+            check_page(value, f"{path}.{key}")
+
+
+def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:
+    """Keyword arguments of plain values, as a page writes them, against the annotations of ``target``.
+
+    What is not annotated, or not in words that resolve, may be anything.
+
+    Raises:
+        ConfigError: an argument that ``target`` does not have or of another type.
+    """
+    called = getattr(target, "__init__") if isinstance(target, type) else target  # noqa: B009
+    try:
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):  # written in C
+        return
+    try:
+        hints = get_type_hints(called)
+    except Exception:  # names that only a type checker imports
+        hints = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    name = getattr(target, "__name__", str(target))
+    for key, value in arguments.items():
+        if key not in parameters:
+            if takes_any:
+                continue
+            known = ", ".join(p for p in parameters if p != "self")
+            raise ConfigError(
+                f"{path}.{key} is {value!r}, which {name} does not take: wanted one of {known}; "
+                "correct the key"
+            )
+        if key in hints:
+            _check(value, hints[key], f"{path}.{key}", name)
+
+
+def check_range(
+    name: str, value: float, least: float, most: float = math.inf, *, open_end: bool = False
+) -> None:
+    """A number between ``least`` and ``most``, which ``open_end`` leaves out.
+
+    Raises:
+        ConfigError: it is outside, or not a number.
+
+    >>> check_range("horizon", 0, 1)
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: horizon is 0: wanted 1 or more; correct horizon
+    """
+    if not least <= value <= most or (open_end and value == most):
+        end = "" if most == math.inf else f" and less than {most:g}" if open_end else f" and at most {most:g}"
+        raise ConfigError(f"{name} is {value!r}: wanted {least:g} or more{end}; correct {name}")
+
+
+@contextmanager
+def made(what: str, *also: type[Exception]) -> Iterator[None]:
+    """What a constructor objects to inside becomes a ConfigError about ``what``; wmkit's own errors stay.
+
+    Args:
+        what: begins the sentence.
+        *also: exceptions to see to beside those of wrong types and values.
+
+    >>> with made("critic"):
+    ...     torch.nn.Linear(2, -1)
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: critic cannot be made: found RuntimeError: Trying to create ...
+    """
+    try:
+        yield
+    except WmkitError:
+        raise
+    except _REFUSALS + also as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and not isinstance(cause, WmkitError):
+            cause = cause.__cause__
+        if isinstance(cause, WmkitError):
+            raise cause from None
+        text = " ".join(str(cause).split())
+        raise ConfigError(
+            f"{what} cannot be made: found {type(cause).__name__}: {text}; wanted values that its "
+            "constructor takes; correct them"
+        ) from error
+
+
+def _locate(target: Any, path: str) -> Callable[..., Any]:
+    try:
+        found = pkgutil.resolve_name(target)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path}._target_ is {target!r}, which cannot be imported ({error}): wanted the full name of "
+            f"a class or function; correct {path}._target_"
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"{path}._target_ is {target!r}, a {type(found).__name__}: wanted the full name of a class or "
+            f"function; correct {path}._target_"
+        )
+    return found
+
+
+def _check(value: Any, wanted: Any, path: str, name: str) -> None:
+    kind = get_origin(wanted)
+    mapping = isinstance(kind, type) and issubclass(kind, Mapping)
+    if mapping and isinstance(value, dict) and "_target_" not in value:
+        for key, one in value.items():
+            _check(one, get_args(wanted)[1], f"{path}.{key}", name)
+    elif not _fits(value, wanted):
+        raise ConfigError(
+            f"{path} is {value!r}: wanted {_describe(wanted)}, as {name} takes it; correct {path}"
+        )
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a plain value may stand for an annotation; of a part in its place nothing is known yet."""
+    if isinstance(value, dict) and "_target_" in value:
+        return True
+    kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if kind in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if kind is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if isinstance(value, str):  # a list of letters it is not
+        return kind is object or issubclass(kind, (str, *_FROM_TEXT))
+    if isinstance(value, list) and issubclass(kind, (tuple, set, frozenset, list)):
+        kind = list  # a page has one word for them all
+    if not isinstance(value, kind):
+        return False
+    if isinstance(value, list) and inner:
+        each = (
+            inner
+            if kind is list and len(inner) == len(value) and ... not in inner
+            else inner[:1] * len(value)
+        )
+        return all(map(_fits, value, each))
+    if isinstance(value, dict) and len(inner) == 2:
+        return all(_fits(one, inner[1]) for one in value.values())
+    return True
+
+
+def _describe(wanted: Any) -> str:
+    """An annotation in words."""
+    kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if kind in (Union, types.UnionType):
+        return " or ".join(_describe(choice) for choice in inner)
+    if kind is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return f"a mapping to {_describe(inner[1])}" if len(inner) == 2 else "a mapping"
+    if kind in (tuple, set, frozenset) or (isinstance(kind, type) and issubclass(list, kind)):
+        return f"a list of {_describe(inner[0])}" if inner else "a list"
+    return f"a part ({getattr(kind, '__name__', kind)})"
