@@ -87,8 +87,8 @@ def test_environments_are_listed_as_they_are_chosen():
         (["train", "ls_imagine", "trainnig.steps=3"], ["trainnig"]),
         (["train", "ls_imagine", "resume=/nowhere"], ["'/nowhere'", "no config.yaml"]),
         (
-            ["doctor", "dreamer_v3", "env.name=counting", "behaviour.horizon=abc"],
-            ["behaviour.horizon", "'abc'"],
+            ["doctor", "dreamer_v3", "env=gym", "env.name=counting", "batch.size=0"],
+            ["batch.size is 0"],
         ),
         (["list", "flavour"], ["'flavour'", "backbone", "preset"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),

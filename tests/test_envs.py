@@ -23,6 +23,7 @@ from wmkit.envs.simulator import shrink
 from wmkit.envs.tasks import ACTORS
 from wmkit.envs.walker import MaskWalker, measure, random_policy
 from wmkit.errors import ConfigError, EnvironmentCrashError
+from wmkit.registry import register
 
 LOG = "vizdoom/harvest_log_in_plains"
 
@@ -276,10 +277,22 @@ def test_gymnasium_by_name():
         ("counting", {"colour": 1}, "colour"),
         ("counting", {"num_envs": 0}, "at least 1"),
         ("counting", {"length": "x"}, "env.options.length is 'x': wanted a whole number"),
-        ("counting", {"num_actions": -1}, "env 'counting' with options {'num_actions': -1} cannot be made"),
         ("gym/Nothing-v0", {}, "gym/Nothing-v0"),
     ],
 )
 def test_bad_names_and_options_are_one_sentence(name, options, words):
     with pytest.raises(ConfigError, match=words):
         make_env(name, **options)
+
+
+def _stubborn(*, seed, **options):
+    return int(options["side"])
+
+
+def test_what_only_the_constructor_knows_of_its_options_is_one_sentence_too():
+    register("env", "stubborn", _stubborn)
+    with pytest.raises(
+        ConfigError, match=r"env 'stubborn' with options {'side': 'x'} cannot be made"
+    ) as error:
+        make_env("stubborn", side="x")
+    assert isinstance(error.value.__cause__, ValueError)
