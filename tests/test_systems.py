@@ -252,37 +252,6 @@ def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, wo
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("behaviour.horizon=abc", "behaviour.horizon is 'abc': wanted a whole number"),
-        ("behaviour.horizon=0", "behaviour.horizon is 0: wanted 1 or more"),
-        ("behaviour.rewards.reward=abc", "behaviour.rewards.reward is 'abc': wanted a number"),
-        ("actor.discrete.unimix=abc", "actor.discrete.unimix is 'abc': wanted a number"),
-        ("actor.discrete.unimix=1", "unimix is 1: wanted 0 or more and less than 1"),
-        ("world_model.dynamics.unimix=-1", "dynamics.unimix is -1: wanted 0 or more"),
-        ("batch.size=0", "batch.size is 0: wanted a whole number of at least 1"),
-        ("batch.length=0", "batch.length is 0: wanted"),
-        ("batch.length=2.5", "batch.length is 2.5: wanted"),
-        ("discount=2", "(discount) is 2: wanted 0 or more and at most 1"),
-        ("discount=abc", "discount is 'abc': wanted a number"),
-        ("size.units=abc", "units is 'abc': wanted a whole number"),
-        ("size.units=-1", "world_model cannot be made: found RuntimeError"),
-        ("critic.style.norm=abc", "critic.style.norm is 'abc': wanted one of layer, rms, none"),
-        ("critic=7", "a part of the page is 7: wanted a mapping"),
-        ("+critic.colour=red", "critic.colour is 'red', which Critic does not take"),
-        ("behaviour._target_=wmkit.objectives.Nothing", "_target_ is 'wmkit.objectives.Nothing'"),
-        ("behaviour._target_=wmkit.objectives", "_target_ is 'wmkit.objectives', a module"),
-    ],
-)
-def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)) as error:
-        wmkit.build(
-            "dreamer_v3", observation_spec=PIXELS, action_spec=OneHot(4), overrides=["preset=smoke", override]
-        )
-    assert "\n" not in str(error.value)
-
-
 def test_bad_batches_are_refused_in_one_sentence() -> None:
     system = build()
     batch = system.example_batch()
