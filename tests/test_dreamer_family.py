@@ -811,8 +811,10 @@ def test_both_ways_to_imagine_see_the_same_future(name: str) -> None:
 def test_a_page_that_cannot_work_says_so() -> None:
     with pytest.raises(ConfigError, match="estimator that keeps no gradient"):
         case("v1", "behaviour.estimator.differentiable=false")
-    with pytest.raises(ConfigError, match="start 'scord' and horizon 1"):
-        case("v1", "behaviour.start=scord", "behaviour.horizon=1")
+    with pytest.raises(ConfigError, match=r"behaviour\.start is 'scord': wanted one of scored, dropped"):
+        case("v1", "behaviour.start=scord")
+    with pytest.raises(ConfigError, match="start 'scored' and horizon 1"):
+        case("v1", "behaviour.start=scored", "behaviour.horizon=1")
     system, learned = case("v2")
     del system.behaviour.gradients["continuous"]
     with pytest.raises(ConfigError, match="no gradient for continuous actions: found discrete"):

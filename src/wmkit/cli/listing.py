@@ -57,7 +57,7 @@ def _environments() -> Iterator[tuple[str, str]]:
 
     reached = set()
     for path in sorted((CONF / "env").glob("*.yaml")):
-        page = _read(path)
+        page = _whole(path)
         reached |= {path.stem, page["name"]}
         chosen = next((key for key in ("game", "task") if key in page), "name")
         more = "" if page["name"] in available("env") else f" env.{chosen}={page[chosen]}"
@@ -65,6 +65,15 @@ def _environments() -> Iterator[tuple[str, str]]:
     for name in available("env"):
         if name not in reached:
             yield name, f"env=gym env.name={name}"
+
+
+def _whole(path: Any) -> dict[str, Any]:
+    """A page over those it builds on."""
+    page = _read(path)
+    bases = [entry for entry in page.get("defaults", ()) if isinstance(entry, str) and entry != "_self_"]
+    return {
+        key: value for base in bases for key, value in _whole(path.with_name(f"{base}.yaml")).items()
+    } | page
 
 
 def _read(path: Any) -> Any:
