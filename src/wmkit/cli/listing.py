@@ -34,11 +34,11 @@ def listing(kind: str) -> Iterator[str]:
 
 def _by_system(group: str) -> Iterator[tuple[str, list[str]]]:
     """Systems whose page has the group, and its choices; a system's own stands for all of that name."""
-    from wmkit.systems.build import _choices
+    from wmkit.systems.build import choices
 
     for system in available("system"):
         if group in _groups(system):
-            yield system, sorted({name.rpartition("/")[2] for name in _choices(group, system)})
+            yield system, sorted({name.rpartition("/")[2] for name in choices(group, system)})
 
 
 def _groups(page: str) -> set[str]:

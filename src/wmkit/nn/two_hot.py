@@ -143,6 +143,8 @@ class TwoHot:
         bins: ``[K]`` float.
     """
 
+    _in_bins: Callable[[Tensor], Tensor]  # a target in the units of the bins
+
     def __init__(self, logits: Tensor | LastLayer, bins: Tensor) -> None:
         self._layer = logits if isinstance(logits, LastLayer) else None
         self._given = logits if isinstance(logits, Tensor) else None
@@ -184,8 +186,8 @@ class TwoHot:
         return self._layer.reduce(lambda probs: mean(probs[..., : len(self.bins)], self.bins))
 
     def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]``."""
-        raise NotImplementedError
+        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
+        return self._loss(self._in_bins(torch.cat(targets, -1)))
 
     def _loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to targets ``[*B, N]`` in the units of the bins; ``[*B]``."""
@@ -211,16 +213,14 @@ class SymlogTwoHot(TwoHot):
     tensor([5.5413, 5.5413])
     """
 
+    _in_bins = staticmethod(symlog)
+
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]``, in the quantity's own units: symexp of the mean in symlog space."""
         return symexp(self._reduced(two_hot_mean)).unsqueeze(-1)
 
     mode = mean
-
-    def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]``."""
-        return self._loss(symlog(torch.cat(targets, -1)))
 
 
 class SymexpTwoHot(TwoHot):
@@ -242,13 +242,11 @@ class SymexpTwoHot(TwoHot):
     tensor([5.5413, 5.5413])
     """
 
+    _in_bins = staticmethod(Tensor.float)
+
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]`` float32, the expected bin; exactly zero where all logits are equal."""
         return self._reduced(two_hot_mean_wide).unsqueeze(-1)
 
     mode = mean
-
-    def loss(self, *targets: Tensor) -> Tensor:
-        """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
-        return self._loss(torch.cat(targets, -1).float())

@@ -177,7 +177,7 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def _choices(group: str, system: str) -> tuple[str, ...]:
+def choices(group: str, system: str) -> tuple[str, ...]:
     """Names of a configuration group, those that are the system's own among them."""
     names = {path.stem for path in (CONF / group).glob("*.yaml")}
     names |= {f"{system}/{path.stem}" for path in (CONF / group / system).glob("*.yaml")}
@@ -194,8 +194,8 @@ def _check_override(override: str, system: str) -> None:
     key, separator, value = override.partition("=")
     if not separator:
         raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
-    if key in GROUPS and value not in _choices(key, system):
-        raise _unknown(key, value, _choices(key, system), f"pick one with {key}=NAME")
+    if key in GROUPS and value not in choices(key, system):
+        raise _unknown(key, value, choices(key, system), f"pick one with {key}=NAME")
 
 
 def _drop_unread_rates(config: DictConfig, system: str, overrides: Sequence[str]) -> None:
