@@ -178,7 +178,7 @@ def looped(deferred: bool) -> Iterator[None]:
     def call(weight: LoopWeight, x: Tensor) -> Tensor:
         if weight.weight.ndim == 2:
             return F.linear(x, weight.weight, weight.bias)
-        return wmkit.nn.block_product(x, weight.weight, weight.bias)
+        return wmkit.functional.block_product(x, weight.weight, weight.bias)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(filter_loop, "applies", lambda rssm: False))

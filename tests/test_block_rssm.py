@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from wmkit import backbones
 from wmkit.dynamics import RSSM, LongShortRSSM, filter_loop
 from wmkit.errors import ConfigError
-from wmkit.functional import sample_index, unimix_probs
-from wmkit.nn import STYLE_2024, BlockLinear, GaussianLatent, LoopWeight, RMSNorm, block_product
+from wmkit.functional import block_product, sample_index, unimix_probs
+from wmkit.nn import STYLE_2024, BlockLinear, GaussianLatent, LoopWeight, RMSNorm
 
 A, E, G, C, U, H, BLOCKS = 3, 7, 4, 5, 16, 6, 4
 

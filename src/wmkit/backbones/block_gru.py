@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wmkit.backbones.base import RecurrentCell
 from wmkit.errors import ConfigError
+from wmkit.functional import block_product, linear
 from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
 
 
@@ -88,16 +88,19 @@ class BlockGRU(RecurrentCell):
         return BlockGRULoop(self, start, LoopWeight(own), LoopWeight(step.t()), gates, self._apart(), ahead)
 
     def _apart(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight ``[g, U/g, U/g]`` and bias ``[g, 1, U/g]`` of each gate; the update's is one lower.
+        """Weight ``[g, U/g, U/g]`` and bias ``[U]`` of each gate; the update's is one lower.
 
         Quicker than one product that is cut afterwards, where no gradient puts them together again.
         """
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return []
         weights = self.gates.weight.chunk(3, -1)
-        biases = self.gates.bias.view(self.blocks, 1, -1).chunk(3, -1)
+        biases = self.gates.bias.view(self.blocks, -1).chunk(3, -1)
         lower = (0.0, 0.0, 1.0)
-        return [(w.contiguous(), b - x) for w, b, x in zip(weights, biases, lower, strict=True)]
+        # Laid out as products read them: rows of outputs.
+        return [
+            (w.mT.contiguous().mT, (b - x).flatten()) for w, b, x in zip(weights, biases, lower, strict=True)
+        ]
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
@@ -147,7 +150,7 @@ class BlockGRULoop:
 
     def ahead(self, x: Tensor) -> Tensor:
         """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
-        return F.linear(x, self.known.t(), self.gru.hidden.bias)
+        return linear(x, self.known.t(), self.gru.hidden.bias)
 
     def step(self, x: Tensor, carry: Tensor, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Tensor]:
         """One step: ``x [B, D - K]``, ``reset [B]`` bool, ``ahead [B, U]`` -> output and carry ``[B, U]``."""
@@ -166,8 +169,8 @@ class BlockGRULoop:
             update = _update if torch.compiler.is_compiling() else _Update.apply
             return side_by_side(update(gates, self._blocks(belief)))
         self._blocks(shared.add_(ahead)).add_(self.own(belief))
-        hidden = self._blocks(gru.style.activate(gru.norm(shared), inplace=True))  # [g, B, U/g]
-        reset, candidate, update = (torch.bmm(hidden, weight).add_(bias) for weight, bias in self.apart)
+        hidden = gru.style.activate(gru.norm(shared), inplace=True)
+        reset, candidate, update = (block_product(hidden, *layer) for layer in self.apart)  # [g, B, U/g]
         _tanh(candidate.mul_(reset.sigmoid_()))
         parts = (x.to(belief.dtype) for x in (candidate, update.sigmoid_()))  # autocast may have lowered it
         after = torch.empty_like(belief)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.backbones.base import RecurrentCell
-from wmkit.nn import init_hidden
+from wmkit.nn import Linear, init_hidden
 
 
 class LayerNormGRU(RecurrentCell):
@@ -40,7 +40,7 @@ class LayerNormGRU(RecurrentCell):
     ) -> None:
         super().__init__(in_dim, out_dim, learned_initial=learned_initial)
         # Rows: reset, candidate, update; columns: input, then state.
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim + out_dim, 3 * out_dim, bias=bias))
+        self.linear: nn.Linear = init_hidden(Linear(in_dim + out_dim, 3 * out_dim, bias=bias))
         self.norm = nn.LayerNorm(3 * out_dim, eps=norm_eps)
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:

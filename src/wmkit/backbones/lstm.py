@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wmkit.nn import Linear
+
 Carry = tuple[Tensor, Tensor]
 
 
@@ -35,8 +37,8 @@ class LSTM(nn.Module):
         super().__init__()
         self.in_dim, self.out_dim = in_dim, out_dim
         # Rows: input, forget, candidate, output, as in torch.nn.LSTM.
-        self.input = nn.Linear(in_dim, 4 * out_dim)
-        self.recurrent = nn.Linear(out_dim, 4 * out_dim, bias=False)
+        self.input = Linear(in_dim, 4 * out_dim)
+        self.recurrent = Linear(out_dim, 4 * out_dim, bias=False)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(out_dim**-0.5), out_dim**-0.5)
 

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from wmkit.backbones.base import resets, stack
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
+from wmkit.nn import Linear
 from wmkit.nn.attention import FeedForward
 
 
@@ -93,8 +94,8 @@ class S5(nn.Module):
         super().__init__()
         width = out_dim if width is None else width
         self.in_dim, self.out_dim, self.width, self.scan_form = in_dim, out_dim, width, scan_form
-        self.project_in = nn.Identity() if in_dim == width else nn.Linear(in_dim, width)
-        self.project_out = nn.Identity() if out_dim == width else nn.Linear(width, out_dim)
+        self.project_in = nn.Identity() if in_dim == width else Linear(in_dim, width)
+        self.project_out = nn.Identity() if out_dim == width else Linear(width, out_dim)
         self.layers = stack(
             layers,
             lambda: S5Layer(
@@ -237,8 +238,8 @@ class S5Layer(nn.Module):
         low, high = (torch.tensor(float(end)).log() for end in delta)
         self.log_delta = nn.Parameter(low + (high - low) * torch.rand(states // 2))
         # Real matrices over [real part, imaginary part] of every state.
-        self.write = nn.Linear(width, states, bias=False)  # B
-        self.read = nn.Linear(states, width, bias=False)  # C, and the factor two of the pairs
+        self.write = Linear(width, states, bias=False)  # B
+        self.read = Linear(states, width, bias=False)  # C, and the factor two of the pairs
         with torch.no_grad():
             real = torch.randn(blocks, size, width, dtype=torch.float64) * width**-0.5
             rotated = (vectors.mH @ real.to(vectors.dtype))[:, kept].reshape(-1, width)  # [P/2, H]
@@ -246,7 +247,7 @@ class S5Layer(nn.Module):
             self.read.weight.normal_(std=2 * (2 * states) ** -0.5)
         self.through = nn.Parameter(torch.randn(width))  # D
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
-        self.gate = nn.Linear(width, width) if half_glu else None
+        self.gate = Linear(width, width) if half_glu else None
         self.dense = None
         if hidden is not None:
             self.dense = nn.Sequential(nn.LayerNorm(width), FeedForward(width, hidden, "gelu", dropout))

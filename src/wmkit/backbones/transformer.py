@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from wmkit.backbones.base import resets
 from wmkit.errors import ConfigError
-from wmkit.nn import rows_are_free
+from wmkit.nn import Linear, rows_are_free
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
 
 
@@ -50,8 +50,8 @@ class Transformer(nn.Module):
             raise ConfigError(f"the window of a transformer is {window}: wanted 2 tokens or more; set window")
         width = out_dim if width is None else width
         self.in_dim, self.out_dim, self.width, self.window = in_dim, out_dim, width, window
-        self.project_in = nn.Identity() if in_dim == width else nn.Linear(in_dim, width)
-        self.project_out = nn.Identity() if out_dim == width else nn.Linear(width, out_dim)
+        self.project_in = nn.Identity() if in_dim == width else Linear(in_dim, width)
+        self.project_out = nn.Identity() if out_dim == width else Linear(width, out_dim)
 
     @property
     def slots(self) -> int:

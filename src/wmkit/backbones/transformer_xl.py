@@ -44,12 +44,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wmkit.backbones.base import stack
 from wmkit.backbones.transformer import Transformer
 from wmkit.errors import ConfigError
-from wmkit.nn import Dropout
+from wmkit.nn import Dropout, Linear
 from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention, relative_shift, sinusoids
 
 
@@ -167,14 +166,14 @@ class TransformerXLLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention = SelfAttention(width, heads, head_dim, scale=scale, dropout=dropout)
-        self.position = nn.Linear(width, heads * self.attention.head_dim, bias=False)  # W_R
+        self.position = Linear(width, heads * self.attention.head_dim, bias=False)  # W_R
         self.feed_forward = FeedForward(width, hidden, activation, dropout)
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
 
     def table(self, code: Tensor) -> Tensor:
         """Projected sinusoids, scaled as scores are: ``[M, D] -> [heads, d, M]``."""
-        projected = F.linear(code, self.position.weight) * self.attention.scale
+        projected = self.position(code) * self.attention.scale
         return projected.unflatten(-1, (self.attention.heads, -1)).permute(1, 2, 0)
 
     def forward(

@@ -19,6 +19,7 @@ from wmkit.nn import (
     Categorical,
     Feature,
     LayerStyle,
+    Linear,
     SquaredError,
     SymlogSquaredError,
     init_output,
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         self.vector = MLP(in_dim, units, layers, style) if self.vectors else None
         widths = {key: vector_width(key, event, self.discrete) for key, event in self._events.items()}
         self.vector_out = nn.ModuleDict(
-            {key: init_output(nn.Linear(units, width), init=style.init) for key, width in widths.items()}
+            {key: init_output(Linear(units, width), init=style.init) for key, width in widths.items()}
         )
 
     def forward(self, features: Tensor | Feature) -> dict[str, SquaredError | Categorical]:

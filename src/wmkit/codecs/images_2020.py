@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wmkit.codecs.images import channels
 from wmkit.codecs.images_unpadded import KERNELS, UnpaddedImageEncoder, check_shapes, unpadded_stages
-from wmkit.nn import STYLE_2023, LayerStyle, UnpaddedTransposedConv, init_output, patches
+from wmkit.nn import STYLE_2023, LayerStyle, Linear, UnpaddedTransposedConv, init_output, patches
 
 
 class ImageEncoder2020(UnpaddedImageEncoder):
@@ -86,7 +86,7 @@ class ImageDecoder2020(nn.Module):
         super().__init__()
         check_shapes(shapes, patch)
         style = replace(style, activation=activation)
-        self.linear = init_output(nn.Linear(in_dim, 32 * depth), init=style.init)
+        self.linear = init_output(Linear(in_dim, 32 * depth), init=style.init)
         self.layers = unpadded_stages([32 * depth, 4 * depth, 2 * depth, depth], style)
         last = UnpaddedTransposedConv(depth, channels(shapes), KERNELS[-1])
         self.layers.append(init_output(last, init=style.init))

@@ -19,6 +19,7 @@ from wmkit.nn import (
     DoublingConv,
     HalvingConv,
     LayerStyle,
+    Linear,
     channel_norm,
     init_hidden,
     init_output,
@@ -118,7 +119,7 @@ class ImageDecoder(nn.Module):
         super().__init__()
         image_side(shapes, lambda side: side == IMAGE_SIZE, SHAPE)
         widths = stage_widths(depth, patch)[::-1]
-        self.linear = init_output(nn.Linear(in_dim, GRID**2 * widths[0]), init=style.init)
+        self.linear = init_output(Linear(in_dim, GRID**2 * widths[0]), init=style.init)
         self.layers = nn.Sequential()
         for before, after in pairwise(widths):
             conv = init_hidden(DoublingConv(before, after, bias=style.bias), style.init)

@@ -30,6 +30,7 @@ from wmkit.nn import (
     ConvStage,
     DenseNormAct,
     LayerStyle,
+    Linear,
     UpsamplingConv,
     UpsamplingStage,
     channel_norm,
@@ -181,7 +182,7 @@ class BlockGrid(nn.Module):
         self.grid, self.blocks, self.style = grid, blocks, style
         self.belief = BlockLinear(belief_dim, grid * grid * width, blocks)
         self.state_in = DenseNormAct(state_dim, 2 * units, style)
-        self.state_out: nn.Linear = init_hidden(nn.Linear(2 * units, grid * grid * width), style.init)
+        self.state_out: nn.Linear = init_hidden(Linear(2 * units, grid * grid * width), style.init)
         self.norm = channel_norm(width, style)
 
     def forward(self, state: Tensor, belief: Tensor) -> Tensor:

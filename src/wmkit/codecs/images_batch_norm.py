@@ -20,6 +20,7 @@ from wmkit.nn import (
     DoublingConv,
     HalvingConv,
     LayerStyle,
+    Linear,
     init_hidden,
     init_output,
     patches,
@@ -94,7 +95,7 @@ class BatchNormImageDecoder(nn.Module):
         super().__init__()
         image_side(shapes, lambda side: side == IMAGE_SIZE and patch == 1, SHAPE)
         widths = stage_widths(depth, 1)[::-1]
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, widths[0] * GRID**2, bias=False), style.init)
+        self.linear: nn.Linear = init_hidden(Linear(in_dim, widths[0] * GRID**2, bias=False), style.init)
         self.layers = nn.Sequential(nn.BatchNorm2d(widths[0]), Activation(style, overwrites=True))
         for before, after in pairwise(widths):
             conv = init_hidden(DoublingConv(before, after), style.init)

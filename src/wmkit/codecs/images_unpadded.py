@@ -19,6 +19,7 @@ from wmkit.nn import (
     STYLE_2023,
     Activation,
     LayerStyle,
+    Linear,
     UnpaddedConv,
     UnpaddedTransposedConv,
     channel_norm,
@@ -110,7 +111,7 @@ class UnpaddedImageDecoder(nn.Module):
             raise ConfigError(
                 f"decoder init is {init!r}: wanted style or default; correct decoder.image.init"
             )
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, 16 * depth), style.init)
+        self.linear: nn.Linear = init_hidden(Linear(in_dim, 16 * depth), style.init)
         self.activation = Activation(style)
         self.layers = unpadded_stages([16 * depth, 4 * depth, 2 * depth, depth], style, init)
         last = UnpaddedTransposedConv(depth, channels(shapes), KERNELS[-1])

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wmkit.backbones.block_gru import BlockGRU
 from wmkit.dynamics.inputs import SplitInput
-from wmkit.nn import CategoricalLatent, DenseNormAct, LayerStyle, RMSNorm
+from wmkit.functional import linear, transposed_matmul
+from wmkit.nn import CategoricalLatent, DenseNormAct, LayerStyle, Linear, RMSNorm
 
 _silu_backward = torch.ops.aten.silu_backward
 _tanh_backward = torch.ops.aten.tanh_backward
@@ -42,7 +42,7 @@ def applies(rssm: Any) -> bool:
     return (
         all(_is_known(style) for style in styles)
         and len(rssm.posterior_out) == 1
-        and all(type(x) is nn.Linear for x in _linears(rssm))
+        and all(type(x) in (nn.Linear, Linear) for x in _linears(rssm))
         and gru.belief_in.linear.out_features * 2 == gru.in_dim
         and gru.gates.weight.dtype == torch.float32
         and not torch.is_autocast_enabled(device)
@@ -102,8 +102,8 @@ def run(
     inputs = _Inputs(
         torch.cat([state, belief], -1),
         torch.cat([rssm.initial(1).state, torch.tanh(gru.start).expand(1, -1)], -1),
-        F.linear(rssm.input.action(action.transpose(0, 1)), ahead.t(), gru.hidden.bias),
-        F.linear(embed.transpose(0, 1), known, posterior.linear.bias),
+        linear(rssm.input.action(action.transpose(0, 1)), ahead.t(), gru.hidden.bias),
+        linear(embed.transpose(0, 1), known, posterior.linear.bias),
     )
     weights = _Weights(
         torch.stack([_norm(gru.belief_in).weight, _norm(enter).weight]),
@@ -338,12 +338,12 @@ class _Loop(torch.autograd.Function):
             return x.reshape(-1, x.shape[-1])
 
         def product(grad: Tensor, x: Tensor) -> Tensor:
-            return rows_of(grad).t() @ rows_of(x)
+            return transposed_matmul(rows_of(grad), rows_of(x))
 
         def block_product(x: Tensor, grad: Tensor) -> Tensor:
             """``[T, g, B, I]`` and ``[T, g, B, O]`` to ``[g, I, O]``."""
             x, grad = (y.transpose(0, 1).flatten(1, 2) for y in (x, grad))
-            return torch.bmm(x.transpose(1, 2), grad)
+            return torch.stack([transposed_matmul(*pair) for pair in zip(x, grad, strict=True)])
 
         start = torch.where(reset, d_read, 0.0).sum((0, 1)).unsqueeze(0) if ctx.needs_input_grad[5] else None
         inputs = _Inputs(d_carried, start, inner.grad_in, outer.grad_in)  # type: ignore[arg-type]

@@ -18,10 +18,10 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wmkit.backbones import Carry, SequenceModel
 from wmkit.backbones.base import resets
+from wmkit.functional import linear
 from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle, LoopWeight
 from wmkit.nn.features import one_hot_linear
 
@@ -96,7 +96,7 @@ class CutLayer:
 
     def ahead(self, known: Tensor) -> Tensor:
         """``[*B, R] -> [*B, D]``: its share of the product, and the bias."""
-        return F.linear(known, self.known, self.layer.linear.bias)
+        return linear(known, self.known, self.layer.linear.bias)
 
     def finish(self, carried: Tensor, ahead: Tensor, classes: Tensor | None = None) -> Tensor:
         """``[*B, K]`` and ``[*B, D]`` -> the layer's output ``[*B, D]``.

@@ -46,6 +46,7 @@ from wmkit.nn import (
     DenseNormAct,
     GaussianLatent,
     LayerStyle,
+    Linear,
     init_output,
     kept,
     loop_weights,
@@ -117,7 +118,7 @@ class RSSM(nn.Module):
         self.clip_action, self.initial_state = clip_action, initial_state
 
         def logits() -> nn.Linear:
-            return init_output(nn.Linear(hidden, self.latent.stats_dim), init=style.init)
+            return init_output(Linear(hidden, self.latent.stats_dim), init=style.init)
 
         make_input = JointInput if joint_input else SplitInput
         self.input = make_input(self.state_dim, action_dim, hidden, style)

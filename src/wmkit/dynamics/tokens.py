@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from wmkit.nn import STYLE_2023, DenseNormAct, Feature, LayerStyle, init_hidden
+from wmkit.nn import STYLE_2023, DenseNormAct, Feature, LayerStyle, Linear, init_hidden
 
 
 class TokenLayout(Protocol):
@@ -65,7 +65,7 @@ class LateRewardTokens(nn.Module):
         super().__init__()
         self.width = width
         self.state = DenseNormAct(state_dim, width, style)
-        self.action = nn.Linear(action_dim, width, bias=False)
+        self.action = Linear(action_dim, width, bias=False)
         nn.init.normal_(self.action.weight)
         self.reward = DenseNormAct(1, width, style)
 
@@ -95,7 +95,7 @@ class FusedToken(nn.Module):
         super().__init__()
         self.width = width
         self.mixer = DenseNormAct(state_dim + action_dim, width, style)
-        out: nn.Linear = init_hidden(nn.Linear(width, width, bias=style.bias), style.init)
+        out: nn.Linear = init_hidden(Linear(width, width, bias=style.bias), style.init)
         self.out = nn.Sequential(out, style.make_norm(width))
 
     def forward(self, state: Feature, action: Tensor, reward: Tensor) -> Tensor:

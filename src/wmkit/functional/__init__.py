@@ -11,6 +11,7 @@ from wmkit.functional.latents import (
     unimix_probs,
 )
 from wmkit.functional.precision import autocast_dtype, rounded, widened
+from wmkit.functional.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
 from wmkit.functional.symlog import symexp, symlog
@@ -25,6 +26,7 @@ from wmkit.functional.two_hot import (
 
 __all__ = [
     "autocast_dtype",
+    "block_product",
     "categorical_kl",
     "categorical_kl_logits",
     "discount_sum",
@@ -32,8 +34,11 @@ __all__ = [
     "gaussian_kl",
     "hippo_normal",
     "lambda_return_jumpy",
+    "linear",
     "linear_scan",
+    "matmul",
     "one_hot",
+    "onednn_is_quicker",
     "replay_lambda_return",
     "rounded",
     "sample_index",
@@ -43,6 +48,7 @@ __all__ = [
     "symexp_bins",
     "symlog",
     "symmetric_bins",
+    "transposed_matmul",
     "two_hot",
     "two_hot_cross_entropy",
     "two_hot_mean",

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.arguments import check_range
-from wmkit.nn import MLP, STYLE_2023, BoundedNormal, Feature, LayerStyle, OneHotCategorical, init_output
+from wmkit.nn import (
+    MLP,
+    STYLE_2023,
+    BoundedNormal,
+    Feature,
+    LayerStyle,
+    Linear,
+    OneHotCategorical,
+    init_output,
+)
 
 
 class DiscreteActor(nn.Module):
@@ -49,7 +58,7 @@ class DiscreteActor(nn.Module):
         super().__init__()
         check_range("actor unimix", unimix, 0, 1, open_end=True)
         self.trunk = MLP(in_dim, units, layers, style)
-        self.out = init_output(nn.Linear(units if layers else in_dim, action_dim), outscale, style.init)
+        self.out = init_output(Linear(units if layers else in_dim, action_dim), outscale, style.init)
         self.unimix = unimix
 
     def get_extra_state(self) -> dict[str, float]:
@@ -113,8 +122,8 @@ class ContinuousActor(nn.Module):
         width = units if layers else in_dim
         self.trunk = MLP(in_dim, units, layers, style)
         # Two layers, not one of twice the width: the optimiser clips gradients tensor by tensor.
-        self.mean = init_output(nn.Linear(width, action_dim), outscale, style.init)
-        self.std = init_output(nn.Linear(width, action_dim), outscale, style.init)
+        self.mean = init_output(Linear(width, action_dim), outscale, style.init)
+        self.std = init_output(Linear(width, action_dim), outscale, style.init)
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """Standard normals ``[*lead, A]`` that :meth:`BoundedNormal.sample` takes."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, TanhNormal, TruncatedNormal, init_output
+from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, Linear, TanhNormal, TruncatedNormal, init_output
 
 
 class TanhNormalActor(nn.Module):
@@ -46,7 +46,7 @@ class TanhNormalActor(nn.Module):
         self.action_dim = action_dim
         self.scale, self.initial, self.low = scale, initial, low
         self.trunk = MLP(in_dim, units, layers, style)
-        self.out = init_output(nn.Linear(units if layers else in_dim, 2 * action_dim), init=style.init)
+        self.out = init_output(Linear(units if layers else in_dim, 2 * action_dim), init=style.init)
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """Standard normals ``[*lead, A]`` that :meth:`TanhNormal.sample` takes."""
@@ -90,8 +90,8 @@ class TruncatedNormalActor(nn.Module):
         self.action_dim, self.low = action_dim, low
         width = units if layers else in_dim
         self.trunk = MLP(in_dim, units, layers, style)
-        self.mean = init_output(nn.Linear(width, action_dim), init=style.init)
-        self.std = init_output(nn.Linear(width, action_dim), init=style.init)
+        self.mean = init_output(Linear(width, action_dim), init=style.init)
+        self.std = init_output(Linear(width, action_dim), init=style.init)
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """Uniforms ``[*lead, A]`` that :meth:`TruncatedNormal.sample` takes."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, UnitNormal, init_output
+from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, Linear, UnitNormal, init_output
 
 
 class NormalHead(nn.Module):
@@ -44,7 +44,7 @@ class NormalHead(nn.Module):
         super().__init__()
         self.target, self.squash = target, squash
         self.trunk = MLP(in_dim, units, layers, style)
-        self.out = init_output(nn.Linear(units if layers else in_dim, 1), outscale, style.init)
+        self.out = init_output(Linear(units if layers else in_dim, 1), outscale, style.init)
 
     def forward(self, features: Tensor | Feature) -> UnitNormal:
         """Predict from ``[*B, in_dim]``."""

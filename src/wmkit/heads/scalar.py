@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
-from wmkit.functional import symexp_bins, symmetric_bins
+from wmkit.functional import linear, symexp_bins, symmetric_bins
 from wmkit.nn import (
     MLP,
     STYLE_2023,
@@ -18,6 +18,7 @@ from wmkit.nn import (
     FeaturePair,
     LastLayer,
     LayerStyle,
+    Linear,
     SymexpTwoHot,
     SymlogTwoHot,
     init_output,
@@ -81,7 +82,7 @@ class TwoHotHead(nn.Module):
         self.target = target
         self.prediction = _PREDICTIONS[code]
         self.trunk = MLP(in_dim, units, layers, style)
-        self.out = init_output(nn.Linear(units if layers else in_dim, bins), outscale, style.init)
+        self.out = init_output(Linear(units if layers else in_dim, bins), outscale, style.init)
         self.bins: Tensor
         self.register_buffer("bins", _BINS[code](limit, bins), persistent=False)
 
@@ -94,7 +95,7 @@ class TwoHotHead(nn.Module):
         )
         hidden = self.trunk(features)
         in_blocks = LastLayer.helps(hidden)
-        layer = LastLayer(hidden, weight, bias) if in_blocks else F.linear(hidden, weight, bias)
+        layer = LastLayer(hidden, weight, bias) if in_blocks else linear(hidden, weight, bias)
         return self.prediction(layer, self.bins)
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
-from wmkit.nn.block_linear import BlockLinear, block_product, side_by_side
+from wmkit.nn.block_linear import BlockLinear, side_by_side
 from wmkit.nn.conv import DoublingConv, HalvingConv, patches
 from wmkit.nn.conv_stages import ConvStage, UpsamplingConv, UpsamplingStage
 from wmkit.nn.conv_unpadded import UnpaddedConv, UnpaddedTransposedConv
@@ -11,6 +11,7 @@ from wmkit.nn.first_layers import FirstLayers
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.latents import CategoricalLatent, GaussianLatent
+from wmkit.nn.linear import Linear
 from wmkit.nn.mlp import MLP, DenseNormAct
 from wmkit.nn.norms import Activation, ChannelNorm, ChannelRMSNorm, channel_norm
 from wmkit.nn.perceptron import Perceptron
@@ -52,6 +53,7 @@ __all__ = [
     "HalvingConv",
     "LastLayer",
     "LayerStyle",
+    "Linear",
     "LoopWeight",
     "OneHotCategorical",
     "Perceptron",
@@ -68,7 +70,6 @@ __all__ = [
     "UnpaddedTransposedConv",
     "UpsamplingConv",
     "UpsamplingStage",
-    "block_product",
     "channel_norm",
     "init_hidden",
     "init_output",

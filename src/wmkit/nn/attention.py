@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
 from wmkit.nn.dropout import Dropout
+from wmkit.nn.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 
@@ -168,8 +169,8 @@ class SelfAttention(nn.Module):
             head_dim = width // heads
         self.heads, self.head_dim, self.dropout = heads, head_dim, dropout
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.project = nn.Linear(width, 3 * heads * head_dim, bias=bias)  # queries, keys, values
-        self.out = nn.Linear(heads * head_dim, width, bias=bias)
+        self.project = Linear(width, 3 * heads * head_dim, bias=bias)  # queries, keys, values
+        self.out = Linear(heads * head_dim, width, bias=bias)
 
     def forward(
         self, x: Tensor, remember: Remember | None, mask: Tensor, read: slice = ALL
@@ -229,7 +230,7 @@ class FeedForward(nn.Module):
                 "correct the transformer's activation"
             )
         self.activation, self.dropout = ACTIVATIONS[activation], Dropout(dropout)
-        self.first, self.second = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.first, self.second = Linear(width, hidden), Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, n, D] -> [B, n, D]``."""

@@ -12,29 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
+from wmkit.functional import block_product
 from wmkit.nn.init import truncated_normal_
-
-
-def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply block k of the input with matrix k, and leave the results block by block.
-
-    Args:
-        x: ``[N, g*I]``, blocks one after the other.
-        weight: ``[g, I, O]``.
-        bias: ``[g*O]``.
-
-    Returns:
-        ``[g, N, O]``. Where blocks are read apart anyway, putting them side by side would be a copy.
-
-    >>> weight = torch.tensor([[[10.0]], [[100.0]]])  # two blocks, one number each
-    >>> block_product(torch.tensor([[1.0, 2.0]]), weight).flatten()
-    tensor([ 10., 200.])
-    """
-    blocks, rows, columns = weight.shape
-    per_block = x.view(-1, blocks, rows).transpose(0, 1)  # [g, N, I]
-    if bias is None:
-        return torch.bmm(per_block, weight)
-    return torch.baddbmm(bias.view(blocks, 1, columns), per_block, weight)
 
 
 def side_by_side(x: Tensor) -> Tensor:

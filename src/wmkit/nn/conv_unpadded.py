@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from wmkit.functional import autocast_dtype
+from wmkit.functional import autocast_dtype, linear, matmul
 from wmkit.nn.conv import FEW, interleave
 from wmkit.nn.features import rows_are_free
 
@@ -47,7 +47,7 @@ class UnpaddedConv(nn.Conv2d):
         if not rows_are_free(x) or height * width > FEW_POSITIONS:
             return F.conv2d(x, self.weight, self.bias, stride=2)
         rows = _Patches.apply(x, kernel)  # [N h w, k k C]
-        y = F.linear(rows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        y = linear(rows, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -74,7 +74,7 @@ class UnpaddedTransposedConv(nn.ConvTranspose2d):
         """``[N, C, H, W] -> [N, D, 2 (H - 1) + k, 2 (W - 1) + k]``."""
         kernel = self.kernel_size[0]
         if x.shape[2:] == (1, 1):  # nothing overlaps
-            y = (x.flatten(1) @ self.weight.flatten(1)).view(len(x), -1, kernel, kernel)
+            y = matmul(x.flatten(1), self.weight.flatten(1)).view(len(x), -1, kernel, kernel)
             y = y.contiguous(memory_format=torch.channels_last)
             return y if self.bias is None else y + self.bias.view(-1, 1, 1)
         x = x.contiguous(memory_format=torch.channels_last)

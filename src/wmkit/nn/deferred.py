@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from wmkit.nn.block_linear import block_product, side_by_side
+from wmkit.functional import block_product, linear, transposed_matmul
+from wmkit.nn.block_linear import side_by_side
+from wmkit.nn.linear import Linear
 
 _Rows = list[tuple[Tensor, Tensor]]
+_PLAIN = (nn.Linear, Linear)  # another class may multiply otherwise
 
 
 class LoopWeight:
@@ -25,7 +27,7 @@ class LoopWeight:
 
     Args:
         weight: ``[D, K]`` as :func:`torch.nn.functional.linear` takes it, or ``[g, I, O]`` as
-            :func:`~wmkit.nn.block_product` does.
+            :func:`~wmkit.functional.block_product` does.
         bias: ``[D]`` or ``[g*O]``.
 
     >>> weight = torch.ones(1, 2, requires_grad=True)
@@ -63,7 +65,7 @@ def loop_weights(*modules: nn.Module) -> Iterator[None]:
     layers: list[Any] = []
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         parts = (part for module in modules for part in module.modules())
-        layers = [part for part in parts if type(part) is nn.Linear]  # another class may multiply otherwise
+        layers = [part for part in parts if type(part) in _PLAIN]
     for layer in layers:
         layer.forward = LoopWeight(layer.weight, layer.bias)
     try:
@@ -75,7 +77,7 @@ def loop_weights(*modules: nn.Module) -> Iterator[None]:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.ndim == 2:
-        return F.linear(x, weight, bias)
+        return linear(x, weight, bias)
     return block_product(x, weight, bias)
 
 
@@ -94,7 +96,7 @@ class _Sum(torch.autograd.Function):
         x, grad = torch.cat(inputs), torch.cat(grads, -2)  # [T*B, K], [T*B, D] or [g, T*B, O]
         ctx.rows.clear()
         if grad.ndim == 2:
-            weight = grad.t() @ x
+            weight = transposed_matmul(grad, x)
         else:
             weight = torch.bmm(x.view(len(x), len(grad), -1).permute(1, 2, 0), grad)
         return weight, grad.sum(-2).flatten() if ctx.has_bias else None, None
@@ -120,5 +122,6 @@ class _Product(torch.autograd.Function):
             ctx.rows.append((x, grad))
         inputs = None
         if ctx.needs_input_grad[0]:
-            inputs = grad @ weight if weight.ndim == 2 else side_by_side(grad @ weight.transpose(1, 2))
+            by_block = weight.ndim == 3
+            inputs = side_by_side(grad @ weight.mT) if by_block else linear(grad, weight.t())
         return inputs, None, None, None, None  # that it ran is all that _Sum waits for

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wmkit.functional.products import linear as product_of
+from wmkit.functional.products import transposed_matmul
 from wmkit.nn.kept import kept
 
 
@@ -103,7 +105,7 @@ class Feature:
         """``F.linear(self.dense, weight)``, without building ``dense`` where it wants no gradient."""
         wanted = torch.is_grad_enabled() and (self.state.requires_grad or self.belief.requires_grad)
         if self.classes is None or wanted:
-            return F.linear(self.dense, weight)
+            return product_of(self.dense, weight)
         known = None if self.products is None else self.products.get(weight)
         return _PickedRows.apply(self.state, self.belief, self.classes, weight, known)
 
@@ -126,13 +128,13 @@ class _PickedRows(torch.autograd.Function):
             return known.view_as(known)
         width = state.shape[-1]
         # In rows: a product with a slice of a larger tensor would go batch by batch.
-        product = F.linear(_rows(belief), weight[:, width:])
+        product = product_of(_rows(belief), weight[:, width:])
         return one_hot_linear(classes, weight[:, :width]) + product.view(*belief.shape[:-1], len(weight))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, Tensor, None]:  # type: ignore[override]
         rows = _rows(grad)  # [N, D]
-        parts = [(_rows(part).t() @ rows).t() for part in ctx.saved_tensors]
+        parts = [transposed_matmul(rows, _rows(part)) for part in ctx.saved_tensors]
         return None, None, None, torch.cat(parts, -1), None
 
 
@@ -181,4 +183,4 @@ def rows_are_free(x: Tensor) -> bool:
 
 def linear(x: Tensor | Feature | FeaturePair, weight: Tensor) -> Tensor:
     """``F.linear`` of a tensor or of a feature in parts."""
-    return F.linear(x, weight) if isinstance(x, Tensor) else x.linear(weight)
+    return product_of(x, weight) if isinstance(x, Tensor) else x.linear(weight)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wmkit.functional import linear
 from wmkit.nn.features import Feature, Products, one_hot_linear, rows_are_free
 from wmkit.nn.mlp import MLP
 
@@ -67,6 +68,6 @@ class FirstLayers:
         """A feature ``[N, F]`` of known classes with the products, which are written to ``out [N, D]``."""
         assert feature.classes is not None
         width = feature.state.shape[-1]
-        torch.mm(feature.belief, self.joint[:, width:].t(), out=out)
-        out.add_(one_hot_linear(feature.classes, self.joint[:, :width]))
+        from_state = one_hot_linear(feature.classes, self.joint[:, :width])
+        torch.add(linear(feature.belief, self.joint[:, width:]), from_state, out=out)
         return replace(feature, products=Products(self.weights, out))

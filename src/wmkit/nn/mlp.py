@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from wmkit.nn.features import Feature, FeaturePair, linear
 from wmkit.nn.init import init_hidden
+from wmkit.nn.linear import Linear
 from wmkit.nn.style import STYLE_2023, LayerStyle
 
 
@@ -29,7 +30,7 @@ class DenseNormAct(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, style: LayerStyle = STYLE_2023) -> None:
         super().__init__()
         self.style = style
-        self.linear: nn.Linear = init_hidden(nn.Linear(in_dim, out_dim, bias=style.bias), style.init)
+        self.linear: nn.Linear = init_hidden(Linear(in_dim, out_dim, bias=style.bias), style.init)
         self.norm = style.make_norm(out_dim)
 
     def finish(self, x: Tensor) -> Tensor:

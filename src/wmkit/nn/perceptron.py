@@ -6,6 +6,7 @@ from torch import nn
 
 from wmkit.nn.dropout import Dropout
 from wmkit.nn.init import init_output
+from wmkit.nn.linear import Linear
 from wmkit.nn.mlp import DenseNormAct
 from wmkit.nn.norms import Activation
 from wmkit.nn.style import STYLE_2023, LayerStyle
@@ -51,7 +52,7 @@ class Perceptron(nn.Sequential):
             self.append(DenseNormAct(units if i else in_dim, units, style))
             if dropout:
                 self.append(Dropout(dropout))
-        out: nn.Linear = init_output(nn.Linear(units if layers else in_dim, out_dim), outscale, style.init)
+        out: nn.Linear = init_output(Linear(units if layers else in_dim, out_dim), outscale, style.init)
         if bias is not None:
             nn.init.constant_(out.bias, bias)
         self.append(out)

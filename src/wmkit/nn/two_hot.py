@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from wmkit.functional import (
+    linear,
+    matmul,
     symexp,
     symlog,
+    transposed_matmul,
     two_hot,
     two_hot_cross_entropy,
     two_hot_mean,
@@ -29,12 +31,12 @@ _BLOCK = 1024  # rows; with 256 columns a megabyte
 
 
 class _Kept(NamedTuple):
-    """What a loss and its gradient need of all rows."""
+    """What a loss and its gradient need of a block of rows."""
 
-    logits: Tensor  # [N, K]
-    probs: Tensor  # [N, K]
-    top: Tensor  # [N] largest logit
-    most: Tensor  # [N] largest probability
+    logits: Tensor  # [n, K]
+    probs: Tensor  # [n, K]
+    top: Tensor  # [n] largest logit
+    most: Tensor  # [n] largest probability
 
 
 class LastLayer:
@@ -53,7 +55,7 @@ class LastLayer:
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> None:
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-        self._kept: _Kept | None = None
+        self._kept: list[_Kept] = []
 
     @staticmethod
     def helps(hidden: Tensor) -> bool:
@@ -64,43 +66,32 @@ class LastLayer:
     @property
     def logits(self) -> Tensor:
         """``[*B, K]``, with gradient."""
-        return F.linear(self.hidden, self.weight, self.bias)
+        return linear(self.hidden, self.weight, self.bias)
 
     @torch.no_grad()
     def reduce(self, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """``fn`` of all probabilities, as constants ``[*B]``; of some rows ``[n, K]`` it gives ``[n]``."""
-        if self._kept is not None:
-            parts = [fn(block) for block in self._kept.probs.split(_BLOCK)]
-        elif self.learns:
-            parts = self._keep(fn)
+        if self._kept:
+            parts = [fn(block.probs) for block in self._kept]
         else:
-            rows = _rows(self.hidden).split(_BLOCK)
-            parts = [fn(torch.softmax(F.linear(x, self.weight, self.bias), -1)) for x in rows]
+            parts = [self._block(x, fn) for x in _rows(self.hidden).split(_BLOCK)]
         return torch.cat(parts).view(self.hidden.shape[:-1])
+
+    def _block(self, x: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """``fn`` of the probabilities of some rows, kept if a loss may want them."""
+        logits = linear(x, self.weight, self.bias)
+        probs = torch.softmax(logits, -1)
+        if self.learns:
+            self._kept.append(_Kept(logits, probs, logits.amax(-1), probs.amax(-1)))
+        return fn(probs)
 
     def cross_entropy(self, index: Tensor, mass: Tensor) -> Tensor:
         """To codes of ``mass [*B, M]`` on the bins ``index [*B, M]``; ``[*B]``, with gradient."""
-        if self._kept is None:
-            self._keep()
+        if not self._kept:
+            self.reduce(lambda probs: probs[..., 0])
         layer = _rows(self.hidden), self.weight, self.bias
         loss = _LayerCrossEntropy.apply(*layer, _rows(index), _rows(mass), self._kept)
         return loss.view(self.hidden.shape[:-1])
-
-    @torch.no_grad()
-    def _keep(self, fn: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-        """Make what a loss needs; ``fn`` of each block's probabilities."""
-        rows = _rows(self.hidden)
-        logits, probs = (rows.new_empty(len(rows), len(self.weight)) for _ in range(2))
-        top, most, parts = [], [], []
-        for x, some_logits, some_probs in zip(*(t.split(_BLOCK) for t in (rows, logits, probs)), strict=True):
-            torch.addmm(self.bias, x, self.weight.t(), out=some_logits)
-            torch.softmax(some_logits, -1, out=some_probs)
-            top.append(some_logits.amax(-1))
-            most.append(some_probs.amax(-1))
-            if fn is not None:
-                parts.append(fn(some_probs))
-        self._kept = _Kept(logits, probs, torch.cat(top), torch.cat(most))
-        return parts
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -113,25 +104,26 @@ class _LayerCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, index: Tensor, mass: Tensor, kept: _Kept
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, index: Tensor, mass: Tensor, kept: list[_Kept]
     ) -> Tensor:
-        ctx.save_for_backward(hidden, weight, kept.probs, index, mass)
-        return coded_loss(kept.logits, kept.top, kept.most, index, mass)
+        ctx.save_for_backward(hidden, weight, index, mass)
+        ctx.probs = [block.probs for block in kept]
+        codes = zip(kept, index.split(_BLOCK), mass.split(_BLOCK), strict=True)
+        return torch.cat([coded_loss(k.logits, k.top, k.most, i, m) for k, i, m in codes])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        hidden, weight, probs, index, mass = ctx.saved_tensors
+        hidden, weight, index, mass = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         whole, code = grad * (index.shape[-1] // 2), -mass * grad
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        d_bias = weight.new_zeros(len(weight))
-        tensors = (hidden, probs, whole, index, code, d_hidden)
-        for x, p, w, i, c, d_x in zip(*(t.split(_BLOCK) for t in tensors), strict=True):
+        d_hidden, d_weight, d_bias = [], torch.zeros_like(weight), weight.new_zeros(len(weight))
+        rows = (tensor.split(_BLOCK) for tensor in (hidden, whole, index, code))
+        for p, x, w, i, c in zip(ctx.probs, *rows, strict=True):
             d_logits = torch.mul(p, w).scatter_add_(-1, i, c)
-            torch.mm(d_logits, weight, out=d_x)
-            d_weight.addmm_(d_logits.t(), x)
+            d_hidden.append(matmul(d_logits, weight))
+            d_weight.add_(transposed_matmul(d_logits, x))
             d_bias.add_(d_logits.sum(0))
-        return d_hidden, d_weight, d_bias, None, None, None
+        return torch.cat(d_hidden), d_weight, d_bias, None, None, None
 
 
 class TwoHot:

@@ -31,9 +31,9 @@ from wmkit.dynamics import RSSM
 from wmkit.dynamics.inputs import SplitInput
 from wmkit.functional import symlog
 from wmkit.heads import ContinuousActor, DiscreteActor
-from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, RMSNorm
+from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, Linear, RMSNorm
 
-KNOWN = (nn.Linear, RMSNorm, DenseNormAct, MLP, nn.Sequential, SplitInput)
+KNOWN = (nn.Linear, Linear, RMSNorm, DenseNormAct, MLP, nn.Sequential, SplitInput)
 Array = np.ndarray
 Choice = Callable[[Array, bool], Array]
 

@@ -1,0 +1,157 @@
+"""Matrix products by the library that is quickest on this processor.
+
+For products of float32 on a CPU PyTorch calls MKL, which leaves AVX-512 to Intel's processors. For
+convolutions it calls oneDNN, which does not ask who made them: on an AMD processor with AVX-512 the
+same product takes less than half the time there (``docs/performance.md``). What is large enough goes
+that way, and with it its gradient; the numbers differ by the order of a sum. Everywhere else these
+are PyTorch's own functions.
+
+``torch.backends.mkldnn.flags(enabled=False)`` switches to MKL, as it does for convolutions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
+
+_WORTH = 2**20  # multiplications of a product; below, the call costs what the arithmetic saves
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def onednn_is_quicker() -> bool:
+    """Whether oneDNN is the quicker of the two here: on AMD's processors with AVX-512."""
+    if not _HAS_ONEDNN or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    listed = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (listed.read_text() if listed.is_file() else platform.processor())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """:func:`torch.nn.functional.linear`, on a CPU by the quicker library.
+
+    Args:
+        x: ``[*B, K]``.
+        weight: ``[D, K]``.
+        bias: ``[D]``.
+
+    Returns:
+        ``[*B, D]``.
+
+    >>> linear(torch.ones(2, 3), torch.ones(1, 3), torch.ones(1))
+    tensor([[4.],
+            [4.]])
+    """
+    if not _by_onednn(x, weight, len(weight) * x.numel()):
+        return F.linear(x, weight, bias)
+    learned = (x, weight) if bias is None else (x, weight, bias)
+    if torch.is_grad_enabled() and any(part.requires_grad for part in learned):
+        return _Linear.apply(x, weight, bias)
+    return _onednn_linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of matrices ``[N, K]`` and ``[K, M]``, likewise; with gradient."""
+    return linear(a, b.t())
+
+
+def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """``a.t() @ b`` of ``[K, N]`` and ``[K, M]``, many rows to few numbers: the gradient of a weight.
+
+    >>> transposed_matmul(torch.ones(5, 1), torch.ones(5, 2))
+    tensor([[5., 5.]])
+    """
+    if a.shape[1] > b.shape[1]:  # the first factor is copied, so let it be the narrower one
+        return linear(b.t(), a.t()).t()
+    return linear(a.t(), b.t())
+
+
+def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply block k of the input with matrix k, and leave the results block by block.
+
+    Args:
+        x: ``[N, g*I]``, blocks one after the other.
+        weight: ``[g, I, O]``.
+        bias: ``[g*O]``.
+
+    Returns:
+        ``[g, N, O]``. Where blocks are read apart anyway, putting them side by side would be a copy; where
+        no gradient is wanted and oneDNN is the quicker, they lie side by side already.
+
+    >>> weight = torch.tensor([[[10.0]], [[100.0]]])  # two blocks, one number each
+    >>> block_product(torch.tensor([[1.0, 2.0]]), weight).flatten()
+    tensor([ 10., 200.])
+    """
+    blocks, rows, columns = weight.shape
+    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not wanted and _by_onednn(x, weight, len(x) * weight.numel()):
+        image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)  # rows as pixels, blocks as groups
+        kernel = weight.mT.reshape(-1, rows, 1, 1)
+        out = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), blocks)
+        return out.permute(0, 2, 3, 1).reshape(len(x), blocks, columns).transpose(0, 1)
+    per_block = x.view(-1, blocks, rows).transpose(0, 1)  # [g, N, I]
+    if bias is None:
+        return torch.bmm(per_block, weight)
+    return torch.baddbmm(bias.view(blocks, 1, columns), per_block, weight)
+
+
+def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
+    return (
+        multiplications >= _WORTH
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and onednn_is_quicker()
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # oneDNN has no quick way for a part of a larger matrix
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        d_x = linear(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        d_weight = transposed_matmul(rows, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
+        d_bias = rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return d_x, d_weight, d_bias
+
+
+def _linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+def _convolution_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(x, weight, out_shape)
+
+
+def _count(operation: Any, formula: Any) -> None:
+    """Tell PyTorch's counter of FLOPs, which would not know of these products otherwise."""
+    if operation not in flop_registry:
+        register_flop_formula(operation)(formula)
+
+
+if _HAS_ONEDNN:
+    _count(torch.ops.mkldnn._linear_pointwise, _linear_flops)
+    _count(torch.ops.aten.mkldnn_convolution, _convolution_flops)
