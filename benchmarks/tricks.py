@@ -9,6 +9,7 @@ said). *Share* is what is gained, of a whole update of ours in the same run; sha
 one way of saving often stands on another (without gradients, states are looked up as classes too).
 Tricks are numbered as in docs/performance.md. Those of pictures use 256 images of 3 x 64 x 64, a quarter of
 an update's; their share is of an update on images. `4` is not in wmkit: it shows what it would bring.
+`products` gains nothing where MKL is taken on both sides (`wmkit doctor` says which is).
 """
 
 from __future__ import annotations
@@ -323,6 +324,12 @@ def behaved(scene: Scene) -> Any:
 def first_layers(scene: Scene) -> tuple[Way, Way]:
     apart = lambda: mock.patch.object(FirstLayers, "of", lambda *_: None)  # noqa: E731
     return inside(apart, lambda: behaved(scene)), lambda: behaved(scene)
+
+
+@trick("products", "products of float32 by oneDNN instead of MKL, the behaviour")
+def by_onednn(scene: Scene) -> tuple[Way, Way]:
+    by_mkl = lambda: torch.backends.mkldnn.flags(enabled=False)  # noqa: E731
+    return inside(by_mkl, lambda: behaved(scene)), lambda: behaved(scene)
 
 
 def policy_loss(policy: Any, action: Tensor) -> Tensor:

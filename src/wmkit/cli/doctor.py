@@ -43,6 +43,7 @@ def examine(config: Any = None) -> Iterator[tuple[str, str]]:
     for package in PACKAGES:
         yield package, _version(package)
     yield "processors", f"{os.cpu_count()}; torch uses {torch.get_num_threads()} threads (threads=N sets it)"
+    yield "products on the CPU", _products()
     yield "accelerator", _accelerator()
     yield "torchrl extension", _extension()
     yield "pandas", _pandas()
@@ -56,6 +57,14 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _products() -> str:
+    from wmkit.functional import onednn_is_quicker
+
+    if onednn_is_quicker():
+        return "float32 by oneDNN, which uses AVX-512 on this processor; MKL would not"
+    return "PyTorch's own"
 
 
 def _accelerator() -> str:
