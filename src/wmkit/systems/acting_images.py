@@ -61,6 +61,7 @@ class ImageStep:
     Args:
         image: what :func:`knows` accepts.
 
+    >>> import torch
     >>> image = ImageEncoder2024({"pixels": (3, 64, 64)}, depth=4).requires_grad_(False)
     >>> pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     >>> torch.allclose(torch.from_numpy(ImageStep(image)([pixels.numpy()])), image(pixels / 255), atol=1e-5)
