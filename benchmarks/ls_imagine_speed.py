@@ -16,6 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -126,22 +127,27 @@ def update_rows() -> dict[str, float]:
 
 
 def acting_rows() -> dict[str, float]:
-    """One acting step of dreamer_v3 at size 1m, a walker's 24 numbers and six actions, one environment."""
+    """One acting step of dreamer_v3 at size 1m, one environment: a walker's 24 numbers, or an image."""
     sizes = {"height": 1, "orientations": 14, "velocity": 9}
-    system = wmkit.build(
-        "dreamer_v3",
-        observation_spec=Composite({key: Unbounded((size,)) for key, size in sizes.items()}),
-        action_spec=Bounded(-1, 1, (6,)),
-        overrides=["size=1m"],
-    )
-    policy, dynamics = system.policy, system.world_model.dynamics
-    first = TensorDict({key: torch.randn(1, size) for key, size in sizes.items()}, [1])
-    first.update({"is_init": torch.zeros(1, 1, dtype=torch.bool), "previous_action": torch.randn(1, 6)})
-    first.update({"state": torch.zeros(1, dynamics.state_dim), "belief": torch.zeros(1, dynamics.belief_dim)})
-    with set_exploration_type(ExplorationType.RANDOM):
-        rows = {"one acting step, dreamer_v3 1m, fused": median_ms(lambda: policy(first), 200, 30)}
-        policy.__dict__["_fused"] = lambda: None
-        rows["one acting step, dreamer_v3 1m, part by part"] = median_ms(lambda: policy(first), 200, 30)
+    numbers = Composite({key: Unbounded((size,)) for key, size in sizes.items()})
+    rows = {}
+    for seen, observation, action in (
+        ("24 numbers", numbers, Bounded(-1, 1, (6,))),
+        ("3 x 64 x 64", PIXELS, OneHot(6)),
+    ):
+        system = wmkit.build(
+            "dreamer_v3", observation_spec=observation, action_spec=action, overrides=["size=1m"]
+        )
+        policy, dynamics = system.policy, system.world_model.dynamics
+        carried = {"state": dynamics.state_dim, "belief": dynamics.belief_dim}
+        first = observation.rand((1,)).update({key: torch.zeros(1, size) for key, size in carried.items()})
+        first.update({"is_init": torch.zeros(1, 1, dtype=torch.bool), "previous_action": torch.randn(1, 6)})
+        name = f"one acting step, dreamer_v3 1m, {seen}"
+        act = partial(policy, first)
+        with set_exploration_type(ExplorationType.RANDOM):
+            rows[f"{name}, fused"] = median_ms(act, 200, 30)
+            policy.__dict__["_fused"] = lambda: None
+            rows[f"{name}, part by part"] = median_ms(act, 200, 30)
     return rows
 
 

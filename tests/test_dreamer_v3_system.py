@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,14 @@ from torchrl.envs import EnvBase, SerialEnv, TransformedEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
+from wmkit.codecs import ImageEncoder2024
 from wmkit.data import ReplayStreams
 from wmkit.envs import unit_actions
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symlog
 from wmkit.nn import Categorical as Classes
 from wmkit.systems import compose
+from wmkit.systems.acting_images import ImageStep, knows
 from wmkit.training.captured import make_update
 from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import default_parts, latent_options
@@ -212,24 +215,31 @@ def test_an_update_learns_from_actions_of_any_size() -> None:
 CLASSES = Composite(inventory=MultiCategorical([5, 5]), held=Categorical(7), velocity=Unbounded((3,)))
 
 
-@pytest.mark.parametrize(
-    ("spec", "actions"),
-    [(PROPRIO, SIX), (RANKS, OneHot(3)), (CLASSES, OneHot(3)), (image(3, 64), OneHot(17))],
-    ids=["walker", "ranks", "classes", "crafter"],
-)
+ACTING = {
+    "walker": ("dreamer_v3", PROPRIO, SIX, 3),
+    "ranks": ("dreamer_v3", RANKS, OneHot(3), 3),
+    "classes": ("dreamer_v3", CLASSES, OneHot(3), 3),
+    "crafter": ("dreamer_v3", image(3, 64), OneHot(17), 1),
+    "many images": ("dreamer_v3", image(3, 64), OneHot(17), 3),
+    "strided, with numbers": ("dreamer_v3_2024", Composite(**image(3, 64), velocity=Unbounded((3,))), SIX, 2),
+}
+
+
+@pytest.mark.parametrize(("name", "spec", "actions", "rows"), ACTING.values(), ids=ACTING)
 def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
-    spec: Composite, actions: TensorSpec, monkeypatch: pytest.MonkeyPatch
+    name: str, spec: Composite, actions: TensorSpec, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fused or not, before and after updates and after a load, with resets in between."""
-    system = build(spec, actions, "batch.length=3", "behaviour.horizon=2", "learning_rate.joint=0.1")
-    batch, policy, rows = system.example_batch(), system.policy, 3
+    options = ("batch.length=3", "behaviour.horizon=2", "learning_rate.joint=0.1")
+    system = build(spec, actions, *options, name=name)
+    batch, policy = system.example_batch(), system.policy
     if "speed" in batch:
         batch["speed"][:, 1] = -torch.inf  # missing
     before = {key: value.clone() for key, value in system.state_dict().items() if torch.is_tensor(value)}
 
     def play(seed: int, kind: ExplorationType) -> list[torch.Tensor]:
         torch.manual_seed(seed)
-        views = batch.select(*spec.keys(), "is_init")
+        views = batch[:rows].select(*spec.keys(), "is_init")
         carried = {name: torch.zeros(rows, 16) for name in ("state", "belief")}
         carried["previous_action"], out = torch.randn(rows, system.spaces.action_dim), []
         with set_exploration_type(kind):
@@ -255,6 +265,29 @@ def test_acting_on_a_cpu_gives_the_numbers_of_the_parts(
     assert not torch.equal(first, same(0))
     system.load_state_dict(before, strict=False)
     torch.testing.assert_close(first, same(0))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"strided": True, "outer": True, "multipliers": (1, 2, 3, 4, 4)}, {"outer": True}, {"patch": 2}],
+    ids=["pooled", "strided, outer", "pooled, outer", "patches"],
+)
+@pytest.mark.parametrize("side", [64, 112])
+def test_images_are_read_in_numpy_as_by_the_encoder(options: dict[str, Any], side: int) -> None:
+    """Two keys, one in bytes and one in floats; any grid; and again, from the same buffers."""
+    torch.manual_seed(0)
+    shapes = {"pixels": (3, side, side), "affordance": (1, side, side)}
+    encoder = ImageEncoder2024(shapes, depth=4, **options).requires_grad_(False)
+    for parameter in encoder.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    assert knows(encoder)
+    step = ImageStep(encoder)
+    for _ in range(2):
+        pixels = torch.randint(0, 256, (2, *shapes["pixels"]), dtype=torch.uint8)
+        affordance = torch.rand(2, *shapes["affordance"])
+        found = step([pixels.numpy(), affordance.numpy()])
+        wanted = encoder(torch.cat([pixels / 255, affordance], 1))
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_half_precision_acts_learns_and_stores_one_belief() -> None:

@@ -13,6 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wmkit.data import OnlineQueue, ReplayStreams, Sampler, Uniform, VisitBalanced, Windows
 from wmkit.data.storage import Column, Counters
@@ -453,6 +456,48 @@ def test_visit_balanced_fills_up_the_least_visited():
     # New records take over the slots of old ones: their counts start from zero, so they are drawn.
     drawn = torch.cat([sampler.draw(windows([30, 0], [130, 30], 6), 12, generator) for _ in range(20)])
     assert (drawn % 2 == 0).all() and (drawn // 2 >= 35).all()
+
+
+def test_visit_balanced_draws_every_start_of_rings_once():
+    """Wherever rings wrap, and though some were visited so often that their weight underflows."""
+    sampler, generator = VisitBalanced(temperature=0.01), torch.Generator().manual_seed(0)
+    for begin, end in (([0, 0], [9, 3]), ([13, 0], [33, 12]), ([14, 5], [34, 25])):
+        now = windows(begin, end, 4, capacity=20)
+        sampler.draw(now, 1, generator)
+        starts = [p * 2 + s for s in (0, 1) for p in range(begin[s], end[s] - 3)]
+        assert sorted(sampler.draw(now, len(starts), generator).tolist()) == sorted(starts)
+
+
+class OneTransfer(TorchDispatchMode):
+    """Counts operations on two devices; tensors inside have no memory that could be looked at."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.count += len({x.device.type for x in tree_leaves((args, kwargs, out)) if torch.is_tensor(x)}) > 1
+        return out
+
+
+def test_visit_balanced_on_a_device_brings_back_its_choice_alone(monkeypatch):
+    monkeypatch.setattr(VisitBalanced, "_source", lambda *_: None)  # no such generator
+    sampler = VisitBalanced(device="lazy")
+    held = [windows([max(0, end - 50), 0], [end, 9], 6, capacity=50) for end in (30, 47, 90)]
+    with FakeTensorMode(allow_non_fake_inputs=True), OneTransfer() as transfers:
+        for now in held:
+            ids = sampler.draw(now, 12, torch.Generator())
+            assert ids.shape == (12,) and ids.device.type == "cpu"
+    assert transfers.count == 3 and sampler._visits.device.type == "lazy"
+
+
+def test_visits_counted_on_one_device_are_known_on_another():
+    state = VisitBalanced().state_dict()
+    assert state["visits"] is None
+    state |= {"visits": torch.tensor([[9, 0, 9]], dtype=torch.int32), "seen": torch.tensor([3])}
+    sampler = VisitBalanced(temperature=0.1)
+    sampler.load_state_dict(state | {"generator": {"cuda": torch.zeros(16, dtype=torch.uint8)}})
+    assert sampler.draw(windows([0], [3], 1, capacity=3), 1, torch.Generator()).item() == 1
+    assert sampler.state_dict()["visits"].tolist() == [[9, 1, 9]]
 
 
 def test_visit_balanced_matches_softmax():

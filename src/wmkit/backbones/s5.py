@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from wmkit.backbones.base import resets, stack
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
-from wmkit.nn import Linear
+from wmkit.nn import Linear, kept
 from wmkit.nn.attention import FeedForward
 
 
@@ -254,9 +254,13 @@ class S5Layer(nn.Module):
         discretise(one.to(torch.complex64), self.log_delta.detach().exp(), discretisation)  # knows the name
 
     def discretised(self) -> tuple[Tensor, Tensor]:
-        """Λ̄ and the factor on B, ``[P/2]`` complex each."""
-        eigenvalues = torch.complex(-self.log_decay.exp(), self.frequency)
-        return discretise(eigenvalues, self.log_delta.exp(), self.discretisation)
+        """Λ̄ and the factor on B, ``[P/2]`` complex each; made once while weights are unchanged."""
+
+        def make() -> tuple[Tensor, Tensor]:
+            eigenvalues = torch.complex(-self.log_decay.exp(), self.frequency)
+            return discretise(eigenvalues, self.log_delta.exp(), self.discretisation)
+
+        return kept(lambda: ("discretised", id(self), torch.is_grad_enabled()), self, make)
 
     def written(self, normed: Tensor) -> Tensor:
         """``B u``, before discretisation, of normed inputs: ``[*B, H] -> [*B, P/2]`` complex."""

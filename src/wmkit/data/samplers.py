@@ -172,60 +172,105 @@ class VisitBalanced:
 
     Args:
         temperature: tau in visits; 20 in TWM. ``inf`` is uniform without replacement.
+        device: where counts are kept and starts chosen; by default where the replay lies. Elsewhere one
+            copy of the chosen starts comes back per draw, and nothing else waits.
 
     >>> windows = Windows(torch.tensor([0]), torch.tensor([5]), capacity=8, length=2)
     >>> sorted(VisitBalanced().draw(windows, 4, torch.Generator().manual_seed(0)).tolist())
     [0, 1, 2, 3]
     """
 
-    def __init__(self, temperature: float = 20.0):
+    def __init__(self, temperature: float = 20.0, device: str | torch.device | None = None):
         self.temperature = temperature
+        self.device = None if device is None else torch.device(device)
         self._visits: Tensor | None = None  # int32 [S, C]
-        self._seen: Tensor | None = None  # int64 [S], one past the newest record whose slot was cleared
+        self._seen: list[int] | None = None  # [S], one past the newest record whose slot was cleared
+        self._generator: Generator | None = None  # of a device that the replay's is not on
+        self._states: dict[str, Tensor] = {}  # its state as loaded, by kind of device
 
     def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
-        """int64 ``[batch_size]`` ids, distinct where there are enough starts."""
-        visits = self._forget(windows)
-        visited = self._of_starts(visits, windows)  # [N]
-        total = len(visited)
-        if total == 0:
+        """int64 ``[batch_size]`` ids on the host, distinct where there are enough starts."""
+        begin, end = windows.begin.tolist(), windows.end.tolist()  # the host's own
+        counts = [max(0, new - old - windows.length + 1) for old, new in zip(begin, end, strict=True)]
+        if not any(counts):
             return Uniform().draw(windows, batch_size, generator)  # raises
-        weight = ((visited - visited.min()) / self.temperature).exp_()
+        visits = self._forget(windows)
+        never = torch.full(visits.shape, torch.inf, device=visits.device)
+        for row, first, count in zip(never, begin, counts, strict=True):
+            for piece in _ring(first, count, windows.capacity):
+                row[piece] = 0.0
+        slot = self._choose(visits, never, batch_size, sum(counts), self._source(visits.device, generator))
+        # The only wait for the device: records are read where the replay lies.
+        stream, column = slot.to(windows.begin.device)
+        oldest = windows.begin[stream]
+        return windows.ids(stream, oldest + (column - oldest) % windows.capacity)
+
+    def _choose(
+        self, visits: Tensor, never: Tensor, batch_size: int, total: int, generator: Generator | None
+    ) -> Tensor:
+        """Streams and slots of starts, int64 ``[2, batch_size]``, and count them as visited.
+
+        Every slot ``[S, C]`` takes part; of those that are no start, ``never`` is infinite, of the ``total``
+        others zero.
+        """
+        least = (visits + never).amin()
+        weight = ((visits - least) / self.temperature).exp_()
         chosen = []
         for left in range(batch_size, 0, -total):
-            arrival = torch.empty(total).exponential_(generator=generator).mul_(weight)
-            chosen.append(arrival.topk(min(left, total), largest=False).indices)
-        stream, position = windows.locate(torch.cat(chosen))
-        slot = stream * windows.capacity + position % windows.capacity
-        visits.view(-1).index_put_((slot,), torch.ones_like(slot, dtype=torch.int32), accumulate=True)
-        return windows.ids(stream, position)
-
-    @staticmethod
-    def _of_starts(visits: Tensor, windows: Windows) -> Tensor:
-        """float32 ``[N]``, the visits of all valid starts in the order of their ranks."""
-        parts = []
-        for row, begin, count in zip(visits, windows.begin.tolist(), windows.count.tolist(), strict=True):
-            first = begin % windows.capacity
-            parts.append(row[first : first + count])
-            parts.append(row[: max(0, first + count - windows.capacity)])  # where the ring wraps
-        return torch.cat(parts).float()
+            # Exponential times from uniforms in float64, as only small ones are taken: near one, float32 is
+            # coarse. Torch's own exponential_ takes three times as long on a CPU.
+            uniform = torch.empty_like(weight, dtype=torch.float64).uniform_(generator=generator)
+            arrival = uniform.log_().neg_().float().mul_(weight)
+            arrival = arrival.clamp_max_(torch.finfo(arrival.dtype).max).add_(never)
+            chosen.append(arrival.view(-1).topk(min(left, total), largest=False).indices)
+        slot = torch.cat(chosen)
+        slot = torch.stack([slot // visits.shape[1], slot % visits.shape[1]])
+        visits.index_put_(tuple(slot), torch.ones_like(slot[0], dtype=visits.dtype), accumulate=True)
+        return slot
 
     def _forget(self, windows: Windows) -> Tensor:
-        """Clear the counts of slots that new records took over since the last draw."""
+        """Counts of all slots that were ever written, zero where new records came since the last draw."""
+        device = windows.begin.device if self.device is None else self.device
+        ends, capacity = windows.end.tolist(), windows.capacity
         if self._visits is None or self._seen is None:
-            self._visits = torch.zeros(windows.begin.numel(), windows.capacity, dtype=torch.int32)
-            self._seen = windows.end.clone()
-            return self._visits
-        for row, old, new in zip(self._visits, self._seen.tolist(), windows.end.tolist(), strict=True):
-            if new > old:
-                row[torch.arange(max(old, new - windows.capacity), new) % windows.capacity] = 0
-        self._seen = windows.end.clone()
-        return self._visits
+            self._visits = torch.zeros(len(ends), capacity, dtype=torch.int32, device=device)
+            self._seen = ends
+        self._visits = self._visits.to(device)
+        for row, old, new in zip(self._visits, self._seen, ends, strict=True):
+            fresh = min(new - old, capacity)
+            for piece in _ring(new - fresh, fresh, capacity):
+                row[piece] = 0
+        self._seen = ends
+        return self._visits[:, : min(capacity, max(ends))]
+
+    def _source(self, device: torch.device, generator: Generator) -> Generator | None:
+        """The replay's generator, or on another device one that it seeds."""
+        if device == generator.device:
+            return generator
+        if self._generator is None:
+            seed = torch.randint(2**63 - 1, (), generator=generator)
+            self._generator = Generator(device).manual_seed(int(seed))
+            if device.type in self._states:
+                self._generator.set_state(self._states[device.type])
+        return self._generator
 
     def state_dict(self) -> dict[str, Any]:
-        """Visit counts per slot, and up to where they are current."""
-        return {"visits": self._visits, "seen": self._seen}
+        """Visit counts per slot, up to where they are current; by device, the state of an own generator."""
+        visits = None if self._visits is None else self._visits.cpu()
+        seen = None if self._seen is None else torch.tensor(self._seen)
+        states = self._states
+        if self._generator is not None:
+            states = {self._generator.device.type: self._generator.get_state()}
+        return {"visits": visits, "seen": seen, "generator": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        self._visits, self._seen = state["visits"], state["seen"]
+        """Inverse of :meth:`state_dict`; of another device's, all but its generator."""
+        self._visits, seen = state["visits"], state["seen"]
+        self._seen = None if seen is None else seen.tolist()
+        self._generator, self._states = None, state.get("generator", {})
+
+
+def _ring(first: int, count: int, capacity: int) -> tuple[slice, slice]:
+    """Slots of ``count`` positions from ``first`` on, in a ring: up to its end, and again from its start."""
+    start = first % capacity
+    return slice(start, start + count), slice(0, max(0, start + count - capacity))

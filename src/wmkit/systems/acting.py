@@ -32,10 +32,13 @@ from wmkit.dynamics.inputs import SplitInput
 from wmkit.functional import symlog
 from wmkit.heads import ContinuousActor, DiscreteActor
 from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, Linear, RMSNorm
+from wmkit.systems import acting_images
+from wmkit.systems.acting_images import usual
 
 KNOWN = (nn.Linear, Linear, RMSNorm, DenseNormAct, MLP, nn.Sequential, SplitInput)
 Array = np.ndarray
 Choice = Callable[[Array, bool], Array]
+Reader = Callable[[Mapping[str, Tensor]], Array]
 
 
 class FusedStep:
@@ -49,8 +52,7 @@ class FusedStep:
     def __init__(self, world_model: Any, actor: Any) -> None:
         rssm: RSSM = world_model.dynamics
         gru: BlockGRU = rssm.backbone
-        encoder = world_model.encoder
-        self._read = _vectors(encoder) if not encoder.images else lambda views: encoder(views).numpy()
+        self._read = _reader(world_model.encoder)
         layers: list[Any] = [gru.belief_in, rssm.input.state, rssm.input.action]
         self._enter = [(_array(layer.linear.weight).T, _array(layer.linear.bias)) for layer in layers]
         self._entered = _NormAct(layers)
@@ -189,8 +191,39 @@ def _dense(layers: Any) -> Callable[[Array], Array]:
     return run
 
 
-def _vectors(encoder: Any) -> Callable[[Mapping[str, Tensor]], Array]:
-    """An encoder of vectors alone: floats next to each other are squashed together."""
+def _reader(encoder: Any) -> Reader:
+    """The encoder; what it has beside vectors and few images of few channels is called as it is."""
+
+    def whole(views: Mapping[str, Tensor]) -> Array:
+        return encoder(views).numpy()
+
+    if not encoder.images:
+        return _vectors(encoder)
+    if not acting_images.knows(encoder.image) or not _knows_vectors(encoder):
+        return whole
+    image, vectors = acting_images.ImageStep(encoder.image), encoder.vector and _vectors(encoder)
+
+    def read(views: Mapping[str, Tensor]) -> Array:
+        images = [views[key].numpy() for key in encoder.images]
+        if len(images[0]) > acting_images.FEW:
+            return whole(views)
+        if vectors is None:
+            return image(images)
+        parts = [image(images), vectors(views)]
+        return np.concatenate(parts[::-1] if encoder.vectors_first else parts, -1)
+
+    return read
+
+
+def _knows_vectors(encoder: Any) -> bool:
+    """Whether :func:`_vectors` can stand for the encoder's vector half; also where there is none."""
+    if encoder.vector is None:
+        return True
+    return encoder.squash is symlog and _plain(encoder.vector)
+
+
+def _vectors(encoder: Any) -> Reader:
+    """The vector half of an encoder: floats next to each other are squashed together."""
     run, classes, events = _dense(encoder.vector), encoder.discrete, encoder.events
 
     def read(observations: Mapping[str, Tensor]) -> Array:
@@ -241,12 +274,19 @@ def _discrete(actor: DiscreteActor) -> Choice:
     return choose
 
 
+def _plain(part: nn.Module) -> bool:
+    """Whether a part is made of layers that are known here."""
+    modules = list(part.modules())
+    styles = [module.style for module in modules if isinstance(module, DenseNormAct)]
+    return all(type(module) in KNOWN for module in modules) and all(map(usual, styles))
+
+
 def fuse(world_model: Any, actor: Any) -> FusedStep | None:
     """The fused acting step of these parts, or None where they are not all of the kinds it knows.
 
     It knows an :class:`~wmkit.dynamics.RSSM` that starts from zeros over a
     :class:`~wmkit.backbones.BlockGRU`, RMSNorm and SiLU throughout, weights in float32 on the CPU; an
-    encoder with images is called as it is.
+    encoder with images is called as it is, unless :mod:`wmkit.systems.acting_images` knows a quicker way.
 
     Args:
         world_model: encoder and dynamics are read.
@@ -267,20 +307,14 @@ def fuse(world_model: Any, actor: Any) -> FusedStep | None:
         return None
     if isinstance(rssm.backbone.start, nn.Parameter):
         return None
-    if getattr(world_model.encoder, "squash", None) is not symlog and not world_model.encoder.images:
+    if not world_model.encoder.images and not _knows_vectors(world_model.encoder):
         return None
     if type(actor) not in (ContinuousActor, DiscreteActor):
         return None
-    encoder = () if world_model.encoder.images else (world_model.encoder.vector,)
-    parts = (rssm.input, rssm.posterior_in, rssm.posterior_out, actor.trunk, *encoder)
-    modules = [module for part in parts for module in part.modules()]
-    if not all(type(module) in KNOWN for module in modules):
+    if not all(map(_plain, (rssm.input, rssm.posterior_in, rssm.posterior_out, actor.trunk))):
         return None
     entering = (rssm.backbone.belief_in, rssm.input.state, rssm.input.action)
-    if len({layer.linear.out_features for layer in entering}) != 1:
-        return None
-    styles = [rssm.backbone.style, *(m.style for m in modules if isinstance(m, DenseNormAct))]
-    if any((style.norm, style.activation, style.bias) != ("rms", "silu", True) for style in styles):
+    if len({layer.linear.out_features for layer in entering}) != 1 or not usual(rssm.backbone.style):
         return None
     weights = (weight for module in (rssm, actor, world_model.encoder) for weight in module.parameters())
     if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in weights):
