@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.errors import ConfigError, EnvironmentCrashError, NonFiniteLossError
+from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.captured import make_update
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
@@ -406,12 +406,14 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     Raises:
         CheckpointError: names the first parameter that does not fit.
     """
-    wanted = system.state_dict()
-    share = "actor._extra_state"  # older checkpoints have none: it stays as built
-    if share in wanted and share not in state:
-        state = {**state, share: wanted[share]}
-    check_shapes(state, wanted, source)
-    system.load_state_dict(state)
+    check_shapes(state, system.state_dict(), source)
+    try:
+        system.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint {source!r} does not fit: found {' '.join(str(error).split())}, wanted all that the "
+            "system keeps; use the size and parts of the run's own config.yaml"
+        ) from error
 
 
 def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | None = None) -> Summary:
