@@ -429,6 +429,51 @@ SCRIPT = """
 """
 
 
+def refused(config, parts, error=ConfigError):
+    with pytest.raises(error):
+        train(config, parts=parts)
+
+
+def test_a_refused_run_leaves_nothing_behind_but_what_was_there(tmp_path):
+    def refuse(*_):
+        raise ConfigError("no")
+
+    def open_env(*args, **kwargs):
+        opened.append(toy_env(*args, **kwargs))
+        return opened[-1]
+
+    opened, folder = [], tmp_path / "runs" / "first"
+    unfit = replace(toy_parts(), build=refuse, make_env=open_env)
+    refused(toy_config(folder), unfit)
+    assert not (tmp_path / "runs").exists()
+    assert [env.is_closed for env in opened] == [True]  # or processes of environments would go on
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    refused(toy_config(folder), unfit)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+    def fit_then_refuse(config, run, stages):
+        (run.folder("affordance") / "model").write_text("an hour's work")
+        raise ConfigError("no")
+
+    refused(toy_config(folder), replace(toy_parts(), prepare_affordance=fit_then_refuse))
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "config.yaml", "affordance"}
+    refused(toy_config(tmp_path / "nan"), toy_parts(nan_at=1), NonFiniteLossError)
+    assert (tmp_path / "nan" / "config.yaml").exists() and any((tmp_path / "nan" / "replay").iterdir())
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    train(toy_config(tmp_path / "run", steps=40), parts=toy_parts())
+    kept = (tmp_path / "run" / "config.yaml").read_text()
+    config = toy_config(tmp_path / "run", steps=80, replay={"capacity": 500})
+    config.resume = str(tmp_path / "run")
+    refused(config, toy_parts(), CheckpointError)
+    assert (tmp_path / "run" / "config.yaml").read_text() == kept
+    config.training.replay.capacity = 1000
+    train(config, parts=toy_parts())
+    assert RunDirectory.open(tmp_path / "run").config.training.steps == 80
+
+
 def queued_config(folder, steps):
     """An update of two windows for 16 steps, which bring more than three new ones: all drawn are fresh."""
     replay = {"capacity": 20_000, "sampler": "online"}

@@ -80,6 +80,8 @@ class Trainer:
         self.step = 0  # environment steps, over all environments and sessions
         self.updates = 0
         self.score: float | None = None  # of the newest evaluation: success rate, or return without flags
+        self._evaluation_env: Any = None
+        self._opened: list[Any] = []
 
     # ------------------------------------------------------------------------------------------ the recipe
 
@@ -91,9 +93,10 @@ class Trainer:
         """
         self._set_up()
         self.affordance = self.parts.prepare_affordance(self.config, self.run, self.stages)
-        self._open_worlds()
         try:
+            self._open_worlds()
             self._restore()
+            self.run.write_config()  # a resumed run's may have changed, and now it is known to fit
             with self.interrupt.watching():
                 self._learn()
                 self._save()
@@ -113,6 +116,7 @@ class Trainer:
     def _open_worlds(self) -> None:
         with children_ignore_sigint():
             base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
+            self._opened.append(base)
             base.set_seed(self.seed)  # starts worker processes, if there are any
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
@@ -132,6 +136,7 @@ class Trainer:
             )
         length = int(self.settings.get("collect_length", 4))
         self.collection = Collection(self.env, self.system.policy, length, ahead)
+        self._opened.append(self.collection)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
         self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
         batch, length = self.system.batch_shape
@@ -140,7 +145,6 @@ class Trainer:
         windows = self.settings.get("prefill_windows", 0)
         self._windows = replayed if windows == "batch" else int(windows)
         self.guard = FiniteGuard(self._state, int(self.settings.get("check_every", 10)))
-        self._evaluation_env: Any = None
 
     def _learn(self) -> None:
         settings = self.settings
@@ -272,6 +276,7 @@ class Trainer:
                 )
                 base.set_seed(EVALUATION_SEED)
             self._evaluation_env = self.parts.carry(base, self.system)
+            self._opened.append(self._evaluation_env)
         done: list[Episode] = []
 
         def count(episode: Episode) -> None:
@@ -374,11 +379,9 @@ class Trainer:
         self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
 
     def _close(self) -> None:
-        with contextlib.suppress(Exception):  # an environment that died must not hide the first error
-            self.collection.close()
-        if self._evaluation_env is not None:
-            with contextlib.suppress(Exception):
-                self._evaluation_env.close()
+        for opened in reversed(self._opened):  # the collection closes its environments itself
+            with contextlib.suppress(Exception):  # an environment that died must not hide the first error
+                opened.close()
         self.run.close()
 
     def _summary(self, evaluation: Evaluation | None) -> Summary:
@@ -428,7 +431,6 @@ def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | No
     if resume:
         run = RunDirectory.open(resume)
         run.config = config
-        run.write_config()
-    else:
-        run = RunDirectory.create(config)
-    return Trainer(config, run, parts=parts, stages=stages).train()
+        return Trainer(config, run, parts=parts, stages=stages).train()
+    with RunDirectory.creating(config) as run:
+        return Trainer(config, run, parts=parts, stages=stages).train()
