@@ -1,6 +1,6 @@
 """A run directory: one folder that holds everything a training run leaves behind.
 
-    config.yaml      the resolved configuration, enough to rebuild the system
+    config.yaml      the configuration, enough to rebuild the system; what refers to another key still does
     metrics.jsonl    one JSON object per line: step, stage, wall (seconds), numbers; a score's protocol
     episodes.jsonl   one line per finished episode: step, stage, return, length, success (null without a flag)
                      and in Crafter the achievements it unlocked
@@ -54,7 +54,7 @@ class RunDirectory:
 
     Args:
         path: the folder.
-        config: the resolved configuration.
+        config: the whole configuration.
 
     >>> import tempfile
     >>> from omegaconf import OmegaConf
@@ -149,7 +149,7 @@ class RunDirectory:
     def write_config(self) -> None:
         """Write ``config.yaml`` anew (after a resume with further overrides)."""
         temporary = self.path / ".config.yaml.tmp"
-        OmegaConf.save(self.config, temporary, resolve=True)
+        OmegaConf.save(self.config, temporary)
         temporary.replace(self.path / "config.yaml")
 
     def folder(self, name: str) -> Path:

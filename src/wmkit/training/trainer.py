@@ -57,7 +57,7 @@ class Trainer:
     """Trains one system on one environment.
 
     Args:
-        config: the resolved configuration; ``training``, ``env`` and ``affordance`` blocks are read here.
+        config: the whole configuration; ``training``, ``env`` and ``affordance`` blocks are read here.
         run: where everything is written. A run that has checkpoints is continued.
         parts: how the system, the environments and the replay are made; tests pass small stand-ins.
         stages: draws the progress bars.
@@ -423,7 +423,7 @@ def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | No
     """Start a run, or continue the one that ``config.resume`` names.
 
     Args:
-        config: resolved; see :class:`Trainer`.
+        config: see :class:`Trainer`.
         parts: stand-ins for tests.
         stages: draws the progress bars.
     """
