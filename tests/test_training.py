@@ -25,6 +25,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.training import captured
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.evaluate import evaluate
@@ -355,6 +356,21 @@ def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
     )
     assert time.monotonic() - started < 6 and summary.steps < 100_000
     assert summary.episodes == 3
+
+
+def test_compiling_is_no_time_for_learning(tmp_path, monkeypatch):
+    def compiled_slowly(system, backend):
+        pauses = iter([2.6])  # of the three seconds that there are
+
+        def update(batch):
+            time.sleep(next(pauses, 0.0))
+            return system.update(batch)
+
+        return update
+
+    monkeypatch.setattr(captured, "compile_update", compiled_slowly)
+    config = toy_config(tmp_path / "run", compile=True, time_limit=0.05, evaluate_every=0)
+    assert train(config, parts=toy_parts()).steps == 160
 
 
 def test_a_checkpoint_of_another_shape_names_the_parameter(tmp_path):

@@ -238,6 +238,7 @@ class Trainer:
             batch = self.memory.sample(uniform)
             metrics = self.update(batch, *self.memory.sample_dreams())
             self.updates += 1
+            self.deadline.aside = getattr(self.update, "compiling", 0.0)
             context = metrics.get("replay_context", None)
             if context is not None:
                 self.memory.write_back(batch, context)
