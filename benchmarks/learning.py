@@ -232,7 +232,7 @@ def collect(experiments: dict[str, Experiment], args: argparse.Namespace, kept: 
             run = folder(args.out, name, seed)
             if not (run / "episodes.jsonl").is_file():
                 continue
-            config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
             found = settings_of(config)
             there = kept.get(name)
             changed = [] if there is None else differing(found, there["settings"])

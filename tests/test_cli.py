@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 import wmkit.training
 from wmkit.cli import app
-from wmkit.errors import NonFiniteLossError
+from wmkit.cli.app import read_config
+from wmkit.errors import ConfigError, NonFiniteLossError
 from wmkit.registry import available
 from wmkit.systems import compose
+from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Summary
 
 SMALL = (
@@ -54,19 +56,19 @@ def test_train_without_a_system_lists_the_systems():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("preset", "atari100k"), ("size", "tiny"), ("domain", "v2_dmc"), ("backbone", "lstm")],
+    [("preset", "minigrid"), ("size", "paper"), ("domain", None), ("backbone", "lstm")],
 )
-def test_choices_are_listed_by_the_systems_that_have_them(kind: str, name: str):
+def test_choices_are_listed_by_the_systems_that_have_them(kind: str, name: str | None):
     rows = [line.split() for line in call("list", kind).stdout.splitlines()]
     found = {system: names for system, *names in rows}
     domains = ["dreamer_v1", "dreamer_v2", "dreamer_v3_2024"]  # the others' pages have no such group
     assert list(found) == (domains if kind == "domain" else available("system"))
-    for system, names in found.items():
-        assert name in names and len(set(names)) == len(names) and not any("/" in each for each in names)
-        if system in ("dreamer_v3_2024", "twm"):
-            compose(system, [f"{kind}={name}"])
+    for names in found.values():
+        assert name is None or name in names
+        assert len(set(names)) == len(names) and not any("/" in each for each in names)
     if kind == "size":  # a system's own
-        assert "micro" in found["twm"] and "micro" not in found["dreamer_v3"]
+        assert found["twm"] == found["storm"] == ["micro", "paper", "tiny"]
+        assert "micro" not in found["dreamer_v3"]
 
 
 def test_environments_are_listed_as_they_are_chosen():
@@ -110,6 +112,21 @@ def test_resuming_checks_the_system_and_the_overrides(tmp_path):
     assert found.exit_code == 2 and "cannot be resumed as 'dreamer_v3_2023'" in sentence(found)
     found = call("train", "ls_imagine", f"resume={tmp_path}", "size=small")
     assert found.exit_code == 2 and "'size=small' does not fit a resumed run" in sentence(found)
+    found = call("train", "ls_imagine", f"resume={tmp_path}", "training.stepz=6")
+    assert found.exit_code == 2 and "did you mean training.steps?" in sentence(found)
+
+
+def test_an_override_of_a_resumed_run_reaches_what_reads_it(tmp_path):
+    RunDirectory.create(compose("dreamer_v3", [f"run_dir={tmp_path / 'run'}"]))
+    resume = f"resume={tmp_path / 'run'}"
+    config = read_config("dreamer_v3", [resume, "learning_rate.joint=0.5", "+critic.outscale=0.25"])
+    assert config.schedule.optimizer.lr == 0.5 and config.critic.outscale == 0.25
+    for override, words in (
+        ("critic.style.norm=layer", "override that, or critic.style as a whole"),
+        ("training.steps=[", "cannot be read"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            read_config("dreamer_v3", [resume, override])
 
 
 def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):

@@ -331,6 +331,9 @@ def test_no_share_of_uniform_survives_a_checkpoint() -> None:
     restore_system(older, dict(state), "old run")
     older.load_state_dict(state)
     assert older.actor.unimix == 0.01
+    del state["schedule._extra_state"]  # what optimisers know cannot stay as built
+    with pytest.raises(CheckpointError, match=r"'run' does not fit: .*schedule\._extra_state"):
+        restore_system(older, state, "run")
 
 
 class Foreign:

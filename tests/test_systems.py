@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_explo
 import wmkit
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, SpecError
+from wmkit.nn import LayerStyle
 from wmkit.systems import compose
+from wmkit.systems.pages import choices, defaults
 from wmkit.systems.released import load_ls_imagine
 
 PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
@@ -205,13 +208,70 @@ def test_bad_spaces_are_refused_in_one_sentence() -> None:
     )
 
 
+@pytest.mark.parametrize("name", wmkit.available())
+def test_all_that_is_offered_composes(name: str) -> None:
+    groups = [
+        group for group in ("size", "backbone", "domain", "compat", "affordance") if group in defaults(name)
+    ]
+    together = zip_longest(*([f"{group}={one}" for one in choices(group, name)] for group in groups))
+    alone = [[f"preset={preset}"] for preset in choices("preset", name)]
+    for overrides in (*alone, *together):
+        assert compose(name, [override for override in overrides if override]).system == name
+
+
+@pytest.mark.parametrize(
+    ("system", "override", "words"),
+    [
+        ("twm", "size=100m", "size '100m' is not for twm: wanted one of micro, paper, tiny;"),
+        (
+            "storm",
+            "preset=crafter",
+            "preset 'crafter' is not for storm: wanted one of atari100k, atari_small",
+        ),
+        ("ls_imagine", "preset=atari", "preset 'atari' is not for ls_imagine: wanted one of cartpole, "),
+        ("dreamer_v3", "preset=atari_small", "preset 'atari_small' is not for dreamer_v3: wanted one of"),
+        ("dreamer_v1", "domain=v2_dmc", "domain 'v2_dmc' is not for dreamer_v1: wanted one of v1_atari;"),
+        ("dreamer_v3", "domain=v2_dmc", "found no domain on its page, wanted one of size, backbone, env"),
+    ],
+)
+def test_what_belongs_to_other_systems_is_refused(system: str, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        compose(system, [override])
+
+
+def test_a_style_on_a_page_is_that_of_its_layers() -> None:
+    def activations(system: wmkit.systems.System) -> set[str]:
+        system.world_model.dynamics.backbone = torch.nn.Identity()  # which has a style of its own
+        return {
+            m.style.activation for m in system.modules() if isinstance(getattr(m, "style", None), LayerStyle)
+        }
+
+    for name, overrides in (
+        ("dreamer_v3", ["style.activation=relu"]),
+        ("twm", ["plain.activation=relu", "orthogonal.activation=relu"]),
+        ("storm", ["plain.activation=elu"]),
+    ):
+        found = wmkit.build(name, observation_spec=PIXELS, action_spec=OneHot(4), overrides=overrides)
+        assert activations(found) == {overrides[0].partition("=")[2]}, name
+    with pytest.raises(ConfigError, match=r"all of critic\.style is read from style, wanted style\.norm"):
+        compose("dreamer_v3", ["critic.style.norm=layer"])
+    with pytest.raises(ConfigError, match="found no trunk there"):
+        compose("dreamer_v3", ["trunk.units=3"])
+    with pytest.raises(ConfigError, match=r"'_trunk\.units=3' would change nothing"):
+        compose("dreamer_v3", ["_trunk.units=3"])
+
+
 def test_bad_configuration_is_refused_in_one_sentence() -> None:
     for system, overrides, message in (
         ("ls_imagin", [], "did you mean 'ls_imagine'"),
         ("ls_imagine", ["size=smal"], "did you mean 'small'"),
         ("ls_imagine", ["backbone=lstmm"], "backbone 'lstmm' is unknown"),
         ("ls_imagine", ["size"], "wanted key=value"),
-        ("ls_imagine", ["behaviour.horizn=3"], "horizn"),
+        ("ls_imagine", ["behaviour.horizn=3"], "did you mean behaviour.horizon"),
+        ("ls_imagine", ["critic.outscal=3"], r"or write \+critic.outscal"),
+        ("ls_imagine", ["behaviour.horizon.x=3"], "found 14 at behaviour.horizon, wanted a block"),
+        ("ls_imagine", ["seed=[1"], "'seed=\\[1' cannot be read"),
+        ("ls_imagine", ["seed=${nope}"], "Interpolation key 'nope' not found"),
         ("dreamer_v3", ["learning_rate.world_model=1"], "not read by dreamer_v3: wanted one of joint"),
         ("ls_imagine", ["preset=small", "learning_rate={joint: 1}"], "not read by ls_imagine"),
     ):
@@ -234,11 +294,11 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("batch.length=0", "batch.length is 0: wanted"),
         ("batch.length=2.5", "batch.length is 2.5: wanted"),
         ("discount=2", "(discount) is 2: wanted 0 or more and at most 1"),
-        ("discount=abc", "discount is 'abc': wanted a number"),
-        ("size.units=abc", "units is 'abc': wanted a whole number"),
+        ("discount=abc", "continuation.discount is 'abc', read from discount: wanted a number"),
+        ("size.units=abc", "units is 'abc', read from size.units: wanted a whole number"),
         ("size.units=-1", "world_model cannot be made: found RuntimeError"),
-        ("critic.style.norm=abc", "critic.style.norm is 'abc': wanted one of layer, rms, none"),
-        ("critic=7", "a part of the page is 7: wanted a mapping"),
+        ("style.norm=abc", "style.norm is 'abc', read from style.norm: wanted one of layer, rms, none"),
+        ("critic=7", "critic is 7: wanted a mapping"),
         ("+critic.colour=red", "critic.colour is 'red', which Critic does not take"),
         ("behaviour._target_=wmkit.objectives.Nothing", "_target_ is 'wmkit.objectives.Nothing'"),
         ("behaviour._target_=wmkit.objectives", "_target_ is 'wmkit.objectives', a module"),

@@ -25,6 +25,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.training import captured
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.evaluate import evaluate
@@ -357,6 +358,21 @@ def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
     assert summary.episodes == 3
 
 
+def test_compiling_is_no_time_for_learning(tmp_path, monkeypatch):
+    def compiled_slowly(system, backend):
+        pauses = iter([2.6])  # of the three seconds that there are
+
+        def update(batch):
+            time.sleep(next(pauses, 0.0))
+            return system.update(batch)
+
+        return update
+
+    monkeypatch.setattr(captured, "compile_update", compiled_slowly)
+    config = toy_config(tmp_path / "run", compile=True, time_limit=0.05, evaluate_every=0)
+    assert train(config, parts=toy_parts()).steps == 160
+
+
 def test_a_checkpoint_of_another_shape_names_the_parameter(tmp_path):
     store = CheckpointStore(tmp_path)
     path = store.save(1, {"system": ToySystem(width=2).state_dict()})
@@ -427,6 +443,51 @@ SCRIPT = """
     summary = train(config, parts=toy_parts(pause=0.003, drawn=folder / "drawn.jsonl"))
     sys.exit(130 if summary.interrupted else 0)
 """
+
+
+def refused(config, parts, error=ConfigError):
+    with pytest.raises(error):
+        train(config, parts=parts)
+
+
+def test_a_refused_run_leaves_nothing_behind_but_what_was_there(tmp_path):
+    def refuse(*_):
+        raise ConfigError("no")
+
+    def open_env(*args, **kwargs):
+        opened.append(toy_env(*args, **kwargs))
+        return opened[-1]
+
+    opened, folder = [], tmp_path / "runs" / "first"
+    unfit = replace(toy_parts(), build=refuse, make_env=open_env)
+    refused(toy_config(folder), unfit)
+    assert not (tmp_path / "runs").exists()
+    assert [env.is_closed for env in opened] == [True]  # or processes of environments would go on
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    refused(toy_config(folder), unfit)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+    def fit_then_refuse(config, run, stages):
+        (run.folder("affordance") / "model").write_text("an hour's work")
+        raise ConfigError("no")
+
+    refused(toy_config(folder), replace(toy_parts(), prepare_affordance=fit_then_refuse))
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "config.yaml", "affordance"}
+    refused(toy_config(tmp_path / "nan"), toy_parts(nan_at=1), NonFiniteLossError)
+    assert (tmp_path / "nan" / "config.yaml").exists() and any((tmp_path / "nan" / "replay").iterdir())
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
+    train(toy_config(tmp_path / "run", steps=40), parts=toy_parts())
+    kept = (tmp_path / "run" / "config.yaml").read_text()
+    config = toy_config(tmp_path / "run", steps=80, replay={"capacity": 500})
+    config.resume = str(tmp_path / "run")
+    refused(config, toy_parts(), CheckpointError)
+    assert (tmp_path / "run" / "config.yaml").read_text() == kept
+    config.training.replay.capacity = 1000
+    train(config, parts=toy_parts())
+    assert RunDirectory.open(tmp_path / "run").config.training.steps == 80
 
 
 def queued_config(folder, steps):

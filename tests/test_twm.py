@@ -635,7 +635,7 @@ def test_bad_input_is_refused() -> None:
         build("world_model.dynamics.policy_reads=feature")
     with pytest.raises(ConfigError, match="wanted one that reads the state"):
         build("world_model.decoder._target_=wmkit.codecs.Decoder")
-    with pytest.raises(ConfigError, match="twm/paper"):
+    with pytest.raises(ConfigError, match="wanted one of micro, paper, tiny"):
         compose("twm", ["size=huge"])
     with pytest.raises(SpecError, match="wanted 3 or more"):
         system = build()

@@ -25,8 +25,13 @@ _REFUSALS: tuple[type[Exception], ...] = (TypeError, ValueError, ArithmeticError
 _FROM_TEXT = (PurePath, Enum, torch.device, torch.dtype)
 
 
-def check_page(node: Any, path: str) -> None:
+def check_page(node: Any, path: str, origin: Callable[[str], str] = str) -> None:
     """Every part in ``node``, nested lists and mappings with ``_target_``, against its constructor.
+
+    Args:
+        node: plain values.
+        path: where it stands on its page.
+        origin: from a path to the key that its value comes from, where another's is read.
 
     Raises:
         ConfigError: a ``_target_`` that is not there, an argument that it does not have or of another type.
@@ -37,16 +42,21 @@ def check_page(node: Any, path: str) -> None:
     """
     if isinstance(node, list):
         for i, value in enumerate(node):
-            check_page(value, f"{path}[{i}]")
+            check_page(value, f"{path}[{i}]", origin)
     elif isinstance(node, dict):
         if "_target_" in node:
             arguments = {key: value for key, value in node.items() if not str(key).startswith("_")}
-            check_arguments(_locate(node["_target_"], path), arguments, path)
+            check_arguments(_locate(node["_target_"], path), arguments, path, origin)
         for key, value in node.items():
-            check_page(value, f"{path}.{key}")
+            check_page(value, f"{path}.{key}", origin)
 
 
-def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:
+def check_arguments(
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    path: str,
+    origin: Callable[[str], str] = str,
+) -> None:
     """Keyword arguments of plain values, as a page writes them, against the annotations of ``target``.
 
     What is not annotated, or not in words that resolve, may be anything.
@@ -75,7 +85,7 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
                 "correct the key"
             )
         if key in hints:
-            _check(value, hints[key], f"{path}.{key}", name)
+            _check(value, hints[key], f"{path}.{key}", name, origin)
 
 
 def check_range(
@@ -141,15 +151,17 @@ def _locate(target: Any, path: str) -> Callable[..., Any]:
     return found
 
 
-def _check(value: Any, wanted: Any, path: str, name: str) -> None:
+def _check(value: Any, wanted: Any, path: str, name: str, origin: Callable[[str], str]) -> None:
     kind = get_origin(wanted)
     mapping = isinstance(kind, type) and issubclass(kind, Mapping)
     if mapping and isinstance(value, dict) and "_target_" not in value:
         for key, one in value.items():
-            _check(one, get_args(wanted)[1], f"{path}.{key}", name)
+            _check(one, get_args(wanted)[1], f"{path}.{key}", name, origin)
     elif not _fits(value, wanted):
+        source = origin(path)
+        read = "" if source == path else f", read from {source}"
         raise ConfigError(
-            f"{path} is {value!r}: wanted {_describe(wanted)}, as {name} takes it; correct {path}"
+            f"{path} is {value!r}{read}: wanted {_describe(wanted)}, as {name} takes it; correct {source}"
         )
 
 

@@ -172,6 +172,7 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         return compose(system, overrides)
     from omegaconf import OmegaConf
 
+    from wmkit.systems.pages import GROUPS, misplaced, read_value
     from wmkit.training.run import RunDirectory
 
     run = RunDirectory.open(resume)
@@ -182,20 +183,19 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         )
     config = run.config.copy()
     for override in overrides:
-        name, equals, text = override.partition("=")
+        name, equals, _ = override.partition("=")
         if name.lstrip("+") == "resume":
             continue
-        if not equals or OmegaConf.select(config, name, default=_MISSING) is _MISSING:
+        if not equals or name in GROUPS:
             raise ConfigError(
-                f"override {override!r} does not fit a resumed run: found no {name!r} in its config.yaml, "
-                "wanted NAME=VALUE of a name that is there; choose sizes and presets when a run begins"
+                f"override {override!r} does not fit a resumed run: wanted NAME=VALUE of a name in its "
+                "config.yaml; choose sizes, presets and the like when a run begins"
             )
-        OmegaConf.update(config, name, OmegaConf.create(f"value: {text}").value)
+        if sentence := misplaced(config, name, system):
+            raise ConfigError(sentence)
+        OmegaConf.update(config, name.lstrip("+"), read_value(override))
     config.resume, config.run_dir = str(resume), str(resume)
     return config
-
-
-_MISSING: Any = object()
 
 
 def _print_list(kind: str) -> None:

@@ -1,6 +1,6 @@
 """What a hidden layer is made of: norm, activation, bias and initialisation, by generation.
 
-One value that a page writes once and every trunk, convolution and cell of a system takes.
+One value that a page writes once and every trunk and convolution of a system takes; a backbone has its own.
 """
 
 from __future__ import annotations

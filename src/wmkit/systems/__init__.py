@@ -1,7 +1,8 @@
 """Systems: one page each, composed of parts, ready to act and to learn."""
 
-from wmkit.systems.build import build, build_from, compose
+from wmkit.systems.build import build, build_from
 from wmkit.systems.jax_weights import dreamerv3_jax_parameters, load_dreamerv3_jax
+from wmkit.systems.pages import compose
 from wmkit.systems.released import load_ls_imagine
 from wmkit.systems.system import System
 

@@ -1,68 +1,24 @@
-"""From a page to a system: compose with Hydra, check against the environment, instantiate."""
+"""From a page to a system: check against the environment, instantiate."""
 
 from __future__ import annotations
 
 import copy
-import difflib
-import re
-from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
 from wmkit.arguments import check_page, made
 from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
-from wmkit.registry import available
+from wmkit.systems.pages import compose, origin
 from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
-
-CONF = Path(__file__).parent / "conf"
-GROUPS = ("size", "env", "preset", "affordance", "training", "compat", "backbone", "domain")
-
-
-def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """The resolved configuration of a system.
-
-    Args:
-        system: one of ``wmkit.available()``.
-        overrides: Hydra strings, e.g. ``["size=small", "behaviour.gate.prob=0"]``.
-
-    Raises:
-        ConfigError: unknown system, group choice or key, or a value that does not parse.
-
-    >>> compose("ls_imagine", ["size=small"]).size.deter
-    512
-    """
-    if system not in available("system"):
-        raise _unknown("system", system, available("system"), "run `wmkit list system`")
-    for name in available("backbone"):
-        if not (CONF / "backbone" / f"{name}.yaml").exists():  # another package's
-            node = {"_target_": "wmkit.backbones.build", "_partial_": True, "name": name}
-            ConfigStore.instance().store(name=name, node=node, group="backbone")
-    overrides = [_own(system, override) for override in overrides]
-    for override in overrides:
-        _check_override(override, system)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra_compose(system, overrides=list(overrides))
-        _drop_unread_rates(config, system, overrides)
-        OmegaConf.resolve(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, overrides)) from error
-    return config
 
 
 def build(
@@ -84,7 +40,7 @@ def build(
         overrides: Hydra strings.
 
     Raises:
-        ConfigError: see :func:`compose`.
+        ConfigError: see :func:`compose <wmkit.systems.pages.compose>`.
         SpecError: the system cannot see or act in this environment.
 
     >>> from torchrl.data import Composite, OneHot, UnboundedDiscrete
@@ -102,8 +58,9 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     """A ready system from a configuration of :func:`compose`."""
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, False)
+    page: Any = OmegaConf.to_container(config)
     OmegaConf.resolve(config)
-    actor = _make(config.actor)
+    actor = _make(config, "actor", page)
     spaces = read_spaces(
         observation_spec,
         action_spec,
@@ -129,22 +86,22 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
         frames=instantiate(config.observations.get("frames")),
-        **{part: _make(config[part]) for part in parts if part in config},
+        **{part: _make(config, part, page) for part in parts if part in config},
     )
 
 
-def _make(node: DictConfig) -> Any:
-    """The part that a node of the page describes; what the part objects to comes out as it said it."""
+def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
+    """A part that the configuration describes; what the part objects to comes out as it said it.
+
+    ``page`` is the configuration with its interpolations, to say which key has a value from which.
+    """
+    node = config.get(name)
     if node is None:
         return None
     if not OmegaConf.is_config(node):
-        raise ConfigError(
-            f"a part of the page is {node!r}: wanted a mapping with _target_; "
-            "correct the override that sets it"
-        )
-    path = str(node._get_full_key(None))
-    check_page(OmegaConf.to_container(node), path)
-    with made(path, InstantiationException):
+        raise ConfigError(f"{name} is {node!r}: wanted a mapping with _target_; correct {name}")
+    check_page(OmegaConf.to_container(node), name, partial(origin, page))
+    with made(name, InstantiationException):
         return instantiate(node, _convert_="all")
 
 
@@ -174,58 +131,3 @@ def _drop_absent(config: DictConfig) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if OmegaConf.is_config(value) else value
-
-
-@cache
-def choices(group: str, system: str) -> tuple[str, ...]:
-    """Names of a configuration group, those that are the system's own among them."""
-    names = {path.stem for path in (CONF / group).glob("*.yaml")}
-    names |= {f"{system}/{path.stem}" for path in (CONF / group / system).glob("*.yaml")}
-    return tuple(sorted(names | set(available("backbone") if group == "backbone" else ())))
-
-
-def _own(system: str, override: str) -> str:
-    """``size=paper`` as the system's own choice of that name (``size=twm/paper``), where it has one."""
-    key, _, value = override.partition("=")
-    return f"{key}={system}/{value}" if (CONF / key / system / f"{value}.yaml").is_file() else override
-
-
-def _check_override(override: str, system: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator:
-        raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
-    if key in GROUPS and value not in choices(key, system):
-        raise _unknown(key, value, choices(key, system), f"pick one with {key}=NAME")
-
-
-def _drop_unread_rates(config: DictConfig, system: str, overrides: Sequence[str]) -> None:
-    """Leave out the learning rates that presets bring for other systems.
-
-    Raises:
-        ConfigError: an override gives one that this system does not read.
-    """
-    read = set(re.findall(r"\$\{learning_rate\.(\w+)\}", OmegaConf.to_yaml(config)))
-    for name in set(config.get("learning_rate", {})) - read:
-        given = re.compile(rf"\+*learning_rate(\.{name}=|=.*\b{name}\b)")
-        if any(map(given.match, overrides)):
-            raise ConfigError(
-                f"learning_rate.{name} is not read by {system}: wanted one of {', '.join(sorted(read))}; "
-                "correct the name, or leave it out"
-            )
-        with open_dict(config):
-            del config.learning_rate[name]
-
-
-def _unknown(kind: str, found: str, wanted: Sequence[str], hint: str) -> ConfigError:
-    near = difflib.get_close_matches(found, wanted, 1)
-    hint = f"did you mean {near[0]!r}?" if near else hint
-    return ConfigError(f"{kind} {found!r} is unknown: wanted one of {', '.join(wanted)}; {hint}")
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """One sentence for what Hydra has to say."""
-    text = " ".join(str(error.__cause__ or error).split())
-    return (
-        f"the configuration does not fit: {text} (overrides: {', '.join(overrides) or 'none'}); wanted keys "
-        "of the system's page; correct the key, or prefix a new one with +"
-    )

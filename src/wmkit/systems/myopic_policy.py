@@ -31,8 +31,6 @@ class MyopicPolicy(TensorDictModuleBase):
         ConfigError: the policy reads the belief too.
     """
 
-    precision = torch.float32
-
     def __init__(self, system: Any, *, sampled_state: bool = False) -> None:
         super().__init__()
         if (reads := system.world_model.dynamics.policy_reads) != "state":

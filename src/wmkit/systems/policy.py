@@ -20,15 +20,16 @@ from wmkit.systems.acting import FusedStep, fuse
 
 
 def in_precision(forward: Callable[..., TensorDictBase]) -> Callable[..., TensorDictBase]:
-    """A policy's ``forward`` under autocast to its ``precision``, where that is below float32."""
+    """A policy's ``forward`` under autocast to its ``precision``; without one, or in float32, as it is."""
 
     @wraps(forward)
     def act(policy: Any, tensordict: TensorDictBase) -> TensorDictBase:
-        if policy.precision == torch.float32:
+        precision = getattr(policy, "precision", torch.float32)
+        if precision == torch.float32:
             return forward(policy, tensordict)
         device = tensordict.get("is_init").device.type
         # Each weight is read once, and another thread may be changing it: nothing cast is kept.
-        with torch.autocast(device, policy.precision, cache_enabled=False):
+        with torch.autocast(device, precision, cache_enabled=False):
             return forward(policy, tensordict)
 
     return act
@@ -58,8 +59,6 @@ class Policy(TensorDictModuleBase):
         continuous: whether actions are numbers rather than a choice.
         exploration: turns sampled actions ``[B, A]`` into those that are taken; none takes them as they are.
     """
-
-    precision = torch.float32
 
     def __init__(
         self,

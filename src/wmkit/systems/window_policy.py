@@ -36,8 +36,6 @@ class WindowPolicy(TensorDictModuleBase):
         ConfigError: an unknown ``reads``, or stacked frames.
     """
 
-    precision = torch.float32
-
     def __init__(
         self, system: Any, *, window: int = 16, reads: Literal["prior", "posterior"] = "prior"
     ) -> None:

@@ -130,8 +130,8 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
             "use wmkit affordance fit --system ls_imagine"
         )
     config.affordance.model = None
-    run = RunDirectory.create(config)
-    _make(config, run, stages or Stages(), _prompt(config))
+    with RunDirectory.creating(config) as run:
+        _make(config, run, stages or Stages(), _prompt(config))
     numbers = next(iter(run.metrics("affordance")))
     run.close()
     return run.path / "affordance" / "model", {

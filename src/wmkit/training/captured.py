@@ -14,6 +14,7 @@ On other devices every update does, through the same buffers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,7 +57,8 @@ class CapturedUpdate:
 
     A system whose updates are of several kinds (its schedule's ``phase``, equal for updates that do the same
     things) gets a recording of each. One made for other addresses is dropped where an optimiser's state was
-    loaded; after anything else that moves weights, call :meth:`forget`.
+    loaded; after anything else that moves weights, call :meth:`forget`. ``compiling`` is how many seconds the
+    first updates of each kind took where they are compiled: no time for learning.
 
     Args:
         system: on the device it learns on.
@@ -90,6 +92,7 @@ class CapturedUpdate:
         self.system, self.warm_up, self.autocast = system, max(int(warm_up), 1), autocast
         self.device = next(system.parameters()).device
         self._update: Callable[..., TensorDict] = system.update
+        self.compiling, self._compiles, self._compiled = 0.0, bool(compiled), set[Hashable]()
         if compiled:
             self._update = compile_update(system, backend="inductor" if compiled is True else compiled)
         records = record and self.device.type == "cuda"
@@ -150,12 +153,17 @@ class CapturedUpdate:
         return getattr(self.system, "schedule", None)
 
     def _run(self) -> _Results:
+        started, phase = time.monotonic(), getattr(self._schedule, "phase", None)
         precision: AbstractContextManager = nullcontext()
         if self.autocast is not None:
             precision = torch.autocast(self.device.type, self.autocast)
         # Gradients in this thread: another one would not know the precision, nor that it is being recorded.
         with torch.autograd.set_multithreading_enabled(False), precision:
-            return _Results.of(self._update(*self._batches))
+            results = _Results.of(self._update(*self._batches))
+        if self._compiles and phase not in self._compiled:
+            self._compiled.add(phase)
+            self.compiling += time.monotonic() - started
+        return results
 
     def _fill(self, batches: Sequence[TensorDictBase]) -> None:
         """Copy batches to where every update reads them."""

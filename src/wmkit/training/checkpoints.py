@@ -141,6 +141,8 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], source: st
     advice = "use the size and parts of the run's own config.yaml"
     for name in wanted:
         path = f"{prefix}{name}"
+        if name.endswith("_extra_state"):
+            continue  # its module's own affair: it says on load what it cannot do without
         if name not in found:
             raise CheckpointError(
                 f"parameter {path!r} is missing from {source!r}: found none, "
@@ -152,7 +154,8 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], source: st
                 f"parameter {path!r} of {source!r} does not fit: found shape {tuple(here.shape)}, "
                 f"wanted {tuple(there.shape)}; {advice}"
             )
-        if isinstance(here, Mapping) and isinstance(there, Mapping) and not _is_optimiser(name, there):
+        if isinstance(here, Mapping) and isinstance(there, Mapping) and "param_groups" not in there:
+            # (Moments appear with an optimiser's first step; torch checks them on load.)
             check_shapes(here, there, source, f"{path}.")
     unknown = [name for name in found if name not in wanted]
     if unknown:
@@ -184,11 +187,6 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
-
-
-def _is_optimiser(name: str, state: Mapping[str, Any]) -> bool:
-    # Moments appear with the first step; torch checks them on load.
-    return "param_groups" in state or name.endswith("_extra_state")
 
 
 def _describe(value: Any) -> str:

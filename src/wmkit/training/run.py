@@ -1,6 +1,6 @@
 """A run directory: one folder that holds everything a training run leaves behind.
 
-    config.yaml      the resolved configuration, enough to rebuild the system
+    config.yaml      the configuration, enough to rebuild the system; what refers to another key still does
     metrics.jsonl    one JSON object per line: step, stage, wall (seconds), numbers; a score's protocol
     episodes.jsonl   one line per finished episode: step, stage, return, length, success (null without a flag)
                      and in Crafter the achievements it unlocked
@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -32,15 +34,27 @@ from omegaconf import DictConfig, OmegaConf
 from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.protocol import frames_per_step
 
+CONTENTS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "episodes.jsonl",
+    "tensorboard",
+    "checkpoints",
+    "replay",
+    "affordance",
+    "evidence",
+    "report.html",
+)
+
 
 class RunDirectory:
     """The files of one run, opened for appending.
 
-    Use :meth:`create` for a new run and :meth:`open` for one that exists.
+    Use :meth:`create` or :meth:`creating` for a new run and :meth:`open` for one that exists.
 
     Args:
         path: the folder.
-        config: the resolved configuration.
+        config: the whole configuration.
 
     >>> import tempfile
     >>> from omegaconf import OmegaConf
@@ -59,24 +73,56 @@ class RunDirectory:
         self._started = time.monotonic()
         self._wall_before = 0.0
         self._tensorboard: Any = None
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, config: DictConfig) -> RunDirectory:
         """Make the folder (``run_dir``, or ``runs/<system>-<env>-<time>-s<seed>``) and write ``config.yaml``.
 
         Raises:
-            ConfigError: the folder already holds a run.
+            ConfigError: the folder already holds a run or a part of one, or cannot be made.
         """
         path = Path(str(config.get("run_dir") or Path("runs") / default_name(config)))
-        if (path / "config.yaml").exists():
+        if found := [name for name in CONTENTS if (path / name).exists()]:
             raise ConfigError(
-                f"run directory {str(path)!r} is taken: found a config.yaml in it, wanted an empty folder; "
-                f"continue that run with resume={path}, or choose another run_dir"
+                f"run directory {str(path)!r} is taken: found {found[0]} in it, wanted a folder without "
+                f"one; go on with that run by resume={path}, or choose another run_dir"
             )
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, config)
-        run.write_config()
+        run._made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.write_config()
+        except OSError as error:
+            raise ConfigError(
+                f"run directory {str(path)!r} cannot be made: found {error.strerror}, wanted a folder "
+                "that can be written to; choose another run_dir"
+            ) from error
         return run
+
+    @classmethod
+    @contextmanager
+    def creating(cls, config: DictConfig) -> Iterator[RunDirectory]:
+        """:meth:`create` for a ``with`` block: one that fails before it wrote anything leaves no folder."""
+        run = cls.create(config)
+        try:
+            yield run
+        except BaseException:
+            run._withdraw()
+            raise
+
+    def _withdraw(self) -> None:
+        """Remove what :meth:`create` made, if it holds no file but the configuration."""
+        parts = [self.path / name for name in CONTENTS if (self.path / name).exists()]
+        files = [path for part in parts for path in (part, *part.rglob("*")) if not path.is_dir()]
+        if files != [self.path / "config.yaml"]:
+            return
+        files[0].unlink()
+        for folder in parts[1:]:
+            shutil.rmtree(folder)
+        with suppress(OSError):  # others' files are in it
+            for folder in self._made:
+                folder.rmdir()
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -103,7 +149,7 @@ class RunDirectory:
     def write_config(self) -> None:
         """Write ``config.yaml`` anew (after a resume with further overrides)."""
         temporary = self.path / ".config.yaml.tmp"
-        OmegaConf.save(self.config, temporary, resolve=True)
+        OmegaConf.save(self.config, temporary)
         temporary.replace(self.path / "config.yaml")
 
     def folder(self, name: str) -> Path:

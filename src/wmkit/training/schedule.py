@@ -65,6 +65,8 @@ class Every:
 class Deadline:
     """The time limit of one command, split so that evaluation and report still fit.
 
+    ``aside`` are seconds that do not count: those of compiling, which say nothing about what was learned.
+
     Args:
         minutes: for everything; None for no limit.
         learning: part of the time after which learning stops.
@@ -75,14 +77,19 @@ class Deadline:
         self._started = time.monotonic()
         self._seconds = float("inf") if minutes is None else 60.0 * float(minutes)
         self._learning, self._playing = learning, playing
+        self.aside = 0.0
 
     def learning_over(self) -> bool:
         """Learning should stop now."""
-        return time.monotonic() - self._started > self._learning * self._seconds
+        return self._spent > self._learning * self._seconds
 
     def playing_over(self) -> bool:
         """The final evaluation should stop now."""
-        return time.monotonic() - self._started > self._playing * self._seconds
+        return self._spent > self._playing * self._seconds
+
+    @property
+    def _spent(self) -> float:
+        return time.monotonic() - self._started - self.aside
 
 
 class Interrupt:

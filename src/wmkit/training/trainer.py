@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.errors import ConfigError, EnvironmentCrashError, NonFiniteLossError
+from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.captured import make_update
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
@@ -57,7 +57,7 @@ class Trainer:
     """Trains one system on one environment.
 
     Args:
-        config: the resolved configuration; ``training``, ``env`` and ``affordance`` blocks are read here.
+        config: the whole configuration; ``training``, ``env`` and ``affordance`` blocks are read here.
         run: where everything is written. A run that has checkpoints is continued.
         parts: how the system, the environments and the replay are made; tests pass small stand-ins.
         stages: draws the progress bars.
@@ -80,6 +80,8 @@ class Trainer:
         self.step = 0  # environment steps, over all environments and sessions
         self.updates = 0
         self.score: float | None = None  # of the newest evaluation: success rate, or return without flags
+        self._evaluation_env: Any = None
+        self._opened: list[Any] = []
 
     # ------------------------------------------------------------------------------------------ the recipe
 
@@ -91,9 +93,10 @@ class Trainer:
         """
         self._set_up()
         self.affordance = self.parts.prepare_affordance(self.config, self.run, self.stages)
-        self._open_worlds()
         try:
+            self._open_worlds()
             self._restore()
+            self.run.write_config()  # a resumed run's may have changed, and now it is known to fit
             with self.interrupt.watching():
                 self._learn()
                 self._save()
@@ -113,6 +116,7 @@ class Trainer:
     def _open_worlds(self) -> None:
         with children_ignore_sigint():
             base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
+            self._opened.append(base)
             base.set_seed(self.seed)  # starts worker processes, if there are any
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
@@ -132,6 +136,7 @@ class Trainer:
             )
         length = int(self.settings.get("collect_length", 4))
         self.collection = Collection(self.env, self.system.policy, length, ahead)
+        self._opened.append(self.collection)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
         self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
         batch, length = self.system.batch_shape
@@ -140,7 +145,6 @@ class Trainer:
         windows = self.settings.get("prefill_windows", 0)
         self._windows = replayed if windows == "batch" else int(windows)
         self.guard = FiniteGuard(self._state, int(self.settings.get("check_every", 10)))
-        self._evaluation_env: Any = None
 
     def _learn(self) -> None:
         settings = self.settings
@@ -234,6 +238,7 @@ class Trainer:
             batch = self.memory.sample(uniform)
             metrics = self.update(batch, *self.memory.sample_dreams())
             self.updates += 1
+            self.deadline.aside = getattr(self.update, "compiling", 0.0)
             context = metrics.get("replay_context", None)
             if context is not None:
                 self.memory.write_back(batch, context)
@@ -272,6 +277,7 @@ class Trainer:
                 )
                 base.set_seed(EVALUATION_SEED)
             self._evaluation_env = self.parts.carry(base, self.system)
+            self._opened.append(self._evaluation_env)
         done: list[Episode] = []
 
         def count(episode: Episode) -> None:
@@ -374,11 +380,9 @@ class Trainer:
         self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
 
     def _close(self) -> None:
-        with contextlib.suppress(Exception):  # an environment that died must not hide the first error
-            self.collection.close()
-        if self._evaluation_env is not None:
-            with contextlib.suppress(Exception):
-                self._evaluation_env.close()
+        for opened in reversed(self._opened):  # the collection closes its environments itself
+            with contextlib.suppress(Exception):  # an environment that died must not hide the first error
+                opened.close()
         self.run.close()
 
     def _summary(self, evaluation: Evaluation | None) -> Summary:
@@ -406,19 +410,21 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     Raises:
         CheckpointError: names the first parameter that does not fit.
     """
-    wanted = system.state_dict()
-    share = "actor._extra_state"  # older checkpoints have none: it stays as built
-    if share in wanted and share not in state:
-        state = {**state, share: wanted[share]}
-    check_shapes(state, wanted, source)
-    system.load_state_dict(state)
+    check_shapes(state, system.state_dict(), source)
+    try:
+        system.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint {source!r} does not fit: found {' '.join(str(error).split())}, wanted all that the "
+            "system keeps; use the size and parts of the run's own config.yaml"
+        ) from error
 
 
 def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | None = None) -> Summary:
     """Start a run, or continue the one that ``config.resume`` names.
 
     Args:
-        config: resolved; see :class:`Trainer`.
+        config: see :class:`Trainer`.
         parts: stand-ins for tests.
         stages: draws the progress bars.
     """
@@ -426,7 +432,6 @@ def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | No
     if resume:
         run = RunDirectory.open(resume)
         run.config = config
-        run.write_config()
-    else:
-        run = RunDirectory.create(config)
-    return Trainer(config, run, parts=parts, stages=stages).train()
+        return Trainer(config, run, parts=parts, stages=stages).train()
+    with RunDirectory.creating(config) as run:
+        return Trainer(config, run, parts=parts, stages=stages).train()

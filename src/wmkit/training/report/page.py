@@ -29,7 +29,7 @@ def write_report(run: RunDirectory) -> Path:
         subtitle=escape(f"{run.path.name}, seed {run.config.get('seed', 0)}"),
         cards=sections.cards(run),
         sections="\n".join(filter(None, (make(run) for make in ORDER))),
-        config=escape(OmegaConf.to_yaml(run.config)),
+        config=escape(OmegaConf.to_yaml(run.config, resolve=True)),
     )
     path = run.path / "report.html"
     temporary = path.with_name(f".report-{os.getpid()}.html")
