@@ -110,6 +110,24 @@ def test_when_pytorchs_own_is_called(onednn: list[int], monkeypatch: pytest.Monk
 
 
 @needs_onednn
+def test_under_transforms_as_pytorchs_own(onednn: list[int]) -> None:
+    layer, x = Linear(3, 2), torch.randn(4, 5, 3)
+    weights = dict(layer.named_parameters())
+
+    def loss(values: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, values, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    tangent = torch.func.jvp(layer, (x,), (x,))[1]
+    traced = torch.jit.trace(layer, (x,), check_trace=False)
+    assert not onednn
+    wanted = torch.autograd.grad(loss(weights, x), layer.weight)[0]
+    torch.testing.assert_close(each["weight"].sum(0), wanted)
+    torch.testing.assert_close(tangent, x @ layer.weight.t())
+    torch.testing.assert_close(traced(x), layer(x))
+
+
+@needs_onednn
 def test_flops_are_counted(onednn: list[int]) -> None:
     x, weight, blocks = torch.randn(5, 8), torch.randn(6, 8), torch.randn(2, 4, 3)
     counts = []

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
@@ -108,10 +109,20 @@ def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
         multiplications >= _WORTH
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
         and onednn_is_quicker()
+        and not _is_transformed()
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether a compiler, a tracer or a transform (``vmap``) looks on: they know PyTorch alone."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
     )
 
 
