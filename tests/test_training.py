@@ -25,6 +25,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.systems.pages import CONF, load
 from wmkit.training import captured
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
@@ -32,6 +33,7 @@ from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import Parts, make_memory
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
+from wmkit.training.settings import Settings
 from wmkit.training.trainer import Trainer, restore_system, train
 
 LENGTH = 7  # steps per counting episode
@@ -260,7 +262,7 @@ def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeyp
     assert train(config, parts=toy_parts()).updates == (40 - waited) // 2
     assert random == [False] * 5
     config.run_dir, config.training.prefill_actions = str(tmp_path / "other"), "none"
-    with pytest.raises(ConfigError, match="prefill_actions is 'none': wanted random or policy"):
+    with pytest.raises(ConfigError, match="prefill_actions is 'none': wanted one of random, policy"):
         train(config, parts=toy_parts())
 
 
@@ -356,6 +358,27 @@ def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
     )
     assert time.monotonic() - started < 6 and summary.steps < 100_000
     assert summary.episodes == 3
+
+
+def test_settings_are_those_of_the_page_and_checked(tmp_path):
+    page = load(CONF / "training" / "default.yaml")
+    assert vars(Settings.read(OmegaConf.create({"training": {}}))) == page | {"replay": {}, "pairs": {}}
+    for key, value, words in (
+        ("training.steps", "abc", "training.steps is 'abc': wanted a whole number"),
+        ("training.train_ratio", -1, "training.train_ratio is -1: wanted 0 or more"),
+        ("training.collect_length", 0, "training.collect_length is 0: wanted 1 or more"),
+        ("training.stepz", 3, "training.stepz is 3, which Settings does not take"),
+        ("training.replay.capacity", 8, "found room for 4 records of each of 2 environments, wanted 5"),
+        ("training.replay.size", 8, "training.replay.size is 8, which ReplayStreams does not take"),
+        ("seed", "abc", "seed is 'abc': wanted a whole number"),
+        ("seed", -1, "seed is -1: wanted 0 or more"),
+        ("threads", 0, "threads is 0: wanted 1 or more"),
+        ("device", "gpu", "device 'gpu' cannot be used"),
+    ):
+        config = toy_config(tmp_path / "run")
+        OmegaConf.update(config, key, value)
+        with pytest.raises(ConfigError, match=words):
+            train(config, parts=toy_parts())
 
 
 def test_compiling_is_no_time_for_learning(tmp_path, monkeypatch):

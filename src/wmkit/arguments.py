@@ -88,6 +88,19 @@ def check_arguments(
             _check(value, hints[key], f"{path}.{key}", name, origin)
 
 
+def check_value(path: str, value: Any, wanted: Any, reader: str) -> None:
+    """A plain value against an annotation.
+
+    Raises:
+        ConfigError: it is of another type.
+
+    >>> check_value("seed", "zero", int, "a run")
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: seed is 'zero': wanted a whole number, as a run takes it; correct seed
+    """
+    _check(value, wanted, path, reader, str)
+
+
 def check_range(
     name: str, value: float, least: float, most: float = math.inf, *, open_end: bool = False
 ) -> None:
@@ -167,7 +180,7 @@ def _check(value: Any, wanted: Any, path: str, name: str, origin: Callable[[str]
 
 def _fits(value: Any, wanted: Any) -> bool:
     """Whether a plain value may stand for an annotation; of a part in its place nothing is known yet."""
-    if isinstance(value, dict) and "_target_" in value:
+    if wanted is Any or (isinstance(value, dict) and "_target_" in value):
         return True
     kind, inner = get_origin(wanted) or wanted, get_args(wanted)
     if kind in (Union, types.UnionType):

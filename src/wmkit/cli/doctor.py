@@ -105,7 +105,10 @@ def _system(config: Any) -> Iterator[tuple[str, str]]:
     from wmkit.training.affordance_stage import oracle
     from wmkit.training.collect import closing
     from wmkit.training.parts import default_parts
+    from wmkit.training.settings import Settings, set_up
 
+    Settings.read(config)
+    set_up(config)
     parts = default_parts()
     tools = oracle() if config.get("affordance") is not None else None
     with closing(parts.make_env(config, tools, seed=0)) as base:

@@ -20,6 +20,11 @@ from wmkit.systems.pages import compose, origin
 from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
 
+BLOCKS = (
+    *("observations", "batch", "world_model_loss", "world_model_loss.weights"),
+    *("world_model", "world_model.encoder", "world_model.decoder", "world_model.heads"),
+)
+
 
 def build(
     system: str,
@@ -60,6 +65,9 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     OmegaConf.set_struct(config, False)
     page: Any = OmegaConf.to_container(config)
     OmegaConf.resolve(config)
+    for block in BLOCKS:
+        if not OmegaConf.is_dict(found := OmegaConf.select(config, block)):
+            raise ConfigError(f"{block} is {found!r}: wanted a mapping; override keys of it instead")
     actor = _make(config, "actor", page)
     spaces = read_spaces(
         observation_spec,

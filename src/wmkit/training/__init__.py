@@ -3,6 +3,7 @@
 run.py               the run directory and its logs
 checkpoints.py       whole or absent, newest two and the best
 trainer.py           the recipe; read this first
+settings.py          what a run is told, as typed values
 parts.py             how a configuration becomes environments, system and replay
 affordance_stage.py  scorer, random frames, labels, U-Net
 collect.py           TorchRL's collector over batched environments

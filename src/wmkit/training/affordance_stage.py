@@ -26,6 +26,7 @@ from wmkit.training.progress import Stage, Stages
 from wmkit.training.report.evidence import save_evidence
 from wmkit.training.report.pictures import channels_last
 from wmkit.training.run import RunDirectory
+from wmkit.training.settings import set_up
 
 COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these worlds
 
@@ -130,6 +131,7 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
             "use wmkit affordance fit --system ls_imagine"
         )
     config.affordance.model = None
+    set_up(config)
     with RunDirectory.creating(config) as run:
         _make(config, run, stages or Stages(), _prompt(config))
     numbers = next(iter(run.metrics("affordance")))

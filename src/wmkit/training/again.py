@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.collect import closing
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
-from wmkit.training.parts import Parts, default_parts, find_device
+from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.report import gather_evidence, write_report
 from wmkit.training.run import RunDirectory
+from wmkit.training.settings import set_up
 from wmkit.training.trainer import restore_system
 
 
@@ -42,10 +41,7 @@ def revisit(
     store = CheckpointStore(run.path / "checkpoints")
     checkpoint = (store.best() if best else None) or store.latest()
     state = store.load(checkpoint)
-    device = find_device(config)
-    if config.get("threads"):
-        torch.set_num_threads(int(config.threads))
-    torch.manual_seed(int(config.get("seed", 0)))
+    device, _ = set_up(config)
     affordance = parts.prepare_affordance(config, run, stages)
     with closing(parts.make_env(config, affordance, seed=0)) as env:
         system = parts.build(config, env, device)  # what training saw decides the system's shape

@@ -21,6 +21,7 @@ from wmkit.data import ReplayStreams, StreamWriter
 from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.samplers import Uniform
+from wmkit.errors import ConfigError
 from wmkit.training.collect import with_ends
 
 NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
@@ -42,6 +43,9 @@ class ReplayMemory:
         keep_latents: store the ``state`` and ``belief`` that the policy writes.
         dream_windows: windows and records of each that :meth:`sample_dreams` gives.
         seed: of the sampling generator.
+
+    Raises:
+        ConfigError: a stream has no room for a window.
     """
 
     def __init__(
@@ -63,6 +67,12 @@ class ReplayMemory:
         self.streams = ReplayStreams(
             folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {})
         )
+        if self.streams.capacity < self.length:
+            raise ConfigError(
+                f"replay capacity is too small: found room for {self.streams.capacity} records of each of "
+                f"{num_envs} environments, wanted {self.length}, a window of an update; raise "
+                "training.replay.capacity"
+            )
         self.pairs = PendingPairs(num_envs, **pairs) if pairs is not None else None
         latents, dropped = (LATENTS, ()) if keep_latents else ((), LATENTS)
         self.writer = StreamWriter(

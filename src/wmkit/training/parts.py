@@ -13,7 +13,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-from wmkit.data import Sampler
+from wmkit.arguments import check_arguments
+from wmkit.data import ReplayStreams, Sampler
+from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.schema import HALVES
 from wmkit.errors import ConfigError
 from wmkit.registry import resolve
@@ -22,6 +24,7 @@ from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.protocol import evaluation_options
 from wmkit.training.run import RunDirectory
+from wmkit.training.settings import Settings
 
 LATENT_WAYS = ("raw", "compact", *HALVES)
 
@@ -68,25 +71,6 @@ def default_parts() -> Parts:
     return Parts(make_training_env, build_system, make_memory, prepare_affordance)
 
 
-def find_device(config: DictConfig) -> torch.device:
-    """``config.device``; ``auto`` takes an accelerator where there is one.
-
-    Raises:
-        ConfigError: the device is unknown or not there.
-    """
-    name = str(config.get("device") or "cpu")
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or "
-            "auto; choose one with device=NAME"
-        ) from error
-
-
 def make_training_env(
     config: DictConfig, affordance: AffordanceTools | None, *, seed: int, evaluation: bool = False
 ) -> EnvBase:
@@ -104,14 +88,16 @@ def make_training_env(
     """
     from wmkit.envs import make_env
 
+    given = {name: config.env[name] for name in ("name", "num_envs", "parallel") if name in config.env}
+    check_arguments(make_env, given, "env")
     options = evaluation_options(config) if evaluation else to_options(config.env.get("options"))
     if config.env.name.startswith("vizdoom/"):
         masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
     env = make_env(
         config.env.name,
-        num_envs=int(config.env.get("num_envs", 1)),
-        parallel=bool(config.env.get("parallel", False)),
+        num_envs=config.env.get("num_envs", 1),
+        parallel=config.env.get("parallel", False),
         seed=seed,
         **options,
     )
@@ -140,23 +126,26 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     Raises:
         ConfigError: an unknown sampler or way of storing latents.
     """
-    options = to_options(config.training.get("replay"))
+    settings = Settings.read(config)
+    options = dict(settings.replay)
     options["sampler"] = make_sampler(options.pop("sampler", "uniform"))
     context = int(getattr(system, "context", 0))
     how = options.pop("latents", "raw")
+    check_arguments(ReplayStreams, options, "training.replay")
     options = {**latent_options(system, how), **options}
     pairs = None
     if config.get("affordance") is not None:
         limit = OmegaConf.select(config, "env.options.max_steps", default=1000)
         gamma = OmegaConf.select(config, "behaviour.estimator.gamma", default=0.997)
-        pairs = {"max_steps": int(limit), "gamma": float(gamma), **to_options(config.training.get("pairs"))}
+        check_arguments(PendingPairs, settings.pairs, "training.pairs")
+        pairs = {"max_steps": int(limit), "gamma": float(gamma), **settings.pairs}
     return ReplayMemory(
         run.folder("replay"),
         num_envs=num_envs,
         batch_shape=system.batch_shape,
         context=context,
         keep_latents=context > 0 or how == "raw",
-        capacity=int(options.pop("capacity", 100_000)),
+        capacity=options.pop("capacity", 100_000),
         options=options,
         pairs=pairs,
         dream_windows=getattr(system, "dream_windows", None),

@@ -27,11 +27,12 @@ from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state,
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.guard import FiniteGuard, scalars
-from wmkit.training.parts import Parts, default_parts, find_device
+from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio, children_ignore_sigint
+from wmkit.training.settings import Settings, set_up
 
 
 @dataclass
@@ -71,10 +72,10 @@ class Trainer:
         parts: Parts | None = None,
         stages: Stages | None = None,
     ) -> None:
-        self.config, self.run, self.settings = config, run, config.training
+        self.config, self.run, self.settings = config, run, Settings.read(config)
         self.parts = parts or default_parts()
         self.stages = stages or Stages()
-        self.deadline = Deadline(self.settings.get("time_limit"))
+        self.deadline = Deadline(self.settings.time_limit)
         self.interrupt = Interrupt()
         self.checkpoints = CheckpointStore(run.path / "checkpoints")
         self.step = 0  # environment steps, over all environments and sessions
@@ -107,11 +108,7 @@ class Trainer:
 
     def _set_up(self) -> None:
         keep_freed_memory()
-        if self.config.get("threads"):
-            torch.set_num_threads(int(self.config.threads))
-        self.device = find_device(self.config)
-        self.seed = int(self.config.get("seed", 0))
-        torch.manual_seed(self.seed)
+        self.device, self.seed = set_up(self.config)
 
     def _open_worlds(self) -> None:
         with children_ignore_sigint():
@@ -120,36 +117,37 @@ class Trainer:
             base.set_seed(self.seed)  # starts worker processes, if there are any
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
-        self.update = make_update(self.system, self.settings)
+        self.update = make_update(self.system, vars(self.settings))
         self.env = self.parts.carry(base, self.system)
         self.num_envs = self.env.batch_size[0]
         self.prolong: ProlongEpisodes | None = None
-        if OmegaConf.select(self.settings, "pairs.prolong", default=False):
+        if self.settings.pairs.get("prolong", False):
             self.prolong = ProlongEpisodes(self.num_envs)
             self.env.append_transform(self.prolong)
-        ahead = bool(self.settings.get("collect_ahead", False))
+        ahead = self.settings.collect_ahead
         if ahead and (self.prolong is not None or self.transform is not None):
             raise ConfigError(
                 "training.collect_ahead=true does not fit this system: found an environment that learns "
                 "from what is collected (labels of jumps, prolonged episodes), wanted one that does not; "
                 "leave it false"
             )
-        length = int(self.settings.get("collect_length", 4))
-        self.collection = Collection(self.env, self.system.policy, length, ahead)
+        self.collection = Collection(
+            self.env, self.system.policy, self.settings.collect_length, self.settings.collect_ahead
+        )
         self._opened.append(self.collection)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
-        self.tracker = EpisodeTracker(self.num_envs, int(self.settings.get("success_window", 100)))
+        self.tracker = EpisodeTracker(self.num_envs, self.settings.success_window)
         batch, length = self.system.batch_shape
         replayed = batch * (length - int(getattr(self.system, "context", 0)))
-        self.ratio = UpdateRatio(float(self.settings.train_ratio), replayed)
-        windows = self.settings.get("prefill_windows", 0)
-        self._windows = replayed if windows == "batch" else int(windows)
-        self.guard = FiniteGuard(self._state, int(self.settings.get("check_every", 10)))
+        self.ratio = UpdateRatio(self.settings.train_ratio, replayed)
+        windows = self.settings.prefill_windows
+        self._windows = replayed if windows == "batch" else windows
+        self.guard = FiniteGuard(self._state, self.settings.check_every)
 
     def _learn(self) -> None:
         settings = self.settings
-        prefill, steps = min(int(settings.prefill), int(settings.steps)), int(settings.steps)
-        random = self._prefill_is_random()
+        prefill, steps = min(settings.prefill, settings.steps), settings.steps
+        random = settings.prefill_actions == "random"
         if self._filling(prefill, steps):
             with self.stages.stage("prefill", max(prefill, self._windows)) as bar:
                 bar.start_at(self.step)
@@ -158,11 +156,11 @@ class Trainer:
         if self.step >= steps or self._stopping():
             return
         log, evaluation, save = (
-            Every(int(settings.get(key, default)), self.step)
-            for key, default in (("log_every", 500), ("evaluate_every", 0), ("checkpoint_every", 2000))
+            Every(every, self.step)
+            for every in (settings.log_every, settings.evaluate_every, settings.checkpoint_every)
         )
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
-        if settings.get("compile", False):
+        if settings.compile:
             self.stages.say("compile: the first update is compiled before it runs, which takes minutes")
         if not self.updates:
             self._save()  # there is a good state from here on
@@ -175,7 +173,7 @@ class Trainer:
                 if log(self.step):
                     self._log()
                 if evaluation(self.step) and self.step < steps and not self._stopping():
-                    self._evaluate(int(settings.get("evaluate_episodes", 4)), "evaluate")
+                    self._evaluate(settings.evaluate_episodes, "evaluate")
                 if save(self.step):
                     self._save()
             if self._logged_at != self.step:
@@ -184,10 +182,10 @@ class Trainer:
     def _pretrain(self) -> None:
         """Updates before the first step that the policy chooses; a resumed run makes those that are left."""
         told = getattr(self.system, "pretraining", None)  # the system may know better
-        total = int(self.settings.get("pretrain", 0)) if told is None else told
+        total = self.settings.pretrain if told is None else told
         if self.updates >= total:
             return
-        save = Every(int(self.settings.get("checkpoint_every", 2000)), self.updates)
+        save = Every(self.settings.checkpoint_every, self.updates)
         with self.stages.stage("pretrain", total, "updates") as bar:
             bar.start_at(self.updates)
             while self.updates < total and self.memory.ready() and not self._stopping():
@@ -202,17 +200,6 @@ class Trainer:
         if self.step >= steps or self.updates:
             return self.step < prefill
         return self.step < prefill or not self.memory.ready(self._windows)
-
-    def _prefill_is_random(self) -> bool:
-        """Who acts in the prefill.
-
-        Raises:
-            ConfigError: neither random actions nor the policy.
-        """
-        actions = self.settings.get("prefill_actions", "random")
-        if actions not in ("random", "policy"):
-            raise ConfigError(f"training.prefill_actions is {actions!r}: wanted random or policy; correct it")
-        return actions == "random"
 
     def _collect(self, bar: Stage, stage: str, random: bool = False) -> int:
         try:
@@ -312,11 +299,11 @@ class Trainer:
         return {} if found is None else {found[0]: found[1]}
 
     def _finish(self) -> Evaluation:
-        episodes = int(self.settings.get("final_episodes", 20))
+        episodes = self.settings.final_episodes
         with self.stages.stage("final evaluation", episodes, "episodes") as bar:
             evaluation = self._evaluate(episodes, "final", record=2, bar=bar)
         self._save()
-        if self.settings.get("report", True):
+        if self.settings.report:
             from wmkit.training.report import gather_evidence, write_report
 
             gather_evidence(self.run, self.system, evaluation, self.memory, self.device, self.affordance)
