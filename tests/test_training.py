@@ -542,7 +542,8 @@ def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> Non
     raise AssertionError("the run did not get going")
 
 
-def test_killed_and_interrupted_runs_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_killed_and_interrupted_runs_go_on(tmp_path, number):
     folder = tmp_path / "run"
     store = CheckpointStore(folder / "checkpoints")
     process = start(folder, "1000000")
@@ -555,7 +556,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path):
 
     process = start(folder, "1000000", str(folder))
     wait_for_training(process, folder, 400)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(timeout=120) == 130, process.stderr.read()
     before = store.load(store.latest())["counters"]
     # What was owed at the kill is not made up for, what was taken since is paid: no burst.

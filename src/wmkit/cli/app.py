@@ -1,7 +1,7 @@
 """The commands. What they do lives in :mod:`wmkit.training`; here are arguments, errors and last words.
 
 Exit codes: 0 done, 1 a loss became NaN or infinite, 2 something the user gave does not fit
-(one sentence, no traceback), 130 interrupted (everything is saved).
+(one sentence, no traceback), 130 interrupted, by Ctrl-C or SIGTERM (everything is saved).
 """
 
 from __future__ import annotations

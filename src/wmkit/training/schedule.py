@@ -93,23 +93,28 @@ class Deadline:
 
 
 class Interrupt:
-    """Turns the first SIGINT into a flag; a second one raises KeyboardInterrupt at once."""
+    """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt at once.
+
+    SIGTERM is what schedulers of clusters send before they kill.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.requested = False
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
-        """Catch SIGINT inside the ``with`` block (main thread only; elsewhere nothing is caught)."""
+        """Catch both inside the ``with`` block (main thread only; elsewhere nothing is caught)."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        previous = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, self._handle)
+        previous = [signal.signal(number, self._handle) for number in self.SIGNALS]
         try:
             yield self
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in zip(self.SIGNALS, previous, strict=True):
+                signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: Any) -> None:
         if self.requested:
