@@ -92,6 +92,13 @@ def test_environments_are_listed_as_they_are_chosen():
             ["doctor", "dreamer_v3", "env=gym", "env.name=counting", "batch.size=0"],
             ["batch.size is 0"],
         ),
+        (["train", "ls_imagine", "preset=smoke", "affordance.unet.name=big"], ["'big' is unknown", "swin"]),
+        (
+            ["train", "ls_imagine", "preset=smoke", "affordance.fit.iterations=abc"],
+            ["affordance.fit.iterations is 'abc': wanted a whole number"],
+        ),
+        (["affordance", "fit", "preset=smoke", "affordance.frames=0"], ["affordance.frames is 0: wanted 1"]),
+        (["doctor", "dreamer_v3", "env=gym", "env.num_envs=abc"], ["env.num_envs is 'abc'"]),
         (["list", "flavour"], ["'flavour'", "backbone", "preset"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),
         (["imagine", "/nowhere"], ["'/nowhere'"]),
@@ -99,9 +106,10 @@ def test_environments_are_listed_as_they_are_chosen():
         (["affordance", "fit", "--system", "dreamer_v3_2023"], ["dreamer_v3_2023", "no affordance block"]),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words):
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = call(*arguments)
-    assert result.exit_code == 2
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())
     for word in words:
         assert word in sentence(result)
 

@@ -451,6 +451,14 @@ def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_p
         RunDirectory.create(config)
     with pytest.raises(CheckpointError, match=r"found no config\.yaml"):
         RunDirectory.open(tmp_path)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write("what?\n")
+    with pytest.raises(CheckpointError, match=r"line 3 of .*metrics.jsonl.* found 'what\?'"):
+        RunDirectory.open(run.path)
+    for text in ("a: [", "[1]", "\x00"):
+        (run.path / "config.yaml").write_text(text)
+        with pytest.raises(CheckpointError, match=r"config.yaml' cannot be read"):
+            RunDirectory.open(run.path)
 
 
 # ---- real processes, real signals ---------------------------------------------------------------------

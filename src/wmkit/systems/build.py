@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
-from wmkit.arguments import check_page, made
+from wmkit.arguments import check_page, check_range, made
 from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
 from wmkit.systems.pages import compose, origin
@@ -24,6 +24,7 @@ BLOCKS = (
     *("observations", "batch", "world_model_loss", "world_model_loss.weights"),
     *("world_model", "world_model.encoder", "world_model.decoder", "world_model.heads"),
 )
+OPTIONAL = ("observations.frames", "exploration", "policy")  # parts without which a system has its usual ones
 
 
 def build(
@@ -65,6 +66,9 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     OmegaConf.set_struct(config, False)
     page: Any = OmegaConf.to_container(config)
     OmegaConf.resolve(config)
+    for name, value in (config.get("size") or {}).items():
+        if isinstance(value, (int, float)):
+            check_range(f"size.{name}", value, 0 if name == "layers" else 1)
     for block in BLOCKS:
         if not OmegaConf.is_dict(found := OmegaConf.select(config, block)):
             raise ConfigError(f"{block} is {found!r}: wanted a mapping; override keys of it instead")
@@ -93,8 +97,8 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         spaces,
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
-        frames=instantiate(config.observations.get("frames")),
-        **{part: _make(config, part, page) for part in parts if part in config},
+        frames=_make(config, "observations.frames", page),
+        **{part: one for part in parts if (one := _make(config, part, page)) is not None},
     )
 
 
@@ -103,8 +107,8 @@ def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
 
     ``page`` is the configuration with its interpolations, to say which key has a value from which.
     """
-    node = config.get(name)
-    if node is None:
+    node = OmegaConf.select(config, name)
+    if node is None and name in OPTIONAL:
         return None
     if not OmegaConf.is_config(node):
         raise ConfigError(f"{name} is {node!r}: wanted a mapping with _target_; correct {name}")

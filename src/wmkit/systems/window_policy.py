@@ -12,6 +12,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from wmkit.arguments import check_range
 from wmkit.dynamics import Steps
 from wmkit.errors import ConfigError
 from wmkit.nn import Feature
@@ -33,7 +34,7 @@ class WindowPolicy(TensorDictModuleBase):
             the present observation; the released STORM) or what is there (``"posterior"``).
 
     Raises:
-        ConfigError: an unknown ``reads``, or stacked frames.
+        ConfigError: an unknown ``reads``, no window, or stacked frames.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class WindowPolicy(TensorDictModuleBase):
         super().__init__()
         if reads not in ("prior", "posterior"):
             raise ConfigError(f"policy.reads is {reads!r}: wanted prior or posterior; correct policy.reads")
+        check_range("policy.window", window, 1)
         if system.frames.count > 1:
             raise ConfigError(
                 f"a window policy reads single frames, but they are stacked by {system.frames.count}: wanted "

@@ -21,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from wmkit.arguments import check_arguments, check_range, check_value
 from wmkit.errors import ConfigError, MissingWeightsError
+from wmkit.registry import resolve
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.report.evidence import save_evidence
 from wmkit.training.report.pictures import channels_last
@@ -100,6 +102,7 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
     block = config.get("affordance")
     if block is None:
         return None
+    _check(config)
     folder = run.path / "affordance"
     prompt = _prompt(config)
     given = block.get("model")
@@ -132,6 +135,7 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
         )
     config.affordance.model = None
     set_up(config)
+    _check(config)
     with RunDirectory.creating(config) as run:
         _make(config, run, stages or Stages(), _prompt(config))
     numbers = next(iter(run.metrics("affordance")))
@@ -141,6 +145,34 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
         for name, value in numbers.items()
         if name.startswith("affordance/") and value is not None
     }
+
+
+def _check(config: DictConfig) -> None:
+    """What the stages are told, before the first of them takes its time.
+
+    Raises:
+        ConfigError: an option that a stage does not have, or of another type.
+    """
+    from wmkit.affordance.fit import fit_affordance
+    from wmkit.affordance.scorers import EmbeddedScorer
+    from wmkit.affordance.transform import AffordanceTransform
+    from wmkit.affordance.virtual_exploration import VirtualExploration
+
+    block = _options(config.affordance)
+    for name, wanted in (("frames", int), ("save_every", float)):
+        check_value(f"affordance.{name}", block.get(name, 1), wanted, "the stage")
+        check_range(f"affordance.{name}", block.get(name, 1), 1)
+    resolve("scorer", _scorer_name(config))
+    unet, unet_options = _unet(config.affordance)
+    for name, target, options in (
+        ("exploration", VirtualExploration, block.get("exploration")),
+        ("fit", fit_affordance, block.get("fit")),
+        ("scorer_fit", EmbeddedScorer.fit, block.get("scorer_fit")),
+        ("transform", AffordanceTransform, block.get("transform")),
+        ("unet", unet, unet_options),
+    ):
+        check_value(f"affordance.{name}", options, dict | None, "the stage")
+        check_arguments(target, options or {}, f"affordance.{name}")
 
 
 def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) -> AffordanceTools:
@@ -179,7 +211,8 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     with stages.stage("label frames", count, "frames") as bar:
         labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=_follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
-    model = _unet(block, text.shape[-1])
+    unet, options = _unet(block)
+    model = unet(text_dim=text.shape[-1], **options)
     fit = {"how": "small", **_options(block.get("fit"))}
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(
@@ -275,7 +308,8 @@ def _find_scorer(config: DictConfig, folder: Path) -> Any:
     return build_scorer(name, **options)
 
 
-def _unet(block: DictConfig, text_dim: int) -> Any:
+def _unet(block: DictConfig) -> tuple[Any, dict[str, Any]]:
+    """The class of the U-Net that is asked for, and its options."""
     from wmkit.affordance import unet
 
     options = _options(block.get("unet"))
@@ -284,7 +318,7 @@ def _unet(block: DictConfig, text_dim: int) -> Any:
         raise ConfigError(
             f"affordance.unet.name={kind!r} is unknown: wanted one of {', '.join(kinds)}; pick one of them"
         )
-    return getattr(unet, kinds[kind])(text_dim=text_dim, **options)
+    return getattr(unet, kinds[kind]), options
 
 
 def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:

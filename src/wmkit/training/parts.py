@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -90,6 +91,9 @@ def make_training_env(
 
     given = {name: config.env[name] for name in ("name", "num_envs", "parallel") if name in config.env}
     check_arguments(make_env, given, "env")
+    for name in ("options", "evaluation"):
+        if not isinstance(block := config.env.get(name), (DictConfig, NoneType)):
+            raise ConfigError(f"env.{name} is {block!r}: wanted a mapping; override keys of it instead")
     options = evaluation_options(config) if evaluation else to_options(config.env.get("options"))
     if config.env.name.startswith("vizdoom/"):
         masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)

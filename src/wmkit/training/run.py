@@ -129,7 +129,7 @@ class RunDirectory:
         """Open the run at ``path`` and repair the ends of its logs.
 
         Raises:
-            CheckpointError: no run lies there.
+            CheckpointError: no run lies there, or its files are damaged.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
@@ -137,8 +137,7 @@ class RunDirectory:
                 f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
                 "`wmkit train` made; check the path"
             )
-        config = OmegaConf.load(path / "config.yaml")
-        assert isinstance(config, DictConfig)
+        config = _load(path / "config.yaml")
         run = cls(path, config)
         for name in ("metrics.jsonl", "episodes.jsonl"):
             _cut_partial_line(path / name)
@@ -233,6 +232,18 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _load(path: Path) -> DictConfig:
+    found: Any = None
+    with suppress(Exception):  # YAML's own, which vary
+        found = OmegaConf.load(path)
+    if not isinstance(found, DictConfig) or "system" not in found:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: found no configuration in it, wanted what `wmkit train` wrote; "
+            "restore it"
+        )
+    return found
+
+
 def _append(path: Path, line: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -242,10 +253,16 @@ def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
-        for text in file:
+        for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
                 return
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"line {number} of {str(path)!r} cannot be read: found {text[:40].strip()!r}, wanted "
+                    "JSON; delete that line"
+                ) from error
             if stage is None or line["stage"] == stage:
                 yield line
 
