@@ -14,9 +14,10 @@ import torch
 from tensordict import TensorDict
 
 import wmkit
+from wmkit.dynamics import Latent
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "backbone_swap"
-MODULES = ("cells", "corridor", "equal", "report", "speed", "worlds")
+MODULES = ("cells", "corridor", "equal", "recall_model", "report", "speed", "worlds")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,64 @@ def test_a_cue_is_recalled_inside_a_window_and_unseen_beyond(swap):
     for window, sees in ((8, True), (3, False)):  # two layers of 3 look back four steps
         model, _ = swap.equal.recaller("transformer_xl", 17, 8, window, 60_000, seed=0)
         assert (model(symbols) - model(changed)).abs().max().gt(0) == sees
+
+
+# --- the corridor through a world model ----------------------------------------------------------
+
+
+def test_an_episode_is_the_corridor_and_its_answer(swap):
+    episodes = swap.recall_model.records(5, 30, seed=3)
+    symbols, cues = swap.corridor.sequences(5, 30, seed=3)
+    assert episodes.shape == (30, 8)
+    assert torch.equal(episodes["symbol"][:, :-1], symbols.argmax(-1))
+    assert torch.equal(episodes["symbol"][:, -1], cues)
+    assert episodes["is_init"][..., 0].sum(0).tolist() == [30, *[0] * 7]
+    assert episodes["done"][..., 0].sum(0).tolist() == [*[0] * 7, 30]
+    assert torch.equal(episodes["previous_action"] == 0, episodes["is_init"])
+    assert not episodes["reward"].any() and not episodes["terminated"].any()
+
+
+@pytest.mark.parametrize("backbone", ["gpt", "transformer_xl"])
+def test_a_transformer_sees_the_corridor_with_as_many_parameters(swap, backbone):
+    """Its window is as long as the episode: the same numbers as with empty places in front."""
+    system, counted = swap.recall_model.model(backbone, longest=40, seed=0)
+    assert counted["parameters"] == pytest.approx(counted["page_parameters"], rel=0.01)
+    batch, found = system.fill(swap.recall_model.records(5, 4, seed=0)), []
+    for steps in (43, 8):
+        swap.recall_model.look_back(system, steps)
+        torch.manual_seed(1)
+        found.append(system.world_model_loss(system.world_model, batch).observed)
+    assert found[1].latent.carry.keys[0].shape[3] == 7
+    torch.testing.assert_close(found[0].latent.belief, found[1].latent.belief)
+    torch.testing.assert_close(found[0].prior_logits, found[1].prior_logits)
+
+
+def test_a_model_is_asked_before_it_sees_the_answer(swap):
+    """A stand-in whose likeliest state is the cue that it saw first; its sample is the next one."""
+    k, contexts = swap.corridor.SYMBOLS, []
+
+    def open_loop(batch, context):
+        contexts.append(context)
+        cue = torch.nn.functional.one_hot(batch["symbol"][:, :context][:, :1], k).float()
+        return {}, [None, Latent(cue.roll(1, -1), cue, cue)]
+
+    mode = lambda logits: (logits, logits.argmax(-1))  # noqa: E731
+    model = SimpleNamespace(
+        open_loop=open_loop,
+        dynamics=SimpleNamespace(prior_logits=lambda belief: belief, latent=SimpleNamespace(mode=mode)),
+        # What is no cue counts for nothing, however likely.
+        decoder=lambda x: {"symbol": SimpleNamespace(logits=torch.cat([x[..., :k], x[..., :1] + 9], -1))},
+    )
+    system = SimpleNamespace(world_model=model, fill=dict)
+    model.dynamics.backbone = None
+    assert swap.recall_model.recalled(system, swap.recall_model.records(6, 20, seed=0), rows=8) == (1.0, 0.0)
+    assert contexts == [8] * 3  # cue, distraction, query
+
+
+def test_a_world_model_learns_to_recall(swap):
+    settings = {"lengths": [1], "updates": 200, "rows": 32, "tests": 64, "seed": 0}
+    found = swap.recall_model.run("ln_gru", **settings)
+    assert found["accuracy"][1] > 0.5 and found["sampled"][1] > 2 * found["chance"]
 
 
 # --- worlds --------------------------------------------------------------------------------------
@@ -187,7 +246,7 @@ def save(swap, path: Path, streams: list[TensorDict]) -> None:
 def test_every_part_runs_and_is_drawn(swap, tmp_path):
     parts = swap.cells.PARTS
     args = SimpleNamespace(out=tmp_path, quick=True, updates=2, recall_updates=2, seeds=1, window=4)
-    args.backbones = ["transformer_xl"]
+    args.backbones, args.recall_model_updates = ["transformer_xl"], 2
     save(swap, tmp_path / "data" / "vizdoom.npz", [records([25] * 2), records([25] * 2)])
     for part in [part for part in parts if part != "breakout"]:
         for cell in swap.cells.plan(args, part):
@@ -198,6 +257,9 @@ def test_every_part_runs_and_is_drawn(swap, tmp_path):
     run = json.loads((tmp_path / "vizdoom" / "transformer_xl-s0.json").read_text())
     assert run["parameters"] == pytest.approx(run["page_parameters"], rel=0.02)
     assert len(run["image"]) == 25 and len(run["losses"]) == 2 and run["reward"]["events"] > 0
+    run = json.loads((tmp_path / "recall_model" / "transformer_xl-s0.json").read_text())
+    assert run["parameters"] == pytest.approx(run["page_parameters"], rel=0.02)
+    assert set(run["accuracy"]) == set(run["sampled"]) and len(run["losses"]) == 1
     speed = json.loads((tmp_path / "speed" / "transformer_xl.json").read_text())
     kept = [scan["kept_mib"] for scan in speed["scan"]["lengths"].values()]
     assert 0 < kept[0] < kept[1] and speed["world_model"]["carried_numbers"] > 2 * 2 * 31 * 96

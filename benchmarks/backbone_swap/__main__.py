@@ -29,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--backbones", nargs="+", default=wmkit.available("backbone"))
     parser.add_argument("--updates", type=int, default=1000, help="of each world model")
     parser.add_argument("--recall-updates", type=int, default=600, help="of each backbone in the corridor")
+    parser.add_argument("--recall-model-updates", type=int, default=4000, help="of each world model there")
     parser.add_argument("--window", type=int, default=64, help="of transformers in the part short_window")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="cells side by side, one thread each")
@@ -38,7 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.out = args.out.resolve()
     if args.quick:
-        args.updates, args.recall_updates = 2, 2
+        args.updates = args.recall_updates = args.recall_model_updates = 2
         args.out, args.docs = args.out / "quick", args.out / "quick"
     return args
 

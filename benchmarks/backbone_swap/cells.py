@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import corridor
+import recall_model
 import speed
 import torch
 import worlds
 
-PARTS = ("recall", "reach", "vizdoom", "breakout", "short_window", "speed")
+PARTS = ("recall", "recall_model", "reach", "vizdoom", "breakout", "short_window", "speed")
 WINDOWED = ("gpt", "transformer_xl")
 
 
@@ -47,6 +48,10 @@ def plan(args: argparse.Namespace, part: str) -> list[Cell]:
         settings = {"updates": args.updates, "size": 4, "length": 32, "context": 8, "horizon": 24}
         settings["most"] = 16 if args.quick else None
         function: Callable[..., dict] = worlds.run
+    elif part == "recall_model":
+        data, lengths = None, [2, 4] if args.quick else [2, 4, 8, 16, 32, 64, 128, 256, 512]
+        settings = {"lengths": lengths, "updates": args.recall_model_updates, "rows": 16, "tests": 256}
+        function = recall_model.run
     else:
         data, lengths = None, [8, 16] if args.quick else [32, 64, 128, 256, 512]
         settings = {"lengths": lengths, "updates": args.recall_updates, "rows": 16, "tests": 256}

@@ -5,7 +5,7 @@ A parameter count is quadratic in any single width, so that three counts say all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     step: int = 1
 
 
+PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 # Of world models, as overrides of a page; a backbone of another package gives way in its belief.
 WORLD_MODEL = {
     "block_gru": Recipe("size.deter", step=8),  # eight blocks
@@ -60,7 +61,14 @@ def matching_width(parameters: Callable[[int], int], target: int, step: int = 1)
     return int(widths[off.argmin()])
 
 
-def world_model(backbone: str, actions: int, overrides: Sequence[str], seed: int) -> tuple[Any, dict]:
+def world_model(
+    backbone: str,
+    actions: int,
+    overrides: Sequence[str],
+    seed: int,
+    spec: Composite = PIXELS,
+    recipes: Mapping[str, Recipe] = WORLD_MODEL,
+) -> tuple[Any, dict]:
     """A system at the size of its page, with another backbone and as many world-model parameters.
 
     Args:
@@ -68,11 +76,12 @@ def world_model(backbone: str, actions: int, overrides: Sequence[str], seed: int
         actions: how many the environment takes.
         overrides: of the system, for all backbones alike.
         seed: of the weights.
+        spec: of observations.
+        recipes: what gives way, by backbone.
 
     Returns:
         The system, and what was counted and chosen.
     """
-    spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 
     def build(*more: str) -> Any:
         overriding = [*overrides, *more]
@@ -80,7 +89,7 @@ def world_model(backbone: str, actions: int, overrides: Sequence[str], seed: int
             "dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(actions), overrides=overriding
         )
 
-    recipe = WORLD_MODEL.get(backbone, Recipe("size.deter"))
+    recipe = recipes.get(backbone, Recipe("size.deter"))
 
     def page(width: int) -> list[str]:
         return [f"backbone={backbone}", *recipe.fixed, f"{recipe.width}={width}"]

@@ -53,19 +53,18 @@ def shown(value: float | None, form: str = ".2f") -> str:
     return "–" if value is None else format(value, form)
 
 
-def counts(recall: Cells, world: Cells) -> str:
-    """Parameters of everything that learnt."""
+def counts(learnt: dict[str, tuple[Cells, str]]) -> str:
+    """Parameters of what learnt: by heading, its cells and where they say what was chosen."""
     rows = []
-    for name in {**world, **recall}:
+    for name in {name: None for found, _ in learnt.values() for name in found}:
         row: list[object] = [f"`{name}`"]
-        for found, chosen in ((world, "overrides"), (recall, "width")):
+        for found, chosen in learnt.values():
             run = found.get(name, [{}])[0]
             kept = run.get(chosen, "–")
             words = " ".join(f"`{word}`" for word in kept[1:]) if isinstance(kept, list) else kept
             row += [words, *(shown(run.get(key), ",") for key in ("backbone_parameters", "parameters"))]
         rows.append(row)
-    head = ["backbone", "world model", "backbone", "whole", "corridor: width", "backbone", "whole"]
-    return table(head, rows)
+    return table(["backbone", *(word for key in learnt for word in (key, "backbone", "whole"))], rows)
 
 
 def recall_table(recall: Cells, short: Cells) -> str:
@@ -77,6 +76,16 @@ def recall_table(recall: Cells, short: Cells) -> str:
             accuracy = [mean(runs, lambda r, k=k: r["accuracy"][k]) for k in runs[0]["accuracy"]]
             rows.append([f"`{name}`{windowed}", *(shown(value) for value in accuracy)])
     lengths = next(iter(recall.values()))[0]["accuracy"]
+    return table(["accuracy at L =", *lengths], rows)
+
+
+def recall_model_table(model: Cells) -> str:
+    """Accuracy of the likeliest imagined state against L, in brackets that of a sample."""
+    rows: list[list[object]] = []
+    for name, runs in model.items():
+        best, sample = (mean(runs, lambda r, k=k: list(r[k].values())) for k in ("accuracy", "sampled"))
+        rows.append([f"`{name}`", *(f"{x:.2f} ({y:.2f})" for x, y in zip(best, sample, strict=True))])
+    lengths = next(iter(model.values()))[0]["accuracy"]
     return table(["accuracy at L =", *lengths], rows)
 
 
@@ -177,28 +186,38 @@ def save(made: Any, axis: Any, path: Path) -> None:
     made.savefig(path)
 
 
-def plot_recall(recall: Cells, short: Cells, reach: Cells, path: Path) -> None:
-    """Accuracy against L, and beside it how far gradients reach."""
-    made, (axis, *others) = figure(2 if reach else 1)
-    # Side by side where they would lie on one another.
-    shift = {name: 1 + 0.03 * (i - len(recall) / 2) for i, name in enumerate(recall)}
-    for found, style in ((recall, {"marker": "o", "ms": 4}), (short, {"lw": 0.8, "marker": "x", "ms": 5})):
-        for name, runs in found.items():
-            lengths = [int(key) for key in runs[0]["accuracy"]]
-            label = name if found is recall else f"{name}, window {runs[0]['window']}"
-            accuracy = mean(runs, lambda r: list(r["accuracy"].values()))
-            line(axis, name, np.array(lengths) * shift.get(name, 1), accuracy, label=label, **style)
-    chance = next(iter(recall.values()))[0]["chance"]
-    axis.axhline(chance, color="black", lw=0.8, ls=(0, (1, 2)), label="chance")
-    axis.set_xscale("log", base=2)
-    axis.set(ylim=(0, 1.05), xlabel="steps of distraction L", ylabel="recall accuracy")
-    axis.set_xticks(lengths, lengths)
-    for far in others:
+def plot_recall(recall: Cells, short: Cells, model: Cells, reach: Cells, path: Path) -> None:
+    """Accuracy against L, of backbones and of world models, and beside it how far gradients reach."""
+    made, axes = figure(1 + bool(model) + bool(reach))
+    accuracies(axes[0], recall, short)
+    axes[0].set_ylabel("recall accuracy of the backbone")
+    if model:
+        accuracies(axes[1], model, {})
+        axes[1].set_ylabel("recall accuracy of the world model")
+    if reach:
+        far = axes[-1]
         for name, (run,) in reach.items():
             line(far, name, run["distance"], np.maximum(run["gradient"], 1e-30))
         far.set_yscale("log")
         far.set(ylim=(1e-14, 1e5), xlabel="steps before the query", ylabel="gradient, against the query's")
-    save(made, axis, path)
+    save(made, axes[0], path)
+
+
+def accuracies(axis: Any, found: Cells, short: Cells) -> None:
+    """A panel of accuracy against L; thin where the window is short."""
+    # Side by side where they would lie on one another.
+    shift = {name: 1 + 0.03 * (i - len(found) / 2) for i, name in enumerate(found)}
+    for cells, style in ((found, {"marker": "o", "ms": 4}), (short, {"lw": 0.8, "marker": "x", "ms": 5})):
+        for name, runs in cells.items():
+            lengths = [int(key) for key in runs[0]["accuracy"]]
+            label = name if cells is found else f"{name}, window {runs[0]['window']}"
+            accuracy = mean(runs, lambda r: list(r["accuracy"].values()))
+            line(axis, name, np.array(lengths) * shift.get(name, 1), accuracy, label=label, **style)
+    chance = next(iter(found.values()))[0]["chance"]
+    axis.axhline(chance, color="black", lw=0.8, ls=(0, (1, 2)), label="chance")
+    axis.set_xscale("log", base=2)
+    axis.set(ylim=(0, 1.05), xlabel="steps of distraction L")
+    axis.set_xticks(lengths, lengths)
 
 
 def plot_images(data: dict[str, tuple[Cells, dict]], path: Path) -> None:
@@ -248,10 +267,14 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
     docs.mkdir(parents=True, exist_ok=True)
     found = {part: cells(out / part) for part in parts}
     recall, short, speed = (found.get(part, {}) for part in ("recall", "short_window", "speed"))
+    model = found.get("recall_model", {})
     tables = {}
+    if model:
+        tables["recall model"] = recall_model_table(model)
+        tables["recall model counts"] = counts({"world model": (model, "overrides")})
     if recall:
         tables["recall"] = recall_table(recall, short)
-        plot_recall(recall, short, found.get("reach", {}), docs / "backbones_recall.png")
+        plot_recall(recall, short, model, found.get("reach", {}), docs / "backbones_recall.png")
     drawn = {}
     for world in ("vizdoom", "breakout"):
         path = out / world / "baselines.json"
@@ -267,7 +290,8 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
         tables["scan memory"] = scan_table(speed, "kept_mib", ".1f")
         plot_scaling(speed, docs / "backbones_scaling.png")
     timed = {name: [run["world_model"]] for name, (run,) in speed.items()}
-    tables["counts"] = counts(recall, timed | found.get("breakout", {}) | found.get("vizdoom", {}))
+    world = timed | found.get("breakout", {}) | found.get("vizdoom", {})
+    tables["counts"] = counts({"world model": (world, "overrides"), "corridor: width": (recall, "width")})
     tables["minutes"] = minutes(out, parts)
     numbers = {part: runs for part, runs in found.items() if runs}
     numbers |= {f"{world} baselines": baseline for world, (_, baseline) in drawn.items()}
