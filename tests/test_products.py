@@ -104,8 +104,10 @@ def test_when_pytorchs_own_is_called(onednn: list[int], monkeypatch: pytest.Monk
     linear(x.to("meta"), layer.weight.to("meta"))
     monkeypatch.setattr(products, "_WORTH", 25)  # 24 multiplications are too few
     layer(x)
+    monkeypatch.setattr(products, "_WORTH", 0)
+    layer(x[:3])  # as are three rows
     assert not onednn
-    layer(torch.ones(5, 3))
+    layer(x)
     assert len(onednn) == 1
 
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 _WORTH = 2**20  # multiplications of a product; below, the call costs what the arithmetic saves
+_ROWS = 4  # of a product; with fewer, reading the weight is all there is to do
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -107,6 +108,7 @@ def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= _WORTH
+        and x.numel() >= _ROWS * x.shape[-1]
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and onednn_is_quicker()
