@@ -301,6 +301,8 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("critic=7", "critic is 7: wanted a mapping"),
         ("critic=null", "critic is None: wanted a mapping"),
         ("batch=5", "batch is 5: wanted a mapping"),
+        ("observations.images=pixels", "observations.images is 'pixels': wanted auto or a list"),
+        ("schedule.slow_fraction=2", "schedule.slow_fraction is 2: wanted 0 or more and at most 1"),
         ("size.groups=0", "size.groups is 0: wanted 1 or more"),
         ("+critic.colour=red", "critic.colour is 'red', which Critic does not take"),
         ("behaviour._target_=wmkit.objectives.Nothing", "_target_ is 'wmkit.objectives.Nothing'"),

@@ -66,12 +66,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     OmegaConf.set_struct(config, False)
     page: Any = OmegaConf.to_container(config)
     OmegaConf.resolve(config)
-    for name, value in (config.get("size") or {}).items():
-        if isinstance(value, (int, float)):
-            check_range(f"size.{name}", value, 0 if name == "layers" else 1)
-    for block in BLOCKS:
-        if not OmegaConf.is_dict(found := OmegaConf.select(config, block)):
-            raise ConfigError(f"{block} is {found!r}: wanted a mapping; override keys of it instead")
+    _check_blocks(config)
     actor = _make(config, "actor", page)
     spaces = read_spaces(
         observation_spec,
@@ -100,6 +95,27 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         frames=_make(config, "observations.frames", page),
         **{part: one for part in parts if (one := _make(config, part, page)) is not None},
     )
+
+
+def _check_blocks(config: DictConfig) -> None:
+    """What is read here, before there are parts that check their own.
+
+    Raises:
+        ConfigError: a size that is no width or depth, a block without keys, observations that are no list.
+    """
+    for name, value in (config.get("size") or {}).items():
+        if isinstance(value, (int, float)):
+            check_range(f"size.{name}", value, 0 if name == "layers" else 1)
+    for block in BLOCKS:
+        if not OmegaConf.is_dict(found := OmegaConf.select(config, block)):
+            raise ConfigError(f"{block} is {found!r}: wanted a mapping; override keys of it instead")
+    for name in ("images", "vectors"):
+        keys = config.observations.get(name)
+        if keys != "auto" and not OmegaConf.is_list(keys):
+            raise ConfigError(
+                f"observations.{name} is {keys!r}: wanted auto or a list of keys; write "
+                f"observations.{name}=[KEY]"
+            )
 
 
 def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:

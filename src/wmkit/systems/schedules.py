@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wmkit.arguments import check_range
 from wmkit.dynamics import Latent
 from wmkit.dynamics.latent import Observed
 from wmkit.objectives import Learner, ReplayCriticLoss, Term, check_weights, reduce_terms
@@ -48,7 +49,9 @@ class Schedule(nn.Module):
     ) -> None:
         super().__init__()
         self.slow_critic = None
+        check_range("schedule.slow_every", slow_every, 1)
         if slow_fraction is not None:
+            check_range("schedule.slow_fraction", slow_fraction, 0, 1)
             self.slow_critic = copy.deepcopy(system.critic).requires_grad_(False)
         self.slow_fraction, self.slow_every = slow_fraction, slow_every
         self.learners = dict(learners)
