@@ -4,10 +4,9 @@ The corridor of :mod:`corridor` as observations, one class each, and after the q
 Nothing else is learnt from than the world model's own loss. To answer, it observes up to the query,
 imagines one step, and decodes it.
 
-Beside the symbols three things differ from :mod:`worlds`: four categoricals, since a choice of eight
-needs no more and a prior that holds them independent learns sixteen later; no free nats, since one nat
-is half of what there is to know of a cue; and transformers are narrow, since in an RSSM they keep keys
-and values of all steps at every step.
+Beside the symbols two things differ from :mod:`worlds`: four categoricals, since a choice of eight needs
+no more and a prior that holds them independent learns sixteen later; and narrow heads of transformers,
+which in an RSSM keep keys and values of all steps at every step.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tensordict import TensorDict
 from torchrl.data import Categorical, Composite
 
 SPEC = Composite(symbol=Categorical(INPUTS))
-OVERRIDES = ["preset=quick", "size=tiny", "size.groups=4", "world_model_loss.kl.free_nats=0"]
+OVERRIDES = ["preset=quick", "size=tiny", "size.groups=4"]
 
 
 def records(length: int, rows: int, seed: int) -> TensorDict:
@@ -47,7 +46,7 @@ def records(length: int, rows: int, seed: int) -> TensorDict:
 
 def model(backbone: str, longest: int, seed: int) -> tuple[Any, dict]:
     """A system for corridors up to ``longest``, whose transformers see all of them; and what was counted."""
-    narrow = ("backbone.width=32", f"backbone.window={longest + 3}")
+    narrow = ("+backbone.head_dim=8", f"backbone.window={longest + 3}")
     seeing = dict.fromkeys(("gpt", "transformer_xl"), equal.Recipe("+backbone.hidden", narrow))
     return equal.world_model(backbone, 1, OVERRIDES, seed, SPEC, equal.WORLD_MODEL | seeing)
 
