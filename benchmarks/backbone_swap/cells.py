@@ -51,6 +51,7 @@ def plan(args: argparse.Namespace, part: str) -> list[Cell]:
     elif part == "recall_model":
         data, lengths = None, [2, 4] if args.quick else [2, 4, 8, 16, 32, 64, 128, 256, 512]
         settings = {"lengths": lengths, "updates": args.recall_model_updates, "rows": 16, "tests": 256}
+        settings["overrides"] = list(recall_model.OVERRIDES)
         function = recall_model.run
     else:
         data, lengths = None, [8, 16] if args.quick else [32, 64, 128, 256, 512]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import equal
@@ -44,11 +45,11 @@ def records(length: int, rows: int, seed: int) -> TensorDict:
     )
 
 
-def model(backbone: str, longest: int, seed: int) -> tuple[Any, dict]:
+def model(backbone: str, longest: int, seed: int, overrides: Sequence[str] = OVERRIDES) -> tuple[Any, dict]:
     """A system for corridors up to ``longest``, whose transformers see all of them; and what was counted."""
     narrow = ("+backbone.head_dim=8", f"backbone.window={longest + 3}")
     seeing = dict.fromkeys(("gpt", "transformer_xl"), equal.Recipe("+backbone.hidden", narrow))
-    return equal.world_model(backbone, 1, OVERRIDES, seed, SPEC, equal.WORLD_MODEL | seeing)
+    return equal.world_model(backbone, 1, overrides, seed, SPEC, equal.WORLD_MODEL | seeing)
 
 
 def look_back(system: Any, steps: int) -> None:
@@ -58,7 +59,16 @@ def look_back(system: Any, steps: int) -> None:
         backbone.window = steps
 
 
-def run(backbone: str, *, lengths: list[int], updates: int, rows: int, tests: int, seed: int) -> dict:
+def run(
+    backbone: str,
+    *,
+    lengths: list[int],
+    updates: int,
+    rows: int,
+    tests: int,
+    seed: int,
+    overrides: Sequence[str] = OVERRIDES,
+) -> dict:
     """Train one world model on all lengths mixed, and ask it at each.
 
     Lengths are drawn as in :func:`corridor.run`: of each as many symbols are seen.
@@ -70,12 +80,13 @@ def run(backbone: str, *, lengths: list[int], updates: int, rows: int, tests: in
         rows: in a batch.
         tests: episodes per length that accuracies are of.
         seed: of weights, episodes and samples; the same episodes for all backbones.
+        overrides: of the system, for all backbones alike.
 
     Returns:
         Among the rest ``accuracy`` by L, of the likeliest state, ``sampled``, of one sample of it, and
         ``losses``, the mean of each twenty updates.
     """
-    system, counted = model(backbone, max(lengths), seed)
+    system, counted = model(backbone, max(lengths), seed, overrides)
     learner = system.schedule.learners["world_model"]
     order = random.Random(seed).choices(lengths, [1 / length for length in lengths], k=updates)
     losses = []
