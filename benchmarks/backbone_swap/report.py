@@ -181,8 +181,10 @@ def figure(panels: int) -> tuple[Any, Any]:
 
 def save(made: Any, axis: Any, path: Path) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    made.legend(handles, labels, fontsize=8, frameon=False, loc="center right")
-    made.tight_layout(rect=(0, 0, 1 - 1.45 / made.get_figwidth(), 1))
+    legend = made.legend(handles, labels, fontsize=8, frameon=False, loc="center right")
+    made.canvas.draw()
+    taken = legend.get_window_extent().width / made.bbox.width
+    made.tight_layout(rect=(0, 0, 1 - taken, 1))
     made.savefig(path)
 
 

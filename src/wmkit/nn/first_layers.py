@@ -26,6 +26,7 @@ class FirstLayers:
 
     Args:
         weights: each ``[D_i, F]``.
+        state: columns that read the state; the others read the belief.
 
     >>> from wmkit.heads import Critic, DiscreteActor
     >>> actor = DiscreteActor(6, 3, units=4, layers=1)
@@ -37,10 +38,12 @@ class FirstLayers:
     True
     """
 
-    def __init__(self, weights: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], state: int) -> None:
         self.weights = [(weight, weight._version) for weight in weights]
-        self.joint = torch.cat(list(weights)).detach()  # [D, F]
-        self.width = len(self.joint)
+        # Matrices of their own: a part of a wider one is copied at each product.
+        self._of_state = torch.cat([weight.detach()[:, :state] for weight in weights])
+        self._of_belief = torch.cat([weight.detach()[:, state:] for weight in weights])
+        self.width = len(self._of_state)
 
     @classmethod
     def of(cls, feature: Feature, policy: Any, heads: Iterable[Any]) -> FirstLayers | None:
@@ -61,13 +64,12 @@ class FirstLayers:
                 fits = weight.shape[1] == width and weight.dtype == belief.dtype
                 if fits and (reader is policy or len(weight) <= _NARROW):
                     weights[id(weight)] = weight
-        return cls(list(weights.values())) if weights else None
+        return cls(list(weights.values()), feature.state.shape[-1]) if weights else None
 
     @torch.no_grad()
     def attach(self, feature: Feature, out: Tensor) -> Feature:
         """A feature ``[N, F]`` of known classes with the products, which are written to ``out [N, D]``."""
         assert feature.classes is not None
-        width = feature.state.shape[-1]
-        from_state = one_hot_linear(feature.classes, self.joint[:, :width])
-        torch.add(linear(feature.belief, self.joint[:, width:]), from_state, out=out)
+        from_state = one_hot_linear(feature.classes, self._of_state)
+        torch.add(linear(feature.belief, self._of_belief), from_state, out=out)
         return replace(feature, products=Products(self.weights, out))
