@@ -195,7 +195,8 @@ def run(args: argparse.Namespace, counter: Any) -> None:
     print("\n" + "\n".join(f"- {note}" for note in notes))
     if args.json:
         result = {
-            "settings": {k: v for k, v in vars(args).items() if k != "json"},
+            "settings": {k: v for k, v in vars(args).items() if k != "json"}
+            | {"against": "plain" if "plain" in sides else "nothing"},
             "machine": machine,
             "windows": rows,
             "starts": starts,

@@ -95,6 +95,9 @@ DIFFERENCES = [
     "torchrl applies the actor twice, with gradients: while it imagines, and to score what it did",
     "torchrl predicts rewards at every imagined step, wmkit over all steps at once",
 ]
+# Options that not every system or observation has: what they are where they are not given.
+OPTIONS = {"size": "1m", "obs": "proprio", "batch": 16, "length": 64, "keep": "ours", "compile": False}
+IMAGE_OPTIONS = {"codec": "pooled"}
 CODEC_NOTES = {
     "pooled": "torchrl has no image codec that pools: its side is ours in plain PyTorch, channels last",
     "strided": "image codec of torchrl's own, channels last, and ours with strided=true; its decoder has one "
@@ -633,23 +636,24 @@ def arguments() -> argparse.Namespace:
         choices=["torchrl", "plain", "nothing"],
         help="dreamer_v3: torchrl; twm, storm: plain or nothing",
     )
-    parser.add_argument("--size", choices=SIZES, default="1m")
-    parser.add_argument("--obs", choices=list(SPACES), default="proprio")
-    parser.add_argument(
+    only = parser.add_argument_group("of dreamer_v3 only; twm and storm run at their published size")
+    only.add_argument("--size", choices=SIZES, help="1m if not given")
+    only.add_argument("--obs", choices=list(SPACES), help="proprio if not given")
+    only.add_argument(
         "--codec",
         choices=list(CODEC_NOTES),
-        default="pooled",
-        help="image codec of both sides: today's, or one with strided convolutions as TorchRL has it",
+        help="image codec of both sides: today's (pooled, if not given), or one with strided convolutions as "
+        "TorchRL has it",
     )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
+    only.add_argument("--batch", type=int, help="16 if not given")
+    only.add_argument("--length", type=int, help="64 if not given")
+    only.add_argument("--keep", choices=["ours", "both", "none"], help="who keeps freed memory")
+    only.add_argument(
+        "--compile", action="store_true", default=None, help="both sides compiled, each in its own way"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--warm-up", type=int, default=4)
-    parser.add_argument(
-        "--keep", choices=["ours", "both", "none"], default="ours", help="who keeps freed memory"
-    )
-    parser.add_argument("--compile", action="store_true", help="both sides compiled, each in its own way")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     peers = ["torchrl"] if args.system == "dreamer_v3" else ["plain", "nothing"]
@@ -658,7 +662,32 @@ def arguments() -> argparse.Namespace:
             f"{args.system} cannot be compared with {args.against!r}: wanted {' or '.join(peers)}; "
             "change --against or leave it out"
         )
+    args.against = args.against or peers[0]
+    settle(parser, args)
     return args
+
+
+def settle(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that were given and do nothing; fill in those that were not and do something."""
+    dreamer = args.system == "dreamer_v3"
+    options = {**OPTIONS, **IMAGE_OPTIONS}
+    wanted = {} if not dreamer else options if args.obs == "vision" else OPTIONS
+    given = [name for name in options if getattr(args, name) is not None]
+    useless = " and ".join(f"--{name}" for name in given if name not in wanted)
+    if useless and dreamer:
+        parser.error(
+            f"{useless} was given without an image: wanted --obs vision; add it or leave {useless} out"
+        )
+    if useless:
+        parser.error(
+            f"{args.system} runs as published, but found {useless}: wanted none but --against, --threads, "
+            "--repeats, --warm-up and --json; leave out what is not among them"
+        )
+    for name in options:
+        if name not in wanted:
+            delattr(args, name)
+        elif name not in given:
+            setattr(args, name, wanted[name])
 
 
 def main() -> None:

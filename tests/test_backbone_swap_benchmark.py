@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +20,7 @@ import wmkit
 from wmkit.dynamics import Latent
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "backbone_swap"
+RESULTS = FOLDER.parents[1] / "docs" / "results"
 MODULES = ("cells", "corridor", "equal", "recall_model", "report", "speed", "worlds")
 
 
@@ -25,7 +29,8 @@ def swap():
     """Its files, which are run by path and belong to no package."""
     sys.path.insert(0, str(FOLDER))
     try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+        modules = {name: importlib.import_module(name) for name in MODULES}
+        yield SimpleNamespace(**modules, main=runpy.run_path(str(FOLDER / "__main__.py"))["main"])
     finally:
         sys.path.remove(str(FOLDER))
         for name in MODULES:
@@ -227,7 +232,9 @@ def test_baselines(swap, tmp_path):
 def test_collected_records_are_kept_as_they_were(swap, tmp_path):
     pytest.importorskip("ale_py")
     for name in ("one", "two"):
-        swap.worlds.collect(swap.worlds.WORLDS["breakout"], 48, tmp_path / f"{name}.npz", streams=2, seed=1)
+        swap.worlds.collect(
+            swap.worlds.WORLDS["battle_zone"], 48, tmp_path / f"{name}.npz", streams=2, seed=1
+        )
     (learnt,), (held_out,) = swap.worlds.load(tmp_path / "one.npz")
     again = swap.worlds.load(tmp_path / "two.npz")[0][0]
     assert len(learnt) == len(held_out) == 25 and (learnt == again).all()
@@ -248,7 +255,7 @@ def test_every_part_runs_and_is_drawn(swap, tmp_path):
     args = SimpleNamespace(out=tmp_path, quick=True, updates=2, recall_updates=2, seeds=1, window=4)
     args.backbones, args.recall_model_updates = ["transformer_xl"], 2
     save(swap, tmp_path / "data" / "vizdoom.npz", [records([25] * 2), records([25] * 2)])
-    for part in [part for part in parts if part != "breakout"]:
+    for part in [part for part in parts if part != "battle_zone"]:
         for cell in swap.cells.plan(args, part):
             swap.cells.run_cell(cell, tmp_path)
             path = tmp_path / f"{cell.name}.json"
@@ -275,3 +282,116 @@ def test_every_part_runs_and_is_drawn(swap, tmp_path):
         "backbones_images",
         "backbones_scaling",
     }
+
+
+# --- what a report leaves alone ------------------------------------------------------------------
+
+
+def save_cells(out: Path, numbers: dict) -> None:
+    """Numbers of ``backbones.json`` as the cells they came from."""
+    for part, runs in numbers.items():
+        world, baselines = part.removesuffix(" baselines"), part.endswith(" baselines")
+        (out / world).mkdir(parents=True, exist_ok=True)
+        for name, cells in {"baselines": [runs]}.items() if baselines else runs.items():
+            for cell in cells:
+                seed = "" if part in ("reach", "speed") or baselines else f"-s{cell['settings']['seed']}"
+                (out / world / f"{name}{seed}.json").write_text(json.dumps(cell))
+
+
+@pytest.fixture
+def docs(tmp_path):
+    """A copy of the committed numbers and page."""
+    copy = tmp_path / "docs"
+    copy.mkdir()
+    for name in ("backbones.json", "backbones.md"):
+        shutil.copy(RESULTS / name, copy)
+    return copy
+
+
+def contents(docs: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in docs.iterdir() if path.suffix != ".png"}
+
+
+def lines_of(page: str, table: str) -> list[str]:
+    return page.partition(f"<!-- begin {table} -->\n")[2].partition("<!-- end")[0].splitlines()
+
+
+def test_a_report_without_cells_stops_and_changes_nothing(swap, docs, tmp_path):
+    before = contents(docs)
+    (tmp_path / "empty" / "recall").mkdir(parents=True)
+    for out in ("wrong", "empty"):
+        with pytest.raises(SystemExit, match=r"holds no cells: found no JSON in its folders recall, .*--out"):
+            swap.main(["--report", "--out", str(tmp_path / out), "--docs", str(docs)])
+    assert contents(docs) == before and not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "plots"),
+    [
+        (["recall"], {"recall"}),
+        (["reach"], {"recall"}),
+        (["vizdoom baselines"], {"images"}),
+        (["speed", "short_window"], {"scaling", "recall"}),
+    ],
+)
+def test_a_report_of_some_parts_leaves_the_others_alone(swap, docs, tmp_path, parts, plots):
+    before = contents(docs)
+    numbers = json.loads(before["backbones.json"])
+    save_cells(tmp_path / "out", {part: numbers[part] for part in parts})
+    tables = swap.report.write(tmp_path / "out", docs, swap.cells.PARTS)
+    after = contents(docs)
+    assert after["backbones.json"] == before["backbones.json"]
+    assert {path.stem.removeprefix("backbones_") for path in docs.glob("*.png")} == plots
+    names = re.findall("<!-- begin (.*) -->", before["backbones.md"])
+    assert set(names) > set(tables) and len(names) > 10
+    for name in {*names} - {*tables} | {"minutes", "counts"}:
+        assert lines_of(after["backbones.md"], name) == lines_of(before["backbones.md"], name)
+
+
+def test_a_backbone_measured_again_changes_its_own_rows(swap, docs, tmp_path):
+    before = contents(docs)
+    cell = json.loads(before["backbones.json"])["recall"]["lstm"][0]
+    cell = {
+        **cell,
+        "accuracy": dict.fromkeys(cell["accuracy"], 0.77),
+        "minutes": 100.0,
+        "parameters": 777_777,
+    }
+    other = {**cell, "settings": {**cell["settings"], "seed": 3}}
+    save_cells(tmp_path / "out", {"recall": {"lstm": [cell], "mine": [other]}})
+    swap.report.write(tmp_path / "out", docs, swap.cells.PARTS)
+    after = contents(docs)
+    was, now = (json.loads(x["backbones.json"]) for x in (before, after))
+    assert list(now) == list(was) and list(now["recall"]) == [*was["recall"], "mine"]
+    assert now["recall"] == {**was["recall"], "lstm": [cell], "mine": [other]}
+    assert all(now[part] == was[part] for part in was if part != "recall")
+    new = {
+        line for table in ("recall", "counts", "minutes") for line in lines_of(after["backbones.md"], table)
+    }
+    old = {
+        line for table in ("recall", "counts", "minutes") for line in lines_of(before["backbones.md"], table)
+    }
+    assert sorted(line.split()[1] for line in old - new) == ["`lstm`", "`lstm`", "recall"]
+    assert sorted(line.split()[1] for line in new - old) == ["`lstm`"] * 2 + ["`mine`"] * 2 + ["recall"]
+    assert "| recall | 9 |" in after["backbones.md"]
+
+
+def test_rows_with_other_settings_are_not_mixed(swap, docs, tmp_path):
+    before = contents(docs)
+    runs = json.loads(before["backbones.json"])["recall"]
+    for cells in runs.values():
+        cells[0]["settings"]["updates"] = 400
+    save_cells(tmp_path / "one", {"recall": {"gru": runs["gru"]}})
+    with pytest.raises(SystemExit, match=r"part recall would mix settings: found updates=600 in .* 400 in a"):
+        swap.report.write(tmp_path / "one", docs, swap.cells.PARTS)
+    assert contents(docs) == before
+    save_cells(tmp_path / "all", {"recall": runs})
+    swap.report.write(tmp_path / "all", docs, swap.cells.PARTS)
+    assert json.loads((docs / "backbones.json").read_text())["recall"] == runs
+
+
+def test_an_unknown_backbone_is_refused_at_once(swap, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        swap.main(["--out", str(tmp_path / "new"), "--backbones", "lstmm"])
+    assert "argument --backbones: invalid choice: 'lstmm' (choose from" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

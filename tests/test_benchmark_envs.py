@@ -340,6 +340,33 @@ def test_area_means_are_what_a_pixel_covers():
         atari100k("pong", filter="box")
 
 
+NOT_IN_OLD_SCORES = ("fewest_noops", "noop_frames", "actions", "filter", "limit")
+
+
+@pytest.mark.parametrize(
+    ("game", "everything", "words"),
+    [
+        ("breakout", False, "1 to 3 no-ops of 4 frames, FIRE pressed for the agent, lives"),
+        ("ms_pacman", False, "0 to 3 no-ops, lives"),  # whose second action is another
+        ("ms_pacman", True, "1 to 3 no-ops of 4 frames, FIRE pressed for the agent, lives"),
+    ],
+)
+def test_a_protocol_tells_the_noops_that_are_made(game, everything, words):
+    """As frames that the emulator has played after resets."""
+    pytest.importorskip("ale_py")
+    name, options = f"atari100k/{game}", {"fire": True, "noops": 3, "all_actions": everything}
+    config = OmegaConf.create({"env": {"name": name, "options": options}, "training": {}})
+    protocol = EvaluationProtocol.of(config, 1)
+    assert words in str(protocol) and f"{'full' if everything else 'minimal'} action set" in str(protocol)
+    env, start, seen = make_env(name, **options), emulator(game).getEpisodeFrameNumber(), set()
+    for _ in range(40):
+        env.reset()
+        seen.add(env.emulator.getEpisodeFrameNumber() - start)
+    presses = 2 * env.action_repeat if protocol.fire else 0
+    counts = range(protocol.fewest_noops, protocol.noops + 1)
+    assert seen == {presses + protocol.noop_frames * count for count in counts}
+
+
 def test_a_protocol_says_what_the_environment_does():
     pytest.importorskip("ale_py")
     config = compose("storm", ["preset=atari100k", "env.game=pong", "env.num_envs=3"])
@@ -354,6 +381,15 @@ def test_a_protocol_says_what_the_environment_does():
     assert protocol.step_limit is None and EvaluationProtocol.read(protocol.record()) == protocol
     words = ("7 episodes of atari100k/pong", "sampled", "action repeat 4", "sticky actions 0.25", "no no-ops")
     assert all(word in str(protocol) for word in (*words, "lives ignored", "108,000 frames", "seed 1000000"))
+    assert (protocol.fire, protocol.actions, protocol.filter) == (game.fires, "minimal", game.filter)
+    assert protocol.limit == game.limit and "minimal action set, area filter, at most" in str(protocol)
+    assert "108,000 frames, then truncated" in str(protocol)
+    training = EvaluationProtocol.of_training(config, episodes=7)
+    assert training.beside(protocol) == "the loss of a life ends the episode"
+    old = {key: value for key, value in protocol.record().items() if key not in NOT_IN_OLD_SCORES}
+    assert "up to 30 no-ops, lives ignored, at most 108,000 frames, 3" in str(
+        EvaluationProtocol.read({**old, "noops": 30})
+    )
     assert read_options("gym/Acrobot-v1")["max_steps"] == 500
     assert read_options("Acrobot-v1", max_episode_steps=9)["max_steps"] == 9
     with pytest.raises(ConfigError, match="cannot take these options"):

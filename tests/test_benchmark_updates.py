@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+OPTIONS = {"size": "1m", "obs": "vision", "codec": "pooled", "batch": "2", "length": "8", "keep": "both"}
+DEFAULTS = {"size": "1m", "obs": "proprio", "batch": 16, "length": 64, "keep": "ours", "compile": False}
+ALWAYS = {"system", "threads", "repeats", "warm_up", "json"}
 
 
 @pytest.fixture
@@ -76,9 +79,16 @@ def test_plain_updates_do_the_official_arithmetic(
     [
         (["--against", "plain"], "dreamer_v3 cannot be compared with 'plain': wanted torchrl"),
         (["--system", "twm", "--against", "torchrl"], "twm cannot be compared with 'torchrl': wanted plain"),
+        (
+            ["--system", "twm", "--batch", "16", "--compile"],
+            "as published, but found --batch and --compile: ",
+        ),
+        (["--system", "storm", "--obs", "proprio"], "storm runs as published, but found --obs: wanted none "),
+        *((["--system", "twm", f"--{name}", x], f"found --{name}: ") for name, x in OPTIONS.items()),
+        (["--codec", "pooled"], "--codec was given without an image: wanted --obs vision"),
     ],
 )
-def test_a_peer_that_a_system_does_not_have_is_refused(
+def test_what_a_system_does_not_have_is_refused(
     options: list[str],
     wanted: str,
     plain: ModuleType,
@@ -90,6 +100,25 @@ def test_a_peer_that_a_system_does_not_have_is_refused(
     with pytest.raises(SystemExit) as stopped:
         speed.arguments()
     assert stopped.value.code == 2 and wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (["--system", "twm"], {"against": "plain"}),
+        (["--system", "storm", "--against", "nothing", "--repeats", "2"], {"against": "nothing"}),
+        ([], {**DEFAULTS, "against": "torchrl"}),
+        (["--batch", "2", "--compile"], {**DEFAULTS, "batch": 2, "compile": True, "against": "torchrl"}),
+        (["--obs", "vision"], {**DEFAULTS, "obs": "vision", "codec": "pooled", "against": "torchrl"}),
+    ],
+)
+def test_settings_are_those_that_are_used(
+    options: list[str], kept: dict[str, object], plain: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speed = importlib.import_module("update_speed")
+    monkeypatch.setattr(sys, "argv", ["update_speed.py", *options])
+    found = vars(speed.arguments())
+    assert {k: v for k, v in found.items() if k not in ALWAYS} == kept and found.keys() >= ALWAYS
 
 
 @pytest.mark.slow

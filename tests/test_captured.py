@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
+from wmkit.dynamics import DreamStart, dream
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems import System
 from wmkit.training import CapturedUpdate
@@ -49,6 +50,8 @@ SYSTEMS = {
         "behaviour.starts._target_=wmkit.dynamics.SampledStarts",
     ),
 }
+PAIRS = "behaviour.starts._target_=wmkit.dynamics.PairStarts"
+UPDATES = [(name, ()) for name in SYSTEMS] + [("storm", (PAIRS,))]
 
 
 def build(name: str, *smaller: str) -> System:
@@ -103,19 +106,69 @@ def numbers(batch: TensorDict) -> TensorDict:
     return batch.apply(lambda x: torch.empty(x.shape, dtype=x.dtype, device=DEVICE), device=DEVICE)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_an_update_asks_nothing_of_the_host(name, monkeypatch):
-    system = build(name)
+@pytest.mark.parametrize(("name", "overrides"), UPDATES)
+def test_an_update_asks_nothing_of_the_host(name, overrides, monkeypatch):
+    system = build(name, *overrides)
     batches = system.example_batches()
     with elsewhere(monkeypatch):
         there = moved(system)
         metrics = there.update(*map(numbers, batches))
         scalars = [value for value in metrics.values() if isinstance(value, Tensor)]
         assert len(scalars) > 10 and all(value.device.type == DEVICE for value in scalars)
-        if name != "dreamer_v3":
+        if name == "ls_imagine":
             return
         metrics = there.update(*map(numbers, batches))  # with moments and step counts from before
-        assert metrics["replay_context", "belief"].device.type == DEVICE
+        assert all(value.device.type == DEVICE for value in metrics.values(True, True))
+
+
+def test_no_phase_of_pretraining_asks_anything_of_the_host(monkeypatch):
+    system = build("twm")
+    system.schedule.phases = dict.fromkeys(system.schedule.phases, 1)
+    batch = system.example_batch()
+    with elsewhere(monkeypatch):
+        there, batch = moved(system), numbers(batch)
+        for phase in ("representation", "dynamics", "behaviour"):
+            assert there.schedule.phase == phase
+            assert all(value.device.type == DEVICE for value in there.update(batch).values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["twm", "storm"])
+def test_a_dream_neither_synchronises_nor_depends_on_capture(name):
+    system = build(name)
+    model, records = system.world_model, system.fill(system.example_batches()[-1])
+    records = system.world_model_loss.encoded(model, records)
+    start = system.behaviour.starts(
+        records.classes, records.previous_action, records.reward, records.is_init, records.ended
+    )
+    system.to("cuda")
+    start = DreamStart(*(x.to("cuda") for x in start))
+    options = {"prior_start": True}
+    if name == "twm":
+        options = {"threshold": 0.9, "replacements": start.classes[:, -1]}
+
+    def run() -> tuple[Tensor, ...]:
+        return tuple(x for x in dream(model, system.actor, start, 15, **options) if x is not None)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    torch.cuda.manual_seed(1)
+    graph.replay()
+    torch.cuda.manual_seed(1)
+    eager = run()
+    for a, b in zip(captured, eager, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_guard_finds_what_would_not_capture(monkeypatch):
@@ -145,7 +198,7 @@ def addresses(system: System) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["dreamer_v3", "storm"])
+@pytest.mark.parametrize("name", ["dreamer_v3", "storm", "twm"])
 def test_what_lives_on_stays_where_it_is_and_results_are_the_callers(name):
     captured, plain = build(name), build(name)
     update = CapturedUpdate(captured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from wmkit.cli.app import read_config
 from wmkit.errors import ConfigError, NonFiniteLossError
 from wmkit.registry import available
 from wmkit.systems import compose
+from wmkit.systems.system import System
+from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Summary
 
@@ -148,14 +151,26 @@ def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):
         "episodes": 20,
         "training_success_rate": None,
         "protocol": "20 episodes of somewhere",
+        "training_episodes": 37,
     }
 
     def fail(config):
         raise NonFiniteLossError("loss term 'loss_reward' is not finite")
 
+    rules = {"training_success_rate": 0.5, "training_rules": "sampled actions"}
     bare = Summary(**{**summary, "success_rate": None, "training_return": 0.75}, interrupted=False)
     for behaviour, code, words in (
-        (lambda config: bare, 0, ["1.00, mean of 20 episodes", "0.75, mean of the last", "20 episodes of"]),
+        (
+            lambda config: bare,
+            0,
+            ["1.00, mean of 20 episodes", "0.75, mean of the last 37", "20 episodes of"],
+        ),
+        (
+            lambda config: Summary(**{**summary, **rules}, interrupted=False),
+            0,
+            ["50 % of the last 37 episodes: sampled actions"],
+        ),
+        (lambda config: bare, 0, ["of the last 37 episodes, by the evaluation's rules"]),
         (lambda config: Summary(**summary, interrupted=False), 0, ["runs/a", "25 % of 20", "of somewhere"]),
         (
             lambda config: Summary(**summary, interrupted=False, frames=4000),
@@ -224,6 +239,62 @@ def test_train_resume_eval_and_imagine_end_to_end(tmp_path):
     assert lines(run)[-1]["stage"] == "evaluate"
     (run / "report.html").unlink()
     assert call("imagine", str(run)).exit_code == 0 and (run / "report.html").exists()
+
+
+COUNTING = (
+    *("env=gym", "env.name=counting", "env.num_envs=2", "threads=1", "batch.size=4", "batch.length=10"),
+    *("behaviour.horizon=3", "behaviour.starts.count=4", "training.steps=80", "training.prefill=40"),
+    *("training.pretrain=10", "training.train_ratio=8", "training.evaluate_every=0"),
+    *("training.final_episodes=2", "training.checkpoint_every=1000", "training.report=false"),
+)
+PHASES = ["representation"] * 6 + ["dynamics"] * 3 + ["behaviour"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("system", "phases", "visits"),
+    [("twm", [*PHASES, *["together"] * 16], [None, 32, 64]), ("storm", [True] * 26, None)],
+)
+def test_a_run_stopped_in_its_pretraining_goes_on(tmp_path, monkeypatch, system, phases, visits):
+    """Every phase once over all commands; sampling goes on from the visits that it had counted."""
+    seen, update = [], System.update
+
+    def stopped(self, *batches):
+        seen.append(self.schedule.phase)
+        if len(seen) == 8:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, *batches)
+
+    monkeypatch.setattr(System, "update", stopped)
+    run, found = tmp_path / "run", []
+    store = CheckpointStore(run / "checkpoints")
+    for arguments, code, counts in (
+        ([f"size={system}/micro", *COUNTING, f"run_dir={run}"], 130, (40, 8)),
+        ([f"resume={run}"], 0, (80, 10 + 8)),
+        ([f"resume={run}", "training.steps=120"], 0, (120, 10 + 16)),
+    ):
+        result = call("train", system, *arguments)
+        assert result.exit_code == code, result.output
+        state = store.load(store.latest())
+        assert (state["counters"]["step"], state["counters"]["updates"]) == counts
+        found.append(state["memory"]["streams"]["sampler"].get("visits"))
+    assert seen == phases
+    assert visits is None or [None if v is None else int(v.sum()) for v in found] == visits
+    assert lines(run)[-1]["eval/return"] == 28.0
+
+
+@pytest.mark.slow
+def test_a_window_of_its_own_memory_trains_and_goes_on(tmp_path):
+    """LS-Imagine over Transformer-XL, whose carry is more than its output."""
+    run = tmp_path / "run"
+    overrides = [*SMALL, "backbone=transformer_xl", "training.report=false", f"run_dir={run}"]
+    for arguments, steps in ((overrides, 96), ([f"resume={run}", "training.steps=112"], 112)):
+        result = call("train", "ls_imagine", *arguments)
+        assert result.exit_code == 0, result.output
+        store = CheckpointStore(run / "checkpoints")
+        counters = store.load(store.latest())["counters"]
+        assert (counters["step"], counters["updates"]) == (steps, (steps - 48) // 8)
+        assert lines(run)[-1]["eval/episodes"] == 2
 
 
 @pytest.mark.slow

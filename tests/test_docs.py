@@ -1,4 +1,4 @@
-"""The pages run: every Python block of the tour and of the README, in order, in one namespace."""
+"""What the pages show runs: Python blocks in order, in one namespace; commands and overrides exist."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
+import wmkit
 from wmkit.systems import compose
 
 TREE = Path(__file__).parent.parent
@@ -27,12 +31,64 @@ def test_python_blocks_run(page, capsys):
         exec(compile("\n" * line + match[1], page, "exec"), names)
 
 
+def code(text: str) -> list[str]:
+    """Lines of a page that are rendered as code: fenced, or indented by four; in a box by four more."""
+    lines, fenced, boxed = [], False, False
+    for line in text.splitlines():
+        boxed = line.startswith(("!!! ", "??? ")) or (boxed and (line.startswith("    ") or not line.strip()))
+        if line.strip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith(" " * (8 if boxed else 4)):
+            lines.append(line.strip())
+    return lines
+
+
+def programs(text: str) -> list[list[str]]:
+    """Words of every command in a page's code, also between backticks; without settings and comments."""
+    inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S))
+    parts = [part for line in [*code(text), *inline] for part in re.split(r" #|&&", line)[:2]]
+    words = [re.sub(r"^([A-Z_]+=\S+ )*", "", part.strip()).split() for part in parts]
+    return [found for found in words if found]
+
+
 def commands(text: str):
-    """``(system, overrides)`` of every ``wmkit train`` line in the fenced blocks of a page."""
-    for line in re.findall(r"^wmkit train (\S+)(.*)$", text, re.MULTILINE):
-        overrides = [word for word in line[1].partition("#")[0].split() if "=" in word]
-        if not any(word.startswith("resume=") or word == "backbone=leaky" for word in overrides):
-            yield line[0], overrides
+    """``(system, overrides)`` of every ``wmkit train`` of a page."""
+    for words in programs(text):
+        if words[:2] == ["wmkit", "train"] and len(words) > 2:
+            overrides = [word for word in words[3:] if "=" in word]
+            if not any(word.startswith("resume=") or word == "backbone=leaky" for word in overrides):
+                yield words[2], overrides
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```bash\nwmkit train twm size=paper   # a=b\n```\n",
+        "Prose.\n\n    wmkit train twm size=paper   # a=b\n",
+        "!!! note\n    Text.\n\n        OMP_NUM_THREADS=1 wmkit train twm size=paper\n",
+        "!!! note\n    Text.\n\n    ```bash\n    pip install . && wmkit train twm size=paper\n    ```\n",
+        "Say `wmkit train twm\nsize=paper`, or `wmkit train` what `wmkit train twm resume=RUN` was.\n",
+    ],
+)
+def test_commands_are_found(text):
+    assert list(commands(text)) == [("twm", ["size=paper"])]
+
+
+def test_a_command_in_the_text_of_a_box_is_no_code():
+    assert code("!!! note\n    Text.\n\n    wmkit train twm\n\nText.\n\n    wmkit list\n") == ["wmkit list"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_stand_in_code(page):
+    """Below a box an indented line belongs to the box, as running text."""
+    text = (TREE / page).read_text(encoding="utf-8")
+    begins = re.compile(
+        r"([A-Z_]+=\S+ )*(wmkit (train|eval|imagine|list|doctor|affordance)|python|pip|mkdocs) "
+    )
+    shown = code(text)
+    assert [
+        line for line in map(str.strip, text.splitlines()) if begins.match(line) and line not in shown
+    ] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -43,12 +99,50 @@ def test_commands_compose(page):
         assert config.training.steps > config.training.prefill  # there is something to learn in
 
 
-def test_switches_back_to_the_released_code_exist():
-    text = (TREE / "docs" / "systems" / "ls_imagine.md").read_text(encoding="utf-8")
-    switches = [switch for switch in re.findall(r"`(\+?[a-z_]+\.[\w.]+=[\w.]+)`", text)]
-    assert len(switches) > 8
-    for switch in switches:
-        compose("ls_imagine", [switch])
+@pytest.mark.parametrize("page", PAGES)
+def test_benchmarks_take_the_options_that_are_shown(page):
+    for words in programs((TREE / page).read_text(encoding="utf-8")):
+        if words[0] == "python" and words[1:] and words[1].startswith("benchmarks/"):
+            path = TREE / words[1]
+            source = (path / "__main__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+            for option in [word for word in words if word.startswith("--")]:
+                assert f'"{option}"' in source, f"{words[1]} takes no {option}"
+
+
+SWITCHED = {"ls_imagine": 10, "twm": 5, "storm": 2}  # systems whose page says how to switch back, how often
+
+
+def switches(text: str) -> list[list[str]]:
+    """Overrides in the last column of a table "switch back", row by row; a row without any must say so."""
+    _, head, table = text.partition("| switch back |\n")
+    cells = [line.rstrip("| ").rsplit(" | ", 1)[1] for line in table.partition("\n\n")[0].splitlines()[1:]]
+    found = [re.findall(r"`(\+?[\w.]+=[^` ]+)`", cell) for cell in cells]
+    assert head and all(
+        overrides or cell.startswith(("none", "not offered", "–"))
+        for overrides, cell in zip(found, cells, strict=True)
+    )
+    return found
+
+
+@pytest.mark.parametrize("system", SWITCHED)
+def test_switches_back_to_the_released_code_exist(system):
+    """Each changes the page, and the system is built with it."""
+    text = (TREE / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
+    page, rows = OmegaConf.to_container(compose(system)), switches(text)
+    spaces = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)), OneHot(3)
+    for switch in [switch for row in rows for switch in row]:
+        assert OmegaConf.to_container(compose(system, [switch])) != page, f"{switch} changes nothing"
+        if not switch.startswith(("training.", "+training.", "+env.")):
+            wmkit.build(system, observation_spec=spaces[0], action_spec=spaces[1], overrides=[switch])
+    assert sum(map(len, rows)) >= SWITCHED[system]
+
+
+@pytest.mark.parametrize("system", SWITCHED)
+def test_overrides_beside_the_table_exist(system):
+    text = (TREE / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"`(\+?[a-z_]+\.[\w.]+=[\w.]+)`", text))
+    for override in found.difference(*switches(text)):
+        compose(system, [override])
 
 
 def test_jumpy_return_example(capsys):

@@ -18,6 +18,7 @@ from wmkit.functional import lambda_return_jumpy
 from wmkit.nn import Bernoulli, Feature, FirstLayers, SymlogTwoHot
 from wmkit.objectives import (
     BatchMeanTargets,
+    CrossEntropyLatents,
     LambdaReturnJumpy,
     Learner,
     PerSampleTargets,
@@ -25,6 +26,7 @@ from wmkit.objectives import (
     WorldModelEstimators,
     reduce_terms,
 )
+from wmkit.objectives.token_latents import Spans
 from wmkit.systems import System
 
 TINY = [
@@ -111,7 +113,11 @@ def test_terms_share_one_mean_and_masked_rows_have_no_gradient() -> None:
 
 
 def test_weights_must_match_terms() -> None:
-    system = build("ls_imagine", "+world_model_loss.weights.rewrd=1.0")
+    """Before there is a batch; in the loss itself, where a KL does not name its terms."""
+    with pytest.raises(ConfigError, match="found weights for rewrd"):
+        build("ls_imagine", "+world_model_loss.weights.rewrd=1.0")
+    system = build("ls_imagine")
+    system.world_model_loss.weights["rewrd"] = 1.0
     with pytest.raises(ConfigError, match="found weights for rewrd"):
         system.update(system.example_batch())
 
@@ -242,3 +248,23 @@ def test_what_follows_a_step_under_autocast_reads_the_new_weights() -> None:
         before = layer(x)
         learner.step(before.sum())  # autocast keeps what it has cast
         torch.testing.assert_close(layer(x), before - 1, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("teacher", ["prior", "posterior"])
+def test_either_order_of_consistency_moves_the_posterior_alone(teacher):
+    """-sg(p) log q as TWM's code has it, or -q log sg(p) as its paper writes it."""
+    torch.manual_seed(0)
+    q, p = (torch.randn(1, 3, 2, 4, dtype=torch.double, requires_grad=True) for _ in range(2))
+    flags = torch.ones(1, 3, dtype=torch.bool)
+    spans = Spans(slice(1, 2), slice(2, 3), flags, flags)
+    consistency = CrossEntropyLatents(teacher=teacher)(q, p, spans)[0]["consistency"].mean
+    weigh, weighed = (p, q) if teacher == "prior" else (q, p)
+    by_hand = -sum(
+        weigh[0, 1, g].softmax(-1)[c] * weighed[0, 1, g].log_softmax(-1)[c]
+        for g in range(2)
+        for c in range(4)
+    )
+    torch.testing.assert_close(consistency, by_hand)
+    wanted = torch.autograd.grad(by_hand, q)[0]
+    torch.testing.assert_close(torch.autograd.grad(consistency, q, retain_graph=True)[0], wanted)
+    assert torch.autograd.grad(consistency, p, allow_unused=True)[0] is None

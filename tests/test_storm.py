@@ -1,17 +1,21 @@
-"""STORM as a system: counts, cache, episodes that are not kept apart, free bits, returns, acting."""
+"""STORM as a system: counts, cache, episodes that are not kept apart, losses and updates by hand, acting."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from test_twm import cut, parameters, steps
-from torch import Tensor
+from test_twm import build as build_twm
+from test_twm import cut, make_start, parameters, steps
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchrl.data import Composite, OneHot, UnboundedDiscrete
 from torchrl.envs import ExplorationType, InitTracker, SerialEnv, TransformedEnv, set_exploration_type
@@ -25,7 +29,7 @@ from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.nn import Feature
 from wmkit.objectives import KLBalance, LambdaReturnJumpy, MeanFreeBits, OwnValueReturn
 from wmkit.objectives.token_latents import Spans
-from wmkit.systems import System
+from wmkit.systems import System, compose
 from wmkit.training.memory import ReplayMemory
 
 ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
@@ -76,6 +80,30 @@ def test_parameter_counts_of_every_part() -> None:
     assert system.batch_shape == (16, 65)
 
 
+def test_published_numbers() -> None:
+    system, page = paper(), compose("storm", ["preset=full"])
+    found = {}
+    for name, learner in system.schedule.learners.items():
+        (group,) = learner.optimizer.param_groups
+        assert type(learner.optimizer) is torch.optim.Adam and group["weight_decay"] == 0
+        found[name] = group["lr"], group["eps"], learner.clip, group["betas"]
+    betas = (0.9, 0.999)
+    assert found == {"world_model": (1e-4, 1e-8, 1000, betas), "agent": (3e-5, 1e-5, 100, betas)}
+    loss, behaviour = system.world_model_loss, system.behaviour
+    assert loss.weights == {
+        **dict.fromkeys(("pixels", "reward", "continuation"), 1.0),
+        **{"kl_dynamics": 0.5, "kl_representation": 0.1},
+    }
+    assert loss.latents.free_nats == 1
+    assert loss.latents.unimix == system.world_model.dynamics.unimix == 0.01
+    assert (behaviour.horizon, behaviour.entropy, behaviour.prior_start) == (16, 3e-4, True)
+    assert system.dream_windows == (1024, 8 + 1) and system.actor.unimix == 0
+    assert (page.discount, page.behaviour.estimator.lmbda) == (0.985, 0.95)
+    norm = behaviour.return_norm
+    assert (norm.rate, norm.quantiles, norm.min_scale) == (0.01, (0.05, 0.95), 1.0)
+    assert system.schedule.slow_fraction == 0.02
+
+
 def test_the_sequence_model_begins_as_the_original_does() -> None:
     """Positions of unit variance; nothing dropped inside the dense layers, a tenth everywhere else."""
     backbone = build().world_model.dynamics.backbone
@@ -110,6 +138,45 @@ def test_attention_crosses_episodes_unless_told_not_to(separate: bool) -> None:
     assert changed == [False, False, True, True] + [not separate] * 4
 
 
+def test_a_dream_from_what_is_expected_is_what_full_passes_say() -> None:
+    """Everything a dream returns, again without memory; draws are made certain, so that they are known."""
+    system = build()
+    model, dynamics, horizon = system.world_model, system.world_model.dynamics, 9
+    dynamics.unimix = 0.0
+    with torch.no_grad():
+        dynamics.prior[-1].weight.mul_(1000)
+        model.heads["continuation"].trunk[-1].weight.mul_(50)
+    start = make_start(system, context=3)
+    torch.manual_seed(1)
+    dreamt = dream(model, system.actor, start, horizon, prior_start=True, learn=True)
+    torch.manual_seed(1)
+    seen = dream(model, system.actor, start, horizon)
+    assert model.training and not dreamt.restarts.any()
+    model.eval()
+    classes = torch.cat([start.classes[:, :-1], dreamt.classes[:, :-1]], 1)
+    state = dynamics.one_hot(classes)
+    walk = Steps(
+        Feature(state, state[..., :0], classes),
+        torch.cat([start.action, dreamt.actions], 1),
+        torch.zeros(5, 3 + horizon, 1),
+        torch.zeros(5, 3 + horizon, dtype=torch.bool),
+    )
+    with torch.no_grad():
+        belief = dynamics.advance(walk, None)[0][:, 2:]  # after the context, and after every step
+        reward, _ = model.outcome(belief[:, 1:])
+        goes_on = model.heads["continuation"](belief[:, 1:]).logits > 0
+        expected = dynamics.prior_logits(belief).argmax(-1)
+    assert torch.equal(dreamt.classes, expected)  # the first state too, whatever was there
+    assert not torch.equal(expected[:, 0], start.classes[:, -1])
+    assert torch.equal(seen.classes[:, 0], start.classes[:, -1])
+    assert torch.equal(seen.beliefs[:, 0], dreamt.beliefs[:, 0])
+    torch.testing.assert_close(dreamt.beliefs, belief, atol=1e-5, rtol=0)
+    torch.testing.assert_close(dreamt.rewards, reward, atol=1e-4, rtol=1e-4)
+    assert goes_on.any() and not goes_on.all() and torch.equal(dreamt.discounts, 0.985 * goes_on)
+    policy = system.actor.out(system.actor.trunk(torch.cat([dreamt.states, dreamt.beliefs], -1)[:, :-1]))
+    torch.testing.assert_close(dreamt.log_probs, (policy.log_softmax(-1) * dreamt.actions).sum(-1))
+
+
 def test_a_dream_costs_less_than_half_a_gigaflop_per_start() -> None:
     system, rows = paper(), 1024
     model = system.world_model.requires_grad_(False)
@@ -124,6 +191,133 @@ def test_a_dream_costs_less_than_half_a_gigaflop_per_start() -> None:
         dreamt = dream(model, system.actor, start, 16, prior_start=True)
     assert dreamt.beliefs.shape == (rows, 17, 512)
     assert 0.1e9 < counter.get_total_flops() / rows < 0.4e9
+
+
+def code(value: float) -> Tensor:
+    """A number on 255 bins from -20 to 20 in symlog units."""
+    place = (math.copysign(math.log1p(abs(value)), value) + 20) / 40 * 254
+    hot, below = torch.zeros(255), min(int(place), 253)
+    hot[below], hot[below + 1] = below + 1 - place, place - below
+    return hot
+
+
+def read(logits: Tensor) -> Tensor:
+    """The number that such bins stand for."""
+    x = logits.softmax(-1) @ torch.linspace(-20, 20, 255)
+    return x.sign() * torch.expm1(x.abs())
+
+
+def test_losses_of_the_world_model_by_hand() -> None:
+    """Equation 4 in plain loops over one episode, and where its gradients go."""
+    system = build()
+    model = system.world_model.eval()
+    batch = system.fill(system.example_batch())
+    for key in ("is_init", "terminated", "done"):
+        batch[key] = torch.zeros_like(batch[key])
+    batch["terminated"][0, -1] = batch["done"][0, -1] = True
+    with torch.no_grad():
+        for part in (model.dynamics.posterior, model.dynamics.prior):
+            part[-1].weight.mul_(10)  # beyond the free nats
+    torch.manual_seed(1)
+    out = system.world_model_loss(model, batch)
+    torch.manual_seed(1)
+    seen = model.observe(batch)
+    q, p = (0.99 * x.softmax(-1) + 0.01 / 4 for x in (seen.posterior_logits, seen.prior_logits))
+    decoded = model.decoder(seen.latent.state)["pixels"].mean
+    reward = model.heads["reward"]
+    rewards = reward.out(reward.trunk(seen.latent.belief)).log_softmax(-1)
+    ends = model.heads["continuation"](seen.latent.belief).logits[..., 0]  # above zero where it goes on
+    terms: dict[str, list[Tensor]] = {k: [] for k in ("image", "reward", "end", "dynamics", "representation")}
+    for b, t in itertools.product(range(3), range(7)):
+        terms["image"].append((decoded[b, t] - batch["pixels"][b, t]).square().sum())
+        terms["reward"].append(-(code(batch["reward"][b, t + 1].item()) * rewards[b, t + 1]).sum())
+        sign = -1 if batch["terminated"][b, t + 1] else 1
+        terms["end"].append(torch.log1p(torch.exp(-sign * ends[b, t + 1])))
+        x, y = q[b, t + 1], p[b, t + 1]
+        terms["dynamics"].append((x.detach() * (x.detach() / y).log()).sum())
+        terms["representation"].append((x * (x / y.detach()).log()).sum())
+    mean = {name: torch.stack(values).mean() for name, values in terms.items()}
+    assert mean["dynamics"] > 1
+    wanted = (
+        mean["image"] + mean["reward"] + mean["end"] + 0.5 * mean["dynamics"] + 0.1 * mean["representation"]
+    )
+    loss = out.representation + out.dynamics
+    torch.testing.assert_close(loss, wanted)
+    weights = list(model.parameters())
+    for mine, theirs in zip(*(torch.autograd.grad(x, weights) for x in (loss, wanted)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_losses_of_behaviour_by_hand(wide: bool) -> None:
+    """Every number in a plain loop, every gradient from constants; returns in a narrow and a wide range."""
+    system = build()
+    model, actor, critic, behaviour = system.world_model, system.actor, system.critic, system.behaviour
+    slow = copy.deepcopy(critic)
+    with torch.no_grad():
+        model.heads["continuation"].trunk[-1].weight.mul_(50)
+        model.heads["reward"].out.weight.mul_(10 if wide else 1)
+        actor.out.weight.mul_(10)  # far from uniform, where entropy has a gradient
+        critic.out.weight.mul_(3)
+        slow.out.weight.mul_(-3)
+    batch = system.fill(system.example_batch())
+    for key in ("is_init", "terminated", "done"):
+        batch[key] = torch.zeros_like(batch[key])
+    if wide:
+        behaviour.return_norm.low.fill_(-3.0)
+        behaviour.return_norm.high.fill_(5.0)
+    else:
+        batch["terminated"][0, 5] = batch["done"][0, 5] = True  # nothing starts there
+    records = system.world_model_loss(model, batch).records
+    torch.manual_seed(2)
+    out = behaviour(model, actor, critic, records, slow)
+    torch.manual_seed(2)
+    start = behaviour.starts(
+        records.classes, records.previous_action, records.reward, records.is_init, records.ended
+    )
+    dreamt = dream(model, actor, start, 4, prior_start=True)
+    assert len(set(dreamt.discounts.flatten().tolist())) == 2 and start.mask.all() == wide
+
+    feature = torch.cat([dreamt.states, dreamt.beliefs], -1)
+    policy = actor.out(actor.trunk(feature[:, :-1])).log_softmax(-1)
+    logits, slow_logits = (x.out(x.trunk(feature)) for x in (critic, slow))
+    value, slow_value = read(logits.detach()), read(slow_logits.detach())  # [N, 5]
+
+    def returns(value: Tensor) -> Tensor:
+        found = torch.zeros(12, 4)
+        for n in range(12):
+            later = value[n, 4].item()
+            for t in (3, 2, 1, 0):
+                after = 0.05 * value[n, t + 1].item() + 0.95 * later
+                later = dreamt.rewards[n, t].item() + dreamt.discounts[n, t].item() * after
+                found[n, t] = later
+        return found
+
+    target, slow_target = returns(value), returns(slow_value)
+    low, high = (-3.0, 5.0) if wide else (0.0, 0.0)
+    share = np.percentile(target.numpy(), [5, 95])
+    span = (0.99 * high + 0.01 * share[1]) - (0.99 * low + 0.01 * share[0])
+    assert (span > 7) == wide and (span < 1) != wide
+    gains, entropies, errors = [], [], []
+    for n in range(12):
+        for t in range(4):
+            if start.mask[n]:
+                advantage = (target[n, t] - value[n, t]).item() / max(1.0, span)
+                gains.append(policy[n, t, dreamt.actions[n, t].argmax()] * advantage)
+                entropies.append(-(policy[n, t].exp() * policy[n, t]).sum())
+                codes = code(target[n, t].item()) + code(slow_target[n, t].item())
+                errors.append(-(codes * logits[n, t].log_softmax(-1)).sum())
+    actor_loss = -torch.stack(gains).mean() - 3e-4 * torch.stack(entropies).mean()
+    critic_loss = torch.stack(errors).mean()
+    assert behaviour.return_norm.scale().item() == pytest.approx(max(1.0, span), rel=1e-5)
+    for mine, theirs, part in ((out.actor_loss, actor_loss, actor), (out.critic_loss, critic_loss, critic)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+        others = [*slow.parameters(), *model.parameters(), *(critic if part is actor else actor).parameters()]
+        grads = torch.autograd.grad(mine, others, retain_graph=True, allow_unused=True)
+        assert all(grad is None for grad in grads)
+        weights = list(part.parameters())
+        for a, b in zip(*(torch.autograd.grad(x, weights) for x in (mine, theirs)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_free_bits_are_of_the_mean() -> None:
@@ -171,6 +365,74 @@ def test_the_sequence_model_teaches_the_encoder() -> None:
     out = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
     encoder = list(system.world_model.encoder.parameters())
     assert any(g.abs().sum() > 0 for g in torch.autograd.grad(out.dynamics, encoder))
+
+
+def adam(
+    weights: list[nn.Parameter], loss: Tensor, memory: list, *, lr: float, eps: float, clip: float
+) -> float:
+    """One step of Adam behind a clip of the whole gradient's norm; gives that norm."""
+    grads = [grad.double() for grad in torch.autograd.grad(loss, weights)]
+    norm = math.sqrt(sum(float(grad.square().sum()) for grad in grads))
+    memory.append([grad * min(1.0, clip / norm) for grad in grads])
+    count = len(memory)
+    with torch.no_grad():
+        for i, weight in enumerate(weights):
+            known = [grads[i] for grads in memory]  # oldest first
+            first = sum(0.1 * 0.9 ** (count - 1 - k) * grad for k, grad in enumerate(known))
+            second = sum(0.001 * 0.999 ** (count - 1 - k) * grad.square() for k, grad in enumerate(known))
+            first, second = first / (1 - 0.9**count), second / (1 - 0.999**count)
+            weight -= lr * first / (second.sqrt() + eps)
+    return norm
+
+
+@pytest.mark.parametrize("own_windows", [False, True])
+def test_two_updates_by_hand(own_windows: bool) -> None:
+    """World model, then actor and critic as one in the dreams of the new model, then the slow critic."""
+    overrides = [
+        *("schedule.world_model.clip=1000", "schedule.world_model.eps=0.1", "learning_rate.world_model=0.05"),
+        *("schedule.agent.clip=0.01", "schedule.agent.eps=0.001", "learning_rate.actor=0.01"),
+        *["behaviour.starts._target_=wmkit.dynamics.SampledStarts"] * own_windows,
+    ]
+    system, other = build(*overrides), build(*overrides)
+    batches = system.example_batches()
+    batch, *dreams = (other.fill(x) for x in batches)
+    model, slow, memories = other.world_model, copy.deepcopy(other.critic), ([], [])
+    agent = [*other.actor.parameters(), *other.critic.parameters()]
+    for update in range(2):
+        torch.manual_seed(update)
+        metrics = system.update(*batches)
+        torch.manual_seed(update)
+        learned = other.world_model_loss(model, batch)
+        loss = learned.representation + learned.dynamics
+        weights = list(model.parameters())
+        norm = adam(weights, loss, memories[0], lr=0.05, eps=0.1, clip=1000)
+        assert metrics["grad_norm_world_model"].item() == pytest.approx(norm, rel=1e-4) and norm > 1000
+        records = other.world_model_loss.encoded(model, *dreams, blank=1) if dreams else learned.records
+        behaved = other.behaviour(model, other.actor, other.critic, records, slow)
+        loss = behaved.actor_loss + behaved.critic_loss
+        norm = adam(agent, loss, memories[1], lr=0.01, eps=0.001, clip=0.01)
+        assert metrics["grad_norm_agent"].item() == pytest.approx(norm, rel=1e-4) and norm > 0.01
+        for mine, theirs in zip(slow.parameters(), other.critic.parameters(), strict=True):
+            mine.data += 0.02 * (theirs.data - mine.data)
+    theirs = [*model.parameters(), *agent, *slow.parameters()]
+    parts = (system.world_model, system.actor, system.critic, system.schedule.slow_critic)
+    for a, b in zip((p for part in parts for p in part.parameters()), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("make", [build, build_twm])
+def test_images_are_learned_from_in_channels_last_memory(make: Callable[..., System]) -> None:
+    """Between all convolutions of the autoencoder; what it takes and gives may lie as it likes."""
+    system = make("size.depth=16")
+    model, laid = system.world_model, []
+    for codec in (model.encoder, model.decoder):
+        convs = [m for m in codec.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        assert len(convs) == 4
+        for conv in convs[:-1] if codec is model.decoder else convs:
+            conv.register_forward_hook(lambda m, args, out: laid.append(out))
+    system.update(system.example_batch())
+    assert len(laid) == 7 and all(x.is_contiguous(memory_format=torch.channels_last) for x in laid)
+    assert not any(x.is_contiguous() for x in laid)
 
 
 def test_an_update_learns_resumes_and_draws_the_slow_critic() -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -479,15 +480,21 @@ class OneTransfer(TorchDispatchMode):
         return out
 
 
-def test_visit_balanced_on_a_device_brings_back_its_choice_alone(monkeypatch):
+@pytest.mark.parametrize("device", ["lazy", "cuda"])
+def test_visit_balanced_on_a_device_brings_back_its_choice_alone(monkeypatch, device):
+    """On CUDA in one stream of its own, which waits for no update."""
+    entered, made = [], []
     monkeypatch.setattr(VisitBalanced, "_source", lambda *_: None)  # no such generator
-    sampler = VisitBalanced(device="lazy")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or len(made))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(entered.append(stream)))
+    sampler = VisitBalanced(device=device)
     held = [windows([max(0, end - 50), 0], [end, 9], 6, capacity=50) for end in (30, 47, 90)]
     with FakeTensorMode(allow_non_fake_inputs=True), OneTransfer() as transfers:
         for now in held:
             ids = sampler.draw(now, 12, torch.Generator())
             assert ids.shape == (12,) and ids.device.type == "cpu"
-    assert transfers.count == 3 and sampler._visits.device.type == "lazy"
+    assert transfers.count == 3 and sampler._visits.device.type == device
+    assert entered == ([1, 1, 1] if device == "cuda" else [])
 
 
 def test_visits_counted_on_one_device_are_known_on_another():

@@ -293,6 +293,11 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("batch.size=0", "batch.size is 0: wanted a whole number of at least 1"),
         ("batch.length=0", "batch.length is 0: wanted"),
         ("batch.length=2.5", "batch.length is 2.5: wanted"),
+        ("batch.length=1", "batch.length is 1: wanted 2 or more, as schedule.replay_critic needs"),
+        (
+            "world_model.heads.reward=null",
+            "found weights for reward and none for nothing, wanted exactly pixels",
+        ),
         ("discount=2", "(discount) is 2: wanted 0 or more and at most 1"),
         ("discount=abc", "continuation.discount is 'abc', read from discount: wanted a number"),
         ("size.units=abc", "units is 'abc', read from size.units: wanted a whole number"),
@@ -315,6 +320,40 @@ def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, wo
             "dreamer_v3", observation_spec=PIXELS, action_spec=OneHot(4), overrides=["preset=smoke", override]
         )
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("system", "enough", "too_short", "words"),
+    [
+        (
+            "twm",
+            "batch.length=3",
+            "batch.length=2",
+            "batch.length is 2: wanted 3 or more, as world_model_loss",
+        ),
+        (
+            "storm",
+            "batch.length=10",
+            "batch.length=9",
+            "batch.length is 9: wanted 10 or more, as behaviour.starts",
+        ),
+        (
+            *("twm", "observations.frames.count=4", "observations.frames.count=5"),
+            "frames.count is 5 and batch.context 3: wanted 4 or more records of context",
+        ),
+    ],
+)
+def test_windows_too_short_for_losses_or_stacks_are_refused(system, enough, too_short, words) -> None:
+    def build_with(override: str, seen: Composite) -> wmkit.systems.System:
+        small = [f"size={system}/micro", "batch.size=2", "behaviour.starts.count=4", override]
+        return wmkit.build(system, observation_spec=seen, action_spec=OneHot(4), overrides=small)
+
+    fitting = build_with(enough, PIXELS)
+    fitting.update(*fitting.example_batches())
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        build_with(too_short, PIXELS)
+    if "frames" in too_short:  # numbers are not stacked
+        build_with(too_short, Composite(observation=Unbounded((3,))))
 
 
 def test_bad_batches_are_refused_in_one_sentence() -> None:

@@ -132,6 +132,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert summary.steps == 160 and summary.updates == (160 - 24) * 4 // 8
     assert summary.episodes == 3 and summary.success_rate is summary.training_success_rate is None
     assert summary.training_return == 28.0
+    assert (summary.training_episodes, summary.training_rules) == (2 * (80 // LENGTH), "sampled actions")
     assert summary.episode_return == sum(range(LENGTH + 1))
     episodes = list(run.episodes())
     assert {(e["length"], e["return"]) for e in episodes} == {(LENGTH, 28.0)}
@@ -360,6 +361,36 @@ def test_time_limit_ends_learning_in_time_for_the_evaluation(tmp_path):
     assert summary.episodes == 3
 
 
+SAMPLERS = (
+    ("visit_balanced", {"device": "gpu"}, "training.replay.sampler.device 'gpu' cannot be used"),
+    ("visit_balanced", {"temperature": "abc"}, "sampler.temperature is 'abc': wanted a number"),
+    ("visit_balanced", {"temperature": 0}, "sampler.temperature is 0: wanted 0.001 or more"),
+    ("online", {"stride": -1}, "training.replay.sampler.stride is -1: wanted 1 or more"),
+    ("online", {"length": 3}, "training.replay.sampler.length is 3, which OnlineQueue does not take"),
+    ("uniform", {"length": 3}, "training.replay.sampler cannot be made: .* takes no arguments"),
+)
+
+
+def test_samplers_draw_on_the_runs_device_if_it_is_cuda(tmp_path, monkeypatch):
+    """An option says another; on the processor counts stay where the replay lies."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for number, (device, sampler, wanted) in enumerate(
+        (
+            ("auto", {"name": "visit_balanced"}, "cuda"),
+            ("auto", "visit_balanced", "cuda"),
+            ("auto", {"name": "visit_balanced", "device": "cpu"}, "cpu"),
+            ("cpu", {"name": "visit_balanced", "device": "auto"}, "cuda"),
+            ("cpu", {"name": "visit_balanced"}, None),
+            ("auto", "online", None),
+        )
+    ):
+        config = toy_config(tmp_path / str(number))
+        config.device, config.training.replay.sampler = device, sampler
+        memory = make_memory(config, RunDirectory.create(config), ToySystem(), 2)
+        found = getattr(memory.streams.sampler, "device", None)
+        assert found == (None if wanted is None else torch.device(wanted)), (device, sampler)
+
+
 def test_settings_are_those_of_the_page_and_checked(tmp_path):
     page = load(CONF / "training" / "default.yaml")
     assert vars(Settings.read(OmegaConf.create({"training": {}}))) == page | {"replay": {}, "pairs": {}}
@@ -370,6 +401,7 @@ def test_settings_are_those_of_the_page_and_checked(tmp_path):
         ("training.stepz", 3, "training.stepz is 3, which Settings does not take"),
         ("training.replay.capacity", 8, "found room for 4 records of each of 2 environments, wanted 5"),
         ("training.replay.size", 8, "training.replay.size is 8, which ReplayStreams does not take"),
+        *(("training.replay.sampler", {"name": name, **options}, words) for name, options, words in SAMPLERS),
         ("seed", "abc", "seed is 'abc': wanted a whole number"),
         ("seed", -1, "seed is -1: wanted 0 or more"),
         ("threads", 0, "threads is 0: wanted 1 or more"),

@@ -6,7 +6,7 @@
 
 What is measured is cut into cells, one JSON file each; a cell that is there with the same settings is not
 run again. Cells run in processes of one thread each, those that take times alone. Plots and tables go to
-docs/results/.
+docs/results/; there, what has no cells in RUNS stays as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="where data and results lie")
     parser.add_argument("--parts", nargs="+", default=list(cells.PARTS), choices=cells.PARTS)
-    parser.add_argument("--backbones", nargs="+", default=wmkit.available("backbone"))
+    known = wmkit.available("backbone")
+    parser.add_argument("--backbones", nargs="+", default=known, choices=known)
     parser.add_argument("--updates", type=int, default=1000, help="of each world model")
     parser.add_argument("--recall-updates", type=int, default=600, help="of each backbone in the corridor")
     parser.add_argument("--recall-model-updates", type=int, default=4000, help="of each world model there")

@@ -18,7 +18,7 @@ import speed
 import torch
 import worlds
 
-PARTS = ("recall", "recall_model", "reach", "vizdoom", "breakout", "short_window", "speed")
+PARTS = ("recall", "recall_model", "reach", "vizdoom", "battle_zone", "short_window", "speed")
 WINDOWED = ("gpt", "transformer_xl")
 
 

@@ -1,7 +1,7 @@
 """Tables and plots of the cells that are there.
 
 A page keeps its prose: what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` is replaced by
-the table of that name.
+the table of that name. It keeps its numbers, too: what was not measured again stays as its JSON has it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ STYLES = {  # recurrent cells, transformers, state spaces
     "transformer_xl": ("#a63603", "--"),
     "s5": ("#756bb1", ":"),
 }
+WORLDS = ("vizdoom", "battle_zone")
 Cells = dict[str, list[dict]]  # by backbone, one per seed
+Numbers = dict[str, Any]  # cells by part, and the baselines of worlds
 
 
 def cells(folder: Path) -> Cells:
@@ -34,7 +37,60 @@ def cells(folder: Path) -> Cells:
     for path in sorted(folder.glob("*.json")):
         if path.stem != "baselines":
             found.setdefault(re.sub(r"-s\d+$", "", path.stem), []).append(json.loads(path.read_text()))
+    return ordered(found)
+
+
+def ordered(found: Cells) -> Cells:
+    """Backbones as tables and plots show them."""
     return dict(sorted(found.items(), key=lambda item: [*STYLES, item[0]].index(item[0])))
+
+
+def measured(out: Path, parts: Iterable[str]) -> Numbers:
+    """Every cell of a run; an error if there is none."""
+    parts = list(parts)
+    found: Numbers = {part: runs for part in parts if (runs := cells(out / part))}
+    for world in WORLDS:
+        path = out / world / "baselines.json"
+        if world in parts and path.is_file():
+            found[f"{world} baselines"] = json.loads(path.read_text())
+    if not found:
+        raise SystemExit(
+            f"{out} holds no cells: found no JSON in its folders {', '.join(parts)}, wanted a file at least; "
+            "correct --out, or leave out --report to measure"
+        )
+    return found
+
+
+def merged(before: Numbers, found: Numbers, parts: Iterable[str]) -> Numbers:
+    """What was found, and of what was there before all that was not measured again."""
+    numbers = before | found
+    for part in set(before) & set(found) & set(parts):
+        runs: Cells = {}
+        for name in {**before[part], **found[part]}:
+            new = found[part].get(name, [])
+            seeds = [seed_of(run) for run in new]
+            old = [run for run in before[part].get(name, []) if seed_of(run) not in seeds]
+            check_alike(part, old, next(iter(found[part].values())))
+            runs[name] = sorted([*old, *new], key=seed_of)
+        numbers[part] = ordered(runs)
+    order = [*parts, *(f"{world} baselines" for world in WORLDS), *numbers]
+    return dict(sorted(numbers.items(), key=lambda item: order.index(item[0])))
+
+
+def seed_of(run: dict) -> int:
+    return run["settings"].get("seed", 0)
+
+
+def check_alike(part: str, old: list[dict], new: list[dict]) -> None:
+    """An error where rows of one table would have been made with different settings."""
+    for was, now in product((run["settings"] for run in old), (run["settings"] for run in new)):
+        for key in sorted(set(was) & set(now) - {"seed"}):
+            if was[key] != now[key]:
+                raise SystemExit(
+                    f"part {part} would mix settings: found {key}={was[key]} in backbones.json and "
+                    f"{now[key]} in a cell, wanted the same in all rows; measure all backbones and seeds of "
+                    "the part again, or give --docs another folder"
+                )
 
 
 def mean(runs: Iterable[dict], get: Callable[[dict], Any]) -> Any:
@@ -146,11 +202,12 @@ def scan_table(speed: Cells, key: str, form: str) -> str:
     return table(["T =", *lengths], rows)
 
 
-def minutes(out: Path, parts: Iterable[str]) -> str:
+def minutes(numbers: Numbers, parts: Iterable[str]) -> str:
     """How long the cells of each part took, one after another."""
     rows = []
     for part in parts:
-        found = [json.loads(path.read_text()) for path in (out / part).glob("*.json")]
+        found = [run for runs in numbers.get(part, {}).values() for run in runs]
+        found += [numbers[key] for key in (f"{part} baselines",) if key in numbers]
         if found:
             cpu = sum(run.get("cpu_seconds", 0) for run in found) / 60
             rows.append([part, len(found), f"{sum(r['minutes'] for r in found):.0f}", f"{cpu:.0f}"])
@@ -258,52 +315,78 @@ def plot_scaling(speed: Cells, path: Path) -> None:
 def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
     """Draw what is there into ``docs``, and put the tables into its page.
 
+    Cells are added to the numbers of ``backbones.json`` or replace theirs, part by part, backbone by backbone
+    and seed by seed. Only tables and plots of parts that have cells are drawn, of all numbers they have.
+
     Args:
         out: where the cells lie.
         docs: for plots, all numbers (``backbones.json``) and ``backbones.md``, made if there is none.
-        parts: of the cells, for the minutes.
+        parts: of the cells.
 
     Returns:
-        The tables by name.
+        The tables by name that were drawn.
+
+    Raises:
+        SystemExit: there are no cells, or rows of a table would have been made with different settings.
     """
+    parts, path, page = tuple(parts), docs / "backbones.json", docs / "backbones.md"
+    found = measured(out, parts)
+    numbers = merged(json.loads(path.read_text()) if path.is_file() else {}, found, parts)
+    new = {key.removesuffix(" baselines") for key in found}
+    tables = tables_of(numbers, new, parts)
     docs.mkdir(parents=True, exist_ok=True)
-    found = {part: cells(out / part) for part in parts}
-    recall, short, speed = (found.get(part, {}) for part in ("recall", "short_window", "speed"))
-    model = found.get("recall_model", {})
-    tables = {}
-    if model:
-        tables["recall model"] = recall_model_table(model)
-        tables["recall model counts"] = counts({"world model": (model, "overrides")})
-    if recall:
-        tables["recall"] = recall_table(recall, short)
-        plot_recall(recall, short, model, found.get("reach", {}), docs / "backbones_recall.png")
-    drawn = {}
-    for world in ("vizdoom", "breakout"):
-        path = out / world / "baselines.json"
-        if found.get(world) and path.is_file():
-            drawn[world] = found[world], json.loads(path.read_text())
-            tables[f"{world} images"] = image_table(*drawn[world])
-            tables[f"{world} events"] = event_table(found[world])
-    if drawn:
-        plot_images(drawn, docs / "backbones_images.png")
-    if speed:
-        tables["speed"] = speed_table(speed)
-        tables["scan time"] = scan_table(speed, "cpu_ms", ".0f")
-        tables["scan memory"] = scan_table(speed, "kept_mib", ".1f")
-        plot_scaling(speed, docs / "backbones_scaling.png")
-    timed = {name: [run["world_model"]] for name, (run,) in speed.items()}
-    world = timed | found.get("breakout", {}) | found.get("vizdoom", {})
-    tables["counts"] = counts({"world model": (world, "overrides"), "corridor: width": (recall, "width")})
-    tables["minutes"] = minutes(out, parts)
-    numbers = {part: runs for part, runs in found.items() if runs}
-    numbers |= {f"{world} baselines": baseline for world, (_, baseline) in drawn.items()}
-    (docs / "backbones.json").write_text(json.dumps(rounded(numbers), separators=(",", ":")) + "\n")
-    page = docs / "backbones.md"
+    plot(numbers, new, docs)
+    path.write_text(json.dumps(rounded(numbers), separators=(",", ":")) + "\n")
     if not page.is_file():
         marks = (f"## {name}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in tables)
         page.write_text("# Backbones\n\n" + "\n".join(marks))
     page.write_text(filled(page.read_text(), tables))
     return tables
+
+
+def tables_of(numbers: Numbers, new: set[str], parts: Iterable[str]) -> dict[str, str]:
+    """The tables that the parts ``new`` are shown in."""
+    recall, short, speed, model = (
+        numbers.get(part, {}) for part in ("recall", "short_window", "speed", "recall_model")
+    )
+    tables = {}
+    if model and "recall_model" in new:
+        tables["recall model"] = recall_model_table(model)
+        tables["recall model counts"] = counts({"world model": (model, "overrides")})
+    if recall and new & {"recall", "short_window"}:
+        tables["recall"] = recall_table(recall, short)
+    for world, (found, baseline) in drawn(numbers).items():
+        if world in new:
+            tables[f"{world} images"] = image_table(found, baseline)
+            tables[f"{world} events"] = event_table(found)
+    if speed and "speed" in new:
+        tables["speed"] = speed_table(speed)
+        tables["scan time"] = scan_table(speed, "cpu_ms", ".0f")
+        tables["scan memory"] = scan_table(speed, "kept_mib", ".1f")
+    if new & {"recall", "speed", *WORLDS}:
+        timed = {name: [run["world_model"]] for name, (run,) in speed.items()}
+        world = ordered(timed | numbers.get("battle_zone", {}) | numbers.get("vizdoom", {}))
+        tables["counts"] = counts({"world model": (world, "overrides"), "corridor: width": (recall, "width")})
+    tables["minutes"] = minutes(numbers, parts)
+    return tables
+
+
+def drawn(numbers: Numbers) -> dict[str, tuple[Cells, dict]]:
+    """Worlds that have cells and baselines."""
+    found = {world: (numbers.get(world), numbers.get(f"{world} baselines")) for world in WORLDS}
+    return {world: both for world, both in found.items() if all(both)}
+
+
+def plot(numbers: Numbers, new: set[str], docs: Path) -> None:
+    """The plots that the parts ``new`` are shown in."""
+    lines = ("recall", "short_window", "recall_model", "reach")
+    if numbers.get("recall") and new.intersection(lines):
+        plot_recall(*(numbers.get(part, {}) for part in lines), docs / "backbones_recall.png")
+    worlds = drawn(numbers)
+    if new.intersection(worlds):
+        plot_images(worlds, docs / "backbones_images.png")
+    if numbers.get("speed") and "speed" in new:
+        plot_scaling(numbers["speed"], docs / "backbones_scaling.png")
 
 
 def rounded(value: Any) -> Any:

@@ -37,7 +37,7 @@ WORLDS = {
         16_000,
         {"world": "small", "max_steps": 60, "frames": False, "masks": False},
     ),
-    "breakout": World("atari100k/breakout", 16_000, {}),
+    "battle_zone": World("atari100k/battle_zone", 16_000, {}),
 }
 
 

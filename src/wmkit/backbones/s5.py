@@ -11,8 +11,9 @@ States come in conjugate pairs, of which one is kept: C holds the factor two. Th
     x = x + W_2 gelu(W_1 LN x)       with ``hidden``
 
 A window is scanned without a loop over time, and a step costs the same at any age: memory has no
-window. Parameters of the systems (Λ, B, Δ) like no weight decay and often a lower learning rate;
-:meth:`S5.system_parameters` names them.
+window. The paper trains the systems' parameters (Λ, B, Δ) without weight decay and often at a lower
+learning rate; :meth:`S5.system_parameters` names them for optimisers that do so. Those of wmkit's pages
+make no such groups: TWM's weight decay of 1e-6 falls on Λ, B and Δ as on every weight.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class S5(nn.Module):
         )
 
     def system_parameters(self) -> list[nn.Parameter]:
-        """Λ, B and Δ of every layer, for an optimiser group of their own."""
+        """Λ, B and Δ of every layer, should an optimiser treat them apart; wmkit's schedules do not."""
         names = ("log_decay", "frequency", "log_delta", "write.weight")
         return [p for layer in self.layers for name, p in layer.named_parameters() if name in names]
 

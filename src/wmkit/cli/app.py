@@ -224,11 +224,12 @@ def _print_summary(summary: Any) -> None:
         if summary.crafter_score is not None:
             lines.append(("Crafter score", f"{summary.crafter_score:.2f} %, of the same episodes"))
         lines.append(("protocol", summary.protocol))
+    rules = f": {summary.training_rules}" if summary.training_rules else ", by the evaluation's rules"
+    last = f"the last {summary.training_episodes} episodes{rules}"
     if summary.training_success_rate is not None:
-        text = f"{percent(summary.training_success_rate)} of the last episodes"
-        lines.append(("success in training", text))
+        lines.append(("success in training", f"{percent(summary.training_success_rate)} of {last}"))
     elif summary.training_return is not None:
-        lines.append(("return in training", f"{summary.training_return:.2f}, mean of the last episodes"))
+        lines.append(("return in training", f"{summary.training_return:.2f}, mean of {last}"))
     if (Path(summary.run) / "report.html").exists() and not summary.interrupted:
         lines.append(("report", str(Path(summary.run) / "report.html")))
     for name, value in lines:

@@ -10,12 +10,14 @@ latents, one record before and one after for TWM: ask for ``length + 2``).
 from __future__ import annotations
 
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
+from wmkit.arguments import check_range
 from wmkit.errors import SpecError
 
 
@@ -108,12 +110,17 @@ class OnlineQueue:
             reference: the context record of each window is then never trained on);
             ``length - context`` trains on every record.
 
+    Raises:
+        ConfigError: ``stride`` is not positive.
+
     >>> windows = Windows(torch.tensor([0]), torch.tensor([9]), capacity=100, length=4)
     >>> OnlineQueue().draw(windows, 2, torch.Generator())
     tensor([0, 4])
     """
 
     def __init__(self, stride: int | None = None):
+        if stride is not None:
+            check_range("training.replay.sampler.stride", stride, 1)
         self.stride = stride
         self._next: Tensor | None = None  # [S], position where the next fresh window starts
         self._queue: deque[int] = deque()
@@ -171,9 +178,13 @@ class VisitBalanced:
     more starts than there are, whole rounds are repeated.
 
     Args:
-        temperature: tau in visits; 20 in TWM. ``inf`` is uniform without replacement.
+        temperature: tau in visits, 0.001 or more; 20 in TWM. ``inf`` is uniform without replacement.
         device: where counts are kept and starts chosen; by default where the replay lies. Elsewhere one
-            copy of the chosen starts comes back per draw, and nothing else waits.
+            copy of the chosen starts comes back per draw, and nothing else waits. A run names its own
+            device, if that is CUDA.
+
+    Raises:
+        ConfigError: ``temperature`` is too small.
 
     >>> windows = Windows(torch.tensor([0]), torch.tensor([5]), capacity=8, length=2)
     >>> sorted(VisitBalanced().draw(windows, 4, torch.Generator().manual_seed(0)).tolist())
@@ -181,12 +192,14 @@ class VisitBalanced:
     """
 
     def __init__(self, temperature: float = 20.0, device: str | torch.device | None = None):
+        check_range("training.replay.sampler.temperature", temperature, 1e-3)
         self.temperature = temperature
         self.device = None if device is None else torch.device(device)
         self._visits: Tensor | None = None  # int32 [S, C]
         self._seen: list[int] | None = None  # [S], one past the newest record whose slot was cleared
         self._generator: Generator | None = None  # of a device that the replay's is not on
         self._states: dict[str, Tensor] = {}  # its state as loaded, by kind of device
+        self._stream: torch.cuda.Stream | None = None  # of draws on CUDA
 
     def draw(self, windows: Windows, batch_size: int, generator: Generator) -> Tensor:
         """int64 ``[batch_size]`` ids on the host, distinct where there are enough starts."""
@@ -194,16 +207,26 @@ class VisitBalanced:
         counts = [max(0, new - old - windows.length + 1) for old, new in zip(begin, end, strict=True)]
         if not any(counts):
             return Uniform().draw(windows, batch_size, generator)  # raises
-        visits = self._forget(windows)
-        never = torch.full(visits.shape, torch.inf, device=visits.device)
-        for row, first, count in zip(never, begin, counts, strict=True):
-            for piece in _ring(first, count, windows.capacity):
-                row[piece] = 0.0
-        slot = self._choose(visits, never, batch_size, sum(counts), self._source(visits.device, generator))
-        # The only wait for the device: records are read where the replay lies.
-        stream, column = slot.to(windows.begin.device)
+        with self._beside():
+            visits = self._forget(windows)
+            never = torch.full(visits.shape, torch.inf, device=visits.device)
+            for row, first, count in zip(never, begin, counts, strict=True):
+                for piece in _ring(first, count, windows.capacity):
+                    row[piece].zero_()
+            source = self._source(visits.device, generator)
+            slot = self._choose(visits, never, batch_size, sum(counts), source)
+            # The only wait for the device: records are read where the replay lies.
+            stream, column = slot.to(windows.begin.device)
         oldest = windows.begin[stream]
         return windows.ids(stream, oldest + (column - oldest) % windows.capacity)
+
+    def _beside(self) -> AbstractContextManager[Any]:
+        """On CUDA a stream of its own: a draw does not wait for the update before it."""
+        if self.device is None or self.device.type != "cuda":
+            return nullcontext()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return torch.cuda.stream(self._stream)
 
     def _choose(
         self, visits: Tensor, never: Tensor, batch_size: int, total: int, generator: Generator | None
@@ -239,7 +262,7 @@ class VisitBalanced:
         for row, old, new in zip(self._visits, self._seen, ends, strict=True):
             fresh = min(new - old, capacity)
             for piece in _ring(new - fresh, fresh, capacity):
-                row[piece] = 0
+                row[piece].zero_()
         self._seen = ends
         return self._visits[:, : min(capacity, max(ends))]
 

@@ -89,6 +89,7 @@ class PairStarts:
     def __init__(self, count: int, context: int = 1) -> None:
         _check_starts(count, context)
         self.count, self.context = count, context
+        self.shortest = context + 1  # records of a window
 
     def __call__(
         self, classes: Tensor, previous_action: Tensor, reward: Tensor, is_init: Tensor, ended: Tensor

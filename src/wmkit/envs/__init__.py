@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from wmkit.envs.actions import unit_actions
 from wmkit.envs.counting import CountingEnv
-from wmkit.envs.make import make_env, read_options
+from wmkit.envs.make import make_env, read_options, read_rules
 from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
 from wmkit.envs.tasks import TASKS, Task, task_prompt
 from wmkit.envs.vizdoom_env import VizdoomEnv
@@ -28,6 +28,7 @@ __all__ = [
     "measure",
     "random_policy",
     "read_options",
+    "read_rules",
     "task_prompt",
     "unit_actions",
 ]

@@ -62,7 +62,7 @@ class AtariEnv(EnvBase):
         seed: of the no-ops and the sticky actions.
         action_repeat: frames per step.
         sticky: probability with which the emulator ignores a frame's action and repeats the last one.
-        noops: at most so many no-ops after a reset.
+        noops: at most so many no-ops after a reset, one frame each; see above for games that wait for FIRE.
         all_actions: all 18 actions, instead of those that do something in this game.
         image_size: side of the image.
         grey: one channel instead of three.
@@ -129,6 +129,7 @@ class AtariEnv(EnvBase):
         self._set_seed(seed)
         ale = self.emulator
         self.actions = ale.getLegalActionSet() if all_actions else ale.getMinimalActionSet()
+        self._set = "full" if all_actions else "minimal"
         self.fires = fire and self.actions[1] == ale_py.Action.FIRE
         height, width = ale.getScreenDims()
         self._frames = np.zeros((2, height, width, 3), np.uint8)  # the newest two, in turn
@@ -139,6 +140,18 @@ class AtariEnv(EnvBase):
         self.action_spec = OneHot(len(self.actions), dtype=torch.int64)
         self.reward_spec = Unbounded((1,))
         self.done_spec = ends_spec()
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What is played by, where the options alone do not say it."""
+        return {
+            "fire": self.fires,
+            "fewest_noops": min(int(self.fires), self.noops),
+            "noop_frames": self.action_repeat if self.fires else 1,
+            "actions": self._set,
+            "filter": self.filter,
+            "limit": self.limit,
+        }
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         if not self._goes_on():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -86,6 +87,25 @@ def read_options(name: str, **options: Any) -> dict[str, Any]:
         limit = registered.max_episode_steps if registered is not None else None
         known.setdefault("max_steps", known.get("max_episode_steps", limit))
     return known
+
+
+def read_rules(name: str, **options: Any) -> dict[str, Any]:
+    """What an environment plays by, where its options alone do not say it: its ``rules``, if it has any.
+
+    To ask for them one environment is made and closed.
+
+    Raises:
+        ConfigError: an unknown name or option, or an option out of range.
+
+    >>> read_rules("atari100k/pong", fire=True)["fewest_noops"]  # doctest: +SKIP
+    1
+    """
+    create = _constructor(name)
+    if not hasattr(getattr(create, "func", create), "rules"):
+        return {}
+    env: Any
+    with closing(make_env(name, **options)) as env:
+        return env.rules
 
 
 def _constructor(name: str) -> Callable[..., EnvBase]:

@@ -29,6 +29,8 @@ class MeanKL(nn.Module):
     tensor([4., 4.])
     """
 
+    terms = ("kl",)
+
     def __init__(self, free_nats: float = 3.0, divergence: Divergence = gaussian_kl) -> None:
         super().__init__()
         self.free_nats, self.divergence = free_nats, divergence
@@ -51,6 +53,8 @@ class MeanKLBalance(nn.Module):
     >>> MeanKLBalance(free_nats=0.0)(p, q)["kl_dynamics"].value
     tensor([0.6931])
     """
+
+    terms = ("kl_dynamics", "kl_representation")
 
     def __init__(self, free_nats: float = 0.0, divergence: Divergence = categorical_kl_logits) -> None:
         super().__init__()

@@ -50,6 +50,8 @@ class ReplayCriticLoss(nn.Module):
     11.08...
     """
 
+    shortest = 2  # records of a window
+
     def __init__(self, *, gamma: float, lmbda: float = 0.95) -> None:
         super().__init__()
         check_range("replay_critic.gamma (discount)", gamma, 0, 1)

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.arguments import check_range
+from wmkit.errors import ConfigError
 from wmkit.functional import categorical_kl, unimix_probs, widened
 from wmkit.objectives.terms import Term
 
 Terms = dict[str, Term]
+TEACHERS = ("prior", "posterior")
 
 
 class Spans(NamedTuple):
@@ -59,13 +61,18 @@ class CrossEntropyLatents(nn.Module):
     * ``state``: the prior learns the whole posterior of the next observation, ``-sg(q) log p``, where its
       episode goes on;
     * ``consistency``: the posterior is drawn to what was expected, ``-sg(p) log q``: the prior is the
-      teacher, unlike in the paper's text;
+      teacher, unlike in the paper's text, whose order is ``-q log sg(p)``;
     * ``entropy``: a hinge on the batch's mean normalised entropy.
 
     Args:
         threshold: Γ of the hinge, a share of the largest entropy.
         mask_resets: leave out of ``consistency`` what the model expected before an episode began. The
             released code does not: false there.
+        teacher: of ``consistency``, whose probabilities weigh the other's logarithms: ``prior``, or
+            ``posterior`` for the paper's order. Either way the posterior alone has the gradient.
+
+    Raises:
+        ConfigError: another teacher.
 
     >>> logits, flag = torch.zeros(1, 3, 2, 4), torch.ones(1, 3, dtype=torch.bool)
     >>> spans = Spans(slice(1, 2), slice(2, 3), flag, flag)
@@ -74,17 +81,24 @@ class CrossEntropyLatents(nn.Module):
     2.0
     """
 
-    def __init__(self, threshold: float = 0.1, mask_resets: bool = True) -> None:
+    terms = ("entropy", "consistency", "state")
+
+    def __init__(self, threshold: float = 0.1, mask_resets: bool = True, teacher: str = "prior") -> None:
         super().__init__()
-        self.threshold, self.mask_resets = threshold, mask_resets
+        if teacher not in TEACHERS:
+            raise ConfigError(
+                f"teacher {teacher!r} is unknown: wanted one of {', '.join(TEACHERS)}; correct the option"
+            )
+        self.threshold, self.mask_resets, self.teacher = threshold, mask_resets, teacher
 
     def forward(self, posterior_logits: Tensor, prior_logits: Tensor, spans: Spans) -> tuple[Terms, Terms]:
         """Logits ``[B, T, G, C]`` to terms of the representation and of the dynamics."""
         posterior = widened(posterior_logits).log_softmax(-1)
         prior = widened(prior_logits).log_softmax(-1)
         seen, arrived = spans.seen, spans.arrived
-        state = _cross_entropy(posterior[:, arrived], prior[:, arrived])
-        consistency = _cross_entropy(prior[:, seen], posterior[:, seen])
+        state = _cross_entropy(posterior[:, arrived].detach(), prior[:, arrived])
+        pair = prior[:, seen].detach(), posterior[:, seen]
+        consistency = _cross_entropy(*(pair if self.teacher == "prior" else pair[::-1]))
         entropy = normalised_entropy(posterior[:, seen]).mean()
         representation = {
             "entropy": Term(entropy_hinge(entropy, self.threshold)),
@@ -108,6 +122,8 @@ class MeanFreeBits(nn.Module):
     tensor(1.)
     """
 
+    terms = ("kl_representation", "kl_dynamics")
+
     def __init__(self, free_nats: float = 1.0, unimix: float = 0.01) -> None:
         super().__init__()
         check_range("kl.unimix", unimix, 0, 1, open_end=True)
@@ -123,5 +139,5 @@ class MeanFreeBits(nn.Module):
 
 
 def _cross_entropy(teacher: Tensor, student: Tensor) -> Tensor:
-    """``-sg(teacher) log student`` of log-probabilities ``[*B, G, C]``, summed over groups; ``[*B]``."""
-    return -(teacher.detach().exp() * student).sum((-2, -1))
+    """``-teacher log student`` of log-probabilities ``[*B, G, C]``, summed over groups; ``[*B]``."""
+    return -(teacher.exp() * student).sum((-2, -1))

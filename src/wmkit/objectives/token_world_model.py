@@ -87,6 +87,16 @@ class TokenWorldModelLoss(nn.Module):
         self.weights, self.latents = dict(weights), latents
         self.context, self.ahead = context, ahead
 
+    @property
+    def shortest(self) -> int:
+        """Records that a window must have: context, one, and those ahead."""
+        return self.context + self.ahead + 1
+
+    def terms(self, world_model: TokenWorldModel) -> tuple[str, ...] | None:
+        """Names of the terms of a world model; None where the latents do not say their own."""
+        latents = getattr(self.latents, "terms", None)
+        return None if latents is None else (*world_model.decoder.targets, *latents, *world_model.heads)
+
     def forward(self, world_model: TokenWorldModel, batch: Mapping[str, Tensor]) -> TokenWorldModelOutput:
         """Score ``batch``, the sequence layout ``[B, T, ...]`` with frames stacked.
 
@@ -94,10 +104,9 @@ class TokenWorldModelLoss(nn.Module):
             SpecError: the window is shorter than context, one record and those ahead.
         """
         length = batch["is_init"].shape[1]
-        if length <= self.context + self.ahead:
+        if length < self.shortest:
             raise SpecError(
-                f"a window has {length} records: wanted {self.context + self.ahead + 1} or more; raise "
-                "batch.length"
+                f"a window has {length} records: wanted {self.shortest} or more; raise batch.length"
             )
         observed = world_model.observe(batch)
         spans = self.spans(batch)

@@ -52,6 +52,8 @@ class KLBalance(nn.Module):
     tensor([1.])
     """
 
+    terms = ("kl_dynamics", "kl_representation")
+
     def __init__(self, free_nats: float = 1.0, unimix: float = 0.01) -> None:
         super().__init__()
         check_range("kl.unimix", unimix, 0, 1, open_end=True)
@@ -93,6 +95,21 @@ class WorldModelLoss(nn.Module):
         self.kl = kl
         self.long_branch = long_branch
         self.last_start = last_start
+
+    def terms(self, world_model: WorldModel) -> tuple[str, ...] | None:
+        """Names of the terms of a world model; None where the KL does not say its own."""
+        if (kls := getattr(self.kl, "terms", None)) is None:
+            return None
+        heads: Any = dict(world_model.heads)
+        short = (
+            *world_model.decoder.targets,
+            *(n for n, head in heads.items() if head.reads == "feature"),
+            *kls,
+        )
+        if self.long_branch is None:
+            return short
+        pairs = (name for name, head in heads.items() if head.reads == "pair")
+        return *short, *(f"zoomed_{name}" for name in short), *pairs
 
     def forward(
         self, world_model: WorldModel, batch: Mapping[str, Tensor], latent: Latent | None = None

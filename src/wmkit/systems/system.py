@@ -13,7 +13,7 @@ from wmkit.arguments import made
 from wmkit.codecs import FrameStack
 from wmkit.dynamics import Latent
 from wmkit.errors import ConfigError, SpecError
-from wmkit.systems.checks import check_batch
+from wmkit.systems.checks import check_batch, check_weighed, check_window
 from wmkit.systems.policy import recurrent_policy
 from wmkit.systems.spaces import Spaces
 
@@ -41,7 +41,8 @@ class System(nn.Module):
         frames: how images of a window are stacked; single frames as they are if not given.
 
     Raises:
-        ConfigError: a part that cannot be made of its arguments, or no such batch.
+        ConfigError: a part that cannot be made of its arguments; a batch that has no such size, or windows
+            too short for stacks or losses; loss weights that do not match the loss terms.
 
     Attributes:
         policy: for a TorchRL collector; of continuous actions in an environment with
@@ -84,6 +85,12 @@ class System(nn.Module):
                     f"correct batch.{key}"
                 )
         self.name, self.spaces, self.frames = name, spaces, frames or FrameStack()
+        if spaces.images and self.frames.count - 1 > batch["context"]:
+            raise ConfigError(
+                f"observations.frames.count is {self.frames.count} and batch.context {batch['context']}: "
+                f"wanted {self.frames.count - 1} or more records of context, the older frames of a window's "
+                f"first stack; set batch.context={self.frames.count - 1}"
+            )
         stacked = self.frames.shapes({key: spaces.shapes[key] for key in spaces.images})
         with made("world_model"):
             self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
@@ -97,6 +104,8 @@ class System(nn.Module):
         self.batch_shape = (batch["size"], batch["length"] + self.context)
         with made("schedule"):
             self.schedule = schedule(self)
+        check_window(batch["length"], world_model_loss, behaviour, self.schedule)
+        check_weighed(self.world_model, world_model_loss)
         starts = getattr(behaviour, "starts", None)
         self.dream_windows: tuple[int, int] | None = getattr(starts, "windows", None)
         if self.dream_windows is not None and not getattr(self.schedule, "takes_dreams", False):

@@ -5,6 +5,7 @@ The trainer asks for these through one small object, so that tests can hand it s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -14,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-from wmkit.arguments import check_arguments
+from wmkit.arguments import check_arguments, made
 from wmkit.data import ReplayStreams, Sampler
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.schema import HALVES
@@ -25,7 +26,7 @@ from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.protocol import evaluation_options
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import Settings
+from wmkit.training.settings import Settings, find_device, to_device
 
 LATENT_WAYS = ("raw", "compact", *HALVES)
 
@@ -124,15 +125,16 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
 
     Besides what :class:`~wmkit.data.ReplayStreams` takes, ``training.replay`` has
 
-    * ``sampler``: a name from ``wmkit list sampler``, or ``{name: ..., options}``;
+    * ``sampler``: a name from ``wmkit list sampler``, or ``{name: ..., options}``; one that can draw on a
+      device does so on the run's, if that is CUDA, unless its ``device`` says another;
     * ``latents``: how ``state`` and ``belief`` are stored, see :func:`latent_options`.
 
     Raises:
-        ConfigError: an unknown sampler or way of storing latents.
+        ConfigError: an unknown sampler or way of storing latents, or an option that a sampler does not take.
     """
     settings = Settings.read(config)
     options = dict(settings.replay)
-    options["sampler"] = make_sampler(options.pop("sampler", "uniform"))
+    options["sampler"] = make_sampler(options.pop("sampler", "uniform"), find_device(config))
     context = int(getattr(system, "context", 0))
     how = options.pop("latents", "raw")
     check_arguments(ReplayStreams, options, "training.replay")
@@ -157,28 +159,33 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     )
 
 
-def make_sampler(chosen: Any) -> Sampler:
+def make_sampler(chosen: Any, device: torch.device | None = None) -> Sampler:
     """A sampler from its name, or from a mapping of its name and options.
 
+    Args:
+        chosen: either.
+        device: of the run; on CUDA the default of a sampler that takes a ``device``.
+
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or an option of another type or out of range.
 
     >>> make_sampler({"name": "online", "stride": 64}).stride
     64
     >>> make_sampler({"name": "uniform", "stride": 64})
     Traceback (most recent call last):
-    wmkit.errors.ConfigError: sampler 'uniform' cannot take these options: found stride, ...
+    wmkit.errors.ConfigError: training.replay.sampler cannot be made: found TypeError: Uniform() takes no ...
     """
     arguments = dict(chosen) if isinstance(chosen, Mapping) else {"name": chosen}
     name = str(arguments.pop("name", None))
+    key = "training.replay.sampler"
     make = resolve("sampler", name)
-    try:
+    check_arguments(make, arguments, key)
+    if arguments.get("device") is not None:
+        arguments["device"] = to_device(f"{key}.device", str(arguments["device"]))
+    elif device is not None and device.type == "cuda" and "device" in inspect.signature(make).parameters:
+        arguments["device"] = device
+    with made(key):
         return make(**arguments)
-    except TypeError as error:
-        raise ConfigError(
-            f"sampler {name!r} cannot take these options: found {', '.join(arguments)}, wanted those of "
-            f"{make.__name__}; correct training.replay.sampler"
-        ) from error
 
 
 def latent_options(system: Any, how: str) -> dict[str, Any]:

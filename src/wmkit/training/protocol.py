@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 EVALUATION_SEED = 1_000_000  # evaluation worlds are the same in every run and never met in training
+FOUND = ("fire", "fewest_noops", "noop_frames", "actions", "filter", "limit")  # by the made environment
+LIMITS = {"truncate": ", then truncated", "terminate": ", then terminated"}
 LIVES = {"ignored": "lives ignored", "terminate": "the loss of a life ends the episode"}
 
 
@@ -31,10 +33,15 @@ class EvaluationProtocol:
         seed: of the first environment; the others follow.
         action_repeat: frames, or control steps, for which an action is held.
         sticky: probability with which a frame repeats the action before.
-        noops: after a reset, 0 to so many frames in which nothing is done.
+        noops: after a reset, at most so many times nothing is done.
+        fewest_noops: and at least so many times; not known of older scores.
+        noop_frames: for so many frames each; likewise.
         fire: whether FIRE is pressed for the agent, after a reset and a lost life.
         lives: ``ignored`` or ``terminate``.
+        actions: ``full``, all that there are, or ``minimal``, those of the game.
+        filter: by which images are reduced.
         frame_limit: frames after which an episode is cut off.
+        limit: what that end is, ``truncate`` or ``terminate``.
         step_limit: actions after which an episode is cut off.
         played: episodes that came to their end, where the evaluation was stopped before all had. Short ones
             are then more likely to be among them.
@@ -51,15 +58,20 @@ class EvaluationProtocol:
     action_repeat: int | None = None
     sticky: float | None = None
     noops: int | None = None
+    fewest_noops: int | None = None
+    noop_frames: int | None = None
     fire: bool | None = None
     lives: str | None = None
+    actions: str | None = None
+    filter: str | None = None
     frame_limit: int | None = None
+    limit: str | None = None
     step_limit: int | None = None
     played: int | None = None
 
     @classmethod
     def of(cls, config: DictConfig, episodes: int) -> EvaluationProtocol:
-        """What a run's evaluation does, read from what its environment's constructor is given.
+        """What a run's evaluation does, read from its environment and what the constructor of that is given.
 
         Args:
             config: resolved; ``env``, ``training.evaluate_sampled``.
@@ -72,22 +84,34 @@ class EvaluationProtocol:
         >>> EvaluationProtocol.of(config, 10).step_limit
         500
         """
-        from wmkit.envs import read_options
+        sampled = bool(OmegaConf.select(config, "training.evaluate_sampled", default=False))
+        return cls._of(config, evaluation_options(config), episodes=episodes, sampled=sampled)
+
+    @classmethod
+    def of_training(cls, config: DictConfig, episodes: int) -> EvaluationProtocol:
+        """The same of a run's training, where the policy always samples."""
+        seed = int(config.get("seed", 0))
+        return cls._of(config, training_options(config), episodes=episodes, sampled=True, seed=seed)
+
+    @classmethod
+    def _of(cls, config: DictConfig, given: Mapping[str, Any], **own: Any) -> EvaluationProtocol:
+        from wmkit.envs import read_options, read_rules
 
         name = str(config.env.name)
-        options = read_options(name, **evaluation_options(config))
+        options = read_options(name, **given)
+        rules = {"fire": options.get("fire")} | read_rules(name, **given)
+        found: dict[str, Any] = {rule: rules.get(rule) for rule in FOUND}
         return cls(
             env=name,
-            episodes=episodes,
-            sampled=bool(OmegaConf.select(config, "training.evaluate_sampled", default=False)),
             num_envs=int(config.env.get("num_envs", 1)),
             action_repeat=options.get("action_repeat"),
             sticky=options.get("sticky"),
             noops=options.get("noops"),
-            fire=options.get("fire"),
             lives=options.get("lives"),
             frame_limit=options.get("max_frames"),
             step_limit=options.get("max_steps"),
+            **found,
+            **own,
         )
 
     def record(self) -> dict[str, Any]:
@@ -100,27 +124,44 @@ class EvaluationProtocol:
         return cls(**record)
 
     def __str__(self) -> str:
-        rules = [
-            f"{'' if self.played is None else f'{self.played} of '}"
-            f"{self.episodes} episode{'s' * (self.episodes != 1)} of {self.env}",
-            "sampled actions" if self.sampled else "mode of the policy",
-        ]
+        played = "" if self.played is None else f"{self.played} of "
+        first = f"{played}{self.episodes} episode{'s' * (self.episodes != 1)} of {self.env}"
+        envs = f"{self.num_envs} environment{'s' * (self.num_envs != 1)}"
+        return ", ".join([first, *self._rules(), envs, f"seed {self.seed}"])
+
+    def beside(self, other: EvaluationProtocol) -> str:
+        """Its rules that are not those of ``other``; empty where all are.
+
+        >>> one, two = (EvaluationProtocol("counting", 5, sampled=sampled) for sampled in (True, False))
+        >>> one.beside(two)
+        'sampled actions'
+        """
+        theirs = other._rules()
+        return ", ".join(rule for rule in self._rules() if rule not in theirs)
+
+    def _rules(self) -> list[str]:
+        rules = ["sampled actions" if self.sampled else "mode of the policy"]
         if self.action_repeat is not None:
             rules.append(f"action repeat {self.action_repeat}")
         if self.sticky is not None:
             rules.append(f"sticky actions {self.sticky:g}" if self.sticky else "no sticky actions")
         if self.noops is not None:
-            rules.append(f"0 to {self.noops} no-ops" if self.noops else "no no-ops")
+            fewest = "up" if self.fewest_noops is None else self.fewest_noops
+            each = f" of {self.noop_frames} frames" if (self.noop_frames or 1) > 1 else ""
+            rules.append(f"{fewest} to {self.noops} no-ops{each}" if self.noops else "no no-ops")
         if self.fire:
             rules.append("FIRE pressed for the agent")
         if self.lives is not None:
             rules.append(LIVES.get(self.lives, self.lives))
+        if self.actions is not None:
+            rules.append(f"{self.actions} action set")
+        if self.filter is not None:
+            rules.append(f"{self.filter} filter")
         if self.frame_limit is not None:
-            rules.append(f"at most {self.frame_limit:,} frames")
+            rules.append(f"at most {self.frame_limit:,} frames{LIMITS.get(self.limit or '', '')}")
         if self.step_limit is not None:
             rules.append(f"at most {self.step_limit:,} steps")
-        rules.append(f"{self.num_envs} environment{'s' * (self.num_envs != 1)}")
-        return ", ".join([*rules, f"seed {self.seed}"])
+        return rules
 
 
 def frames_per_step(config: DictConfig) -> int:
@@ -133,9 +174,7 @@ def frames_per_step(config: DictConfig) -> int:
         return 1
     from wmkit.envs import read_options
 
-    options = OmegaConf.to_container(config.env.get("options") or OmegaConf.create(), resolve=True)
-    assert isinstance(options, dict)
-    known = read_options(str(config.env.name), **{str(name): value for name, value in options.items()})
+    known = read_options(str(config.env.name), **training_options(config))
     return int(known.get("action_repeat") or known.get("frame_skip") or 1)  # frame_skip: TorchRL's wrappers
 
 
@@ -146,6 +185,15 @@ def evaluation_options(config: DictConfig) -> dict[str, Any]:
     >>> evaluation_options(OmegaConf.create({"env": env}))
     {'noops': 30, 'lives': 'ignored'}
     """
-    blocks = (config.env.get(name) for name in ("options", "evaluation"))
+    return _options(config, "options", "evaluation")
+
+
+def training_options(config: DictConfig) -> dict[str, Any]:
+    """``env.options``."""
+    return _options(config, "options")
+
+
+def _options(config: DictConfig, *names: str) -> dict[str, Any]:
+    blocks = (config.env.get(name) for name in names)
     plain = [OmegaConf.to_container(block, resolve=True) for block in blocks if block is not None]
     return {str(name): value for block in plain if isinstance(block, dict) for name, value in block.items()}

@@ -101,7 +101,19 @@ def find_device(config: DictConfig) -> torch.device:
     Raises:
         ConfigError: the device is unknown or not there.
     """
-    name = str(config.get("device") or "cpu")
+    return to_device("device", str(config.get("device") or "cpu"))
+
+
+def to_device(key: str, name: str) -> torch.device:
+    """The device that the value of ``key`` names.
+
+    Raises:
+        ConfigError: it is unknown or not there.
+
+    >>> to_device("device", "gpu")
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: device 'gpu' cannot be used: found ..., wanted cpu, cuda or auto; choose ...
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -109,6 +121,6 @@ def find_device(config: DictConfig) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or "
-            "auto; choose one with device=NAME"
+            f"{key} {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or "
+            f"auto; choose one with {key}=NAME"
         ) from error

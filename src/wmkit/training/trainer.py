@@ -52,6 +52,8 @@ class Summary:
     protocol: str = ""
     frames: int | None = None  # steps times action repeat, where that is not 1
     crafter_score: float | None = None
+    training_episodes: int = 0  # that the means in training are of
+    training_rules: str = ""  # by which they were played, where these are not the evaluation's
 
 
 class Trainer:
@@ -374,6 +376,11 @@ class Trainer:
 
     def _summary(self, evaluation: Evaluation | None) -> Summary:
         numbers = evaluation.numbers() if evaluation is not None else {}
+        recent = self.tracker.recent
+        rules = ""
+        if recent:
+            of_training = EvaluationProtocol.of_training(self.config, len(recent))
+            rules = of_training.beside(EvaluationProtocol.of(self.config, len(recent)))
         return Summary(
             run=str(self.run.path),
             steps=self.step,
@@ -384,7 +391,9 @@ class Trainer:
             episodes=int(numbers.get("episodes", 0)),
             training_success_rate=self.tracker.success_rate,
             interrupted=self.interrupt.requested,
-            training_return=means(self.tracker.recent).get("return"),
+            training_return=means(recent).get("return"),
+            training_episodes=len(recent),
+            training_rules=rules,
             protocol=str(evaluation.protocol) if evaluation is not None else "",
             frames=self.run.frames(self.step).get("frames"),
             crafter_score=numbers.get("crafter_score"),

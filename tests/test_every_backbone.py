@@ -1,0 +1,83 @@
+"""Every system with every backbone: composed, built, and taught for one update."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
+
+import wmkit
+from wmkit.errors import ConfigError
+from wmkit.systems import System
+
+BACKBONES = wmkit.available("backbone")
+TINY = [
+    *("size.deter=16", "size.groups=2", "size.classes=3", "size.hidden=8", "size.units=8", "size.layers=1"),
+    *("batch.size=2", "batch.length=4", "behaviour.horizon=2"),
+]
+VECTORS = Composite(observation=Unbounded((2,)))
+IMAGES = Composite(
+    pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8),
+    affordance=UnboundedDiscrete((1, 64, 64), dtype=torch.uint8),
+)
+OWN = {
+    "dreamer_v1": ("size.classes=1",),
+    "dreamer_v3": ("schedule.optimizer.warmup=0",),  # or the first learning rate is zero
+    "dreamer_v3_2024": ("schedule.optimizer.warmup=0",),
+    "ls_imagine": ("size.depth=2",),
+    "storm": ("behaviour.starts.count=2", "behaviour.starts.context=1"),
+    "twm": ("behaviour.starts.count=2",),
+}
+LAYERED = {"gpt", "s5", "transformer_xl"}
+
+
+def build(system: str, backbone: str, *overrides: str) -> System:
+    torch.manual_seed(0)
+    spec = IMAGES if system == "ls_imagine" else VECTORS
+    overrides = (f"backbone={backbone}", *TINY, *OWN.get(system, ()), *overrides)
+    return wmkit.build(system, observation_spec=spec, action_spec=OneHot(3), overrides=overrides)
+
+
+def learns(system: System) -> None:
+    dynamics = system.world_model.dynamics
+    backbone: nn.Module = getattr(dynamics, "short", dynamics).backbone
+    before = [parameter.clone() for parameter in backbone.parameters()]
+    metrics = system.update(system.example_batch())
+    assert all(bool(value.isfinite().all()) for value in metrics.values(True, True))
+    assert before and not any(map(torch.equal, before, backbone.parameters()))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("system", wmkit.available())
+def test_learns(system: str, backbone: str) -> None:
+    learns(build(system, backbone))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_only_layers_can_start_alike(backbone: str) -> None:
+    """The one choice on a page that not every backbone goes with: TWM as released."""
+    if backbone in LAYERED:
+        learns(build("twm", backbone, "compat=released"))
+        return
+    with pytest.raises(ConfigError, match="has no layers to start alike: wanted a backbone with layers") as e:
+        build("twm", backbone, "compat=released")
+    assert "\n" not in str(e.value) and ". " not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "override", "message"),
+    [
+        ("block_gru", "size.deter=12", "cannot be cut into 8 equal blocks: wanted a divisor"),
+        ("gpt", "backbone.window=1", "the window of a transformer is 1: wanted 2 tokens or more; set window"),
+        ("transformer_xl", "backbone.heads=3", "cannot be cut into 3 equal heads: wanted a divisor"),
+        ("s5", "backbone.layers=0", "has 0 layers: wanted 1 or more; set"),
+        ("gru", "+backbone.window=8", "backbone 'gru'.*'window': wanted options among learned_initial"),
+        ("nothing", "seed=0", "'nothing'.*wanted one of block_gru, .*transformer_xl"),
+    ],
+)
+@pytest.mark.parametrize("system", ["dreamer_v3", "twm"])
+def test_what_does_not_fit_is_refused(system: str, backbone: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as e:
+        build(system, backbone, override)
+    assert "\n" not in str(e.value) and ". " not in str(e.value)
