@@ -1,15 +1,16 @@
 """Every figure that needs a GPU, in one run: updates of wmkit and of TorchRL, eager, compiled, captured.
 
-    python benchmarks/gpu_suite.py --json gpu.json              # everything; compiling takes most of it
-    python benchmarks/gpu_suite.py --json gpu.json --skip-done      # go on where a run ended
-    python benchmarks/gpu_suite.py --json gpu.json --only graph     # cells with that part in their name
-    python benchmarks/gpu_suite.py --device cpu --tiny              # whether every cell runs, in minutes
+    python benchmarks/gpu_suite.py                        # everything; compiling takes most of it
+    python benchmarks/gpu_suite.py --skip-done            # go on where a run ended
+    python benchmarks/gpu_suite.py --only graph           # cells with that part in their name
+    python benchmarks/gpu_suite.py --device cpu --tiny    # whether every cell runs, in minutes
 
 A cell is one side (`wmkit` or `torchrl`), one system, one mode and one precision. It runs in a process of its
-own with a time limit, and the JSON file is written after each: one that fails is an entry with its error. An
-update is everything from a batch on the device to changed weights: losses, imagination, gradients,
-optimiser, slow critic. Times are medians between CUDA events (on a CPU of the clock), after a warm-up; the
-time of warming up, compiling and recording is a column of its own.
+own with a time limit, and the JSON file is written after each (`gpu_suite.json` in the current folder, or
+`--json PATH`): one that fails is an entry with its error. An update is everything from a batch on the device
+to changed weights: losses, imagination, gradients, optimiser, slow critic. Times are medians between CUDA
+events (on a CPU of the clock), after a warm-up; the time of warming up, compiling and recording has its own
+column.
 
     eager       as it is written
     graph       one CUDA graph (`wmkit.training.CapturedUpdate`); TorchRL captures losses and gradients
@@ -345,7 +346,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="written after every cell")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("gpu_suite.json"),
+        help="written after every cell; gpu_suite.json, in the current folder, if not given",
+    )
     parser.add_argument(
         "--only", nargs="*", default=[], help="words that a cell's name must hold, all of them"
     )
@@ -375,7 +381,7 @@ def main() -> None:
         print("\n".join(cell.name for cell in chosen))
         return
     record: dict[str, Any] = {"machine": machine(args.device), "tiny": args.tiny, "cells": {}}
-    if args.skip_done and args.json and args.json.exists():
+    if args.skip_done and args.json.exists():
         earlier = json.loads(args.json.read_text())
         if (earlier["machine"], earlier["tiny"]) == (record["machine"], record["tiny"]):
             record["cells"] = {k: v for k, v in earlier["cells"].items() if v["status"] == "ok"}
@@ -387,13 +393,14 @@ def main() -> None:
         said = f"{entry['milliseconds']:.2f} ms" if entry["status"] == "ok" else entry["error"][:300]
         print(f"{cell.name}: {said} ({entry['took_s']} s)", flush=True)
         record["verdicts"] = verdicts(record["cells"])
-        if args.json:
-            part = args.json.with_suffix(".part")
-            part.write_text(json.dumps(record, indent=1) + "\n")
-            part.replace(args.json)
+        part = args.json.with_suffix(".part")
+        part.write_text(json.dumps(record, indent=1) + "\n")
+        part.replace(args.json)
     print("\n" + table(record["cells"]))
     if not args.tiny:
         print("\n" + "\n".join(f"- {line}" for line in verdicts(record["cells"])))
+    if record["cells"]:
+        print(f"\nwritten to {args.json.resolve()}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ On a CPU, TWM with a tenth of its windows and starts (10 x 16 and 40) and STORM 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -150,8 +149,11 @@ def report(system: str, medians: dict[str, dict[str, float]], cuda: bool) -> Non
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def run(args: argparse.Namespace, counter: Any) -> None:
-    """Measure and print; ``counter`` counts FLOPs (:class:`update_speed.FlopCounter`)."""
+def run(args: argparse.Namespace, counter: Any) -> dict[str, Any]:
+    """Measure and print; ``counter`` counts FLOPs (:class:`update_speed.FlopCounter`).
+
+    Returns what ``--json`` holds.
+    """
     keep_freed_memory()  # as `wmkit train` does, for both sides
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     cuda = args.device == "cuda"
@@ -193,18 +195,16 @@ def run(args: argparse.Namespace, counter: Any) -> None:
         print(f"\nGFLOP of an update: {text}, the official code {sum(official):.0f}")
     notes = NOTES[args.system]
     print("\n" + "\n".join(f"- {note}" for note in notes))
-    if args.json:
-        result = {
-            "settings": {k: v for k, v in vars(args).items() if k != "json"}
-            | {"against": "plain" if "plain" in sides else "nothing"},
-            "machine": machine,
-            "windows": rows,
-            "starts": starts,
-            "medians_s": medians,
-            "seconds": seen,
-            "official_s_on_another_machine": dict(zip(keys, OFFICIAL_S[args.system], strict=True)),
-            "gflop": flops,
-            "official_gflop": dict(zip(PARTS, official, strict=True)),
-            "notes": notes,
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return {
+        "settings": {k: v for k, v in vars(args).items() if k != "json"}
+        | {"against": "plain" if "plain" in sides else "nothing"},
+        "machine": machine,
+        "windows": rows,
+        "starts": starts,
+        "medians_s": medians,
+        "seconds": seen,
+        "official_s_on_another_machine": dict(zip(keys, OFFICIAL_S[args.system], strict=True)),
+        "gflop": flops,
+        "official_gflop": dict(zip(PARTS, official, strict=True)),
+        "notes": notes,
+    }

@@ -1,8 +1,11 @@
 """One training update of wmkit beside the same update assembled from TorchRL's own parts.
 
-    python benchmarks/update_speed.py --system dreamer_v3 --size 1m --obs proprio --against torchrl
+    python benchmarks/update_speed.py --system dreamer_v3 --size 1m --obs proprio --against torchrl --json
     python benchmarks/update_speed.py --obs vision --codec strided --threads 2 --json vision.json
     python benchmarks/update_speed.py --system twm --json twm.json        # or storm: token_update_speed.py
+
+`--json` alone prints the numbers as JSON and nothing else, the tables then go to standard error; with a path
+it writes them there.
 
 An update is everything from a ready batch: world-model loss, imagination, actor, critic, the critic on
 replay, one backward, one optimiser step, slow critic. Both sides run in turn, each in a process of its own,
@@ -28,9 +31,10 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -98,6 +102,7 @@ DIFFERENCES = [
 # Options that not every system or observation has: what they are where they are not given.
 OPTIONS = {"size": "1m", "obs": "proprio", "batch": 16, "length": 64, "keep": "ours", "compile": False}
 IMAGE_OPTIONS = {"codec": "pooled"}
+STDOUT = Path("-")  # --json without a path
 CODEC_NOTES = {
     "pooled": "torchrl has no image codec that pools: its side is ours in plain PyTorch, channels last",
     "strided": "image codec of torchrl's own, channels last, and ours with strided=true; its decoder has one "
@@ -654,7 +659,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--warm-up", type=int, default=4)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        type=Path,
+        metavar="PATH",
+        help="write the numbers there; without PATH print them, and the tables to standard error",
+    )
     args = parser.parse_args()
     peers = ["torchrl"] if args.system == "dreamer_v3" else ["plain", "nothing"]
     if args.against not in (None, *peers):
@@ -694,9 +706,18 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    if args.system != "dreamer_v3":
-        token_update_speed.run(args, FlopCounter)
-        return
+    alone = args.json == STDOUT
+    with redirect_stdout(sys.stderr if alone else sys.stdout):
+        result = run(args) if args.system == "dreamer_v3" else token_update_speed.run(args, FlopCounter)
+    text = json.dumps(result, indent=1)
+    if alone:
+        print(text)
+    elif args.json:
+        args.json.write_text(text + "\n")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure both sides of dreamer_v3 and print; returns what ``--json`` holds."""
     machine = {
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -726,20 +747,18 @@ def main() -> None:
     notes += [f"{name}: {note}" for name, note in fact("note").items()]
     notes += [f"{n}: compiled in {s:.1f} s" for n, s in seconds.items() if s is not None]
     print("\n" + "\n".join(f"- {note}" for note in notes))
-    if args.json:
-        result = {
-            "settings": {k: v for k, v in vars(args).items() if k != "json"},
-            "machine": machine,
-            "medians": rows,
-            "update_wall_ms": {name: side.wall["update"] for name, side in sides.items()},
-            "update_cpu_ms": {name: side.cpu["update"] for name, side in sides.items()},
-            "compile_s": seconds,
-            "gflop": flops,
-            "parameters": fact("parameters"),
-            "first_losses": fact("first_losses"),
-            "notes": notes,
-        }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return {
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "machine": machine,
+        "medians": rows,
+        "update_wall_ms": {name: side.wall["update"] for name, side in sides.items()},
+        "update_cpu_ms": {name: side.cpu["update"] for name, side in sides.items()},
+        "compile_s": seconds,
+        "gflop": flops,
+        "parameters": fact("parameters"),
+        "first_losses": fact("first_losses"),
+        "notes": notes,
+    }
 
 
 if __name__ == "__main__":

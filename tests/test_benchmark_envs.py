@@ -28,7 +28,7 @@ from wmkit.systems import compose
 from wmkit.systems.spaces import read_spaces
 from wmkit.training.collect import EpisodeTracker
 from wmkit.training.evaluate import evaluate, means
-from wmkit.training.parts import make_training_env
+from wmkit.training.parts import build_system, make_training_env
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.report import write_report
 from wmkit.training.run import RunDirectory
@@ -110,6 +110,26 @@ def test_the_numbers_of_a_page_are_the_defaults_in_python(page):
     training = compose("dreamer_v3", [f"preset={page}"]).training
     assert (training.prefill, training.pretrain, training.collect_length) == (0, 0, 1)
     assert training.replay.capacity == 5_000_000  # the original's; resets are records too
+
+
+@pytest.mark.parametrize(
+    ("system", "overrides", "apart"),
+    [
+        ("dreamer_v3", ["preset=dmc_proprio"], True),
+        ("dreamer_v3_2024", ["preset=paper", "domain=v3_2024_dmc_proprio"], True),
+        ("dreamer_v3", ["preset=cartpole_swingup"], False),  # kept results are of one vector
+        ("dreamer_v3", ["preset=reacher_easy"], False),
+    ],
+)
+def test_published_proprio_has_a_decoder_output_for_each_vector(system, overrides, apart):
+    """As in danijar/dreamerv3, which clips gradients tensor by tensor."""
+    pytest.importorskip("dm_control")
+    config = compose(system, [*overrides, "size=1m", "env.task=walker_walk", "env.num_envs=1"])
+    env = make_training_env(config, None, seed=0)
+    decoder = build_system(config, env, torch.device("cpu")).world_model.decoder
+    names = ["height", "orientations", "velocity"] if apart else ["observation"]
+    feature = torch.zeros(1, 512 + 32 * 4)
+    assert list(decoder(feature)) == names
 
 
 def test_presets_choose_their_environment_and_give_way():
@@ -555,6 +575,16 @@ def test_minigrid_missions_are_classes():
     assert len(set(numbers.values())) == len(numbers) == env.observation_spec["mission"].n == 6
 
 
+def test_games_registered_with_gymnasium_are_drawn_by_their_id():
+    pytest.importorskip("ale_py")
+    config = compose(
+        "dreamer_v3", ["env=gymnasium", "env.name=ALE/Pong-v5", "env.pixels=true", "env.num_envs=1"]
+    )
+    env = make_training_env(config, None, seed=0)
+    assert env.rollout(2)["pixels"].shape == (1, 2, 3, 64, 64)
+    env.close()
+
+
 def test_gymnasium_pictures_are_what_the_environment_draws():
     import gymnasium
 
@@ -581,6 +611,13 @@ def test_gymnasium_pictures_are_what_the_environment_draws():
         ("dmc_proprio/walker_wal", "dm_control", "'walker_walk'"),
         ("MiniGrid-DoorKey-5x5-v9", "minigrid", "'MiniGrid-DoorKey-5x5-v0'"),
         ("CartPole-v7", "gymnasium", "CartPole-v7"),
+        ("pong", "ale_py", "wanted 'atari100k/pong' or .* in a run write env=atari100k env.game=pong or "),
+        (
+            "walker_walk",
+            "dm_control",
+            "in a run write env=dmc_proprio env.task=walker_walk or env=dmc_vision",
+        ),
+        ("minigrid-empty-5x5", "minigrid", "env=minigrid env.name=MiniGrid-Empty-5x5-v0"),
         ("atari/pong", "ale_py", "sticky=2"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -121,14 +123,63 @@ def test_settings_are_those_that_are_used(
     assert {k: v for k, v in found.items() if k not in ALWAYS} == kept and found.keys() >= ALWAYS
 
 
+LINES = {  # a tiny real run adds what makes it short
+    "--system dreamer_v3 --size 1m --obs proprio --against torchrl --json": "--batch 2 --length 3",
+    "--json --system twm": "--against nothing",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("path", ["", "numbers.json"])
+def test_json_alone_is_all_that_is_printed_and_a_path_is_written(
+    line: str,
+    path: str,
+    plain: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    speed = importlib.import_module("update_speed")
+
+    def measured(args: object, *_: object) -> dict[str, float]:
+        print("| table |")
+        return {"ratio": 0.3}
+
+    monkeypatch.setattr(speed, "run", measured)
+    monkeypatch.setattr(speed.token_update_speed, "run", measured)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["update_speed.py", *line.replace("--json", f"--json {path}").split()])
+    speed.main()
+    printed = capsys.readouterr()
+    if path:
+        assert printed.out == "| table |\n" and json.loads(Path(path).read_text()) == {"ratio": 0.3}
+    else:
+        assert json.loads(printed.out) == {"ratio": 0.3} and printed.err == "| table |\n"
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("line", "short"), LINES.items())
+def test_the_numbers_of_a_run_are_json(line: str, short: str) -> None:
+    command = f"update_speed.py {line} {short} --repeats 1 --warm-up 0 --threads 1"
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["settings"]["system"] in line and "| wmkit, " in done.stderr
+    sides = result.get("update_wall_ms") or result["seconds"]
+    assert all(len(times) == 1 for times in sides.values())
+
+
 @pytest.mark.slow
 def test_the_gpu_suite_measures_both_sides_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Cells without a code generator, in processes of their own; their file, their table, going on."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    suite, out = importlib.import_module("gpu_suite"), tmp_path / "gpu.json"
-    options = ["--device", "cpu", "--tiny", "--repeats", "1", "--warm-up", "1", "--json", str(out)]
+    suite, out = importlib.import_module("gpu_suite"), tmp_path / "gpu_suite.json"
+    monkeypatch.chdir(tmp_path)
+    options = ["--device", "cpu", "--tiny", "--repeats", "1", "--warm-up", "1"]  # no --json: there is a file
     options += ["--skip-done", "--only", "dreamer_v3", "proprio", "eager"]
     monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *options])
     suite.main()
@@ -143,7 +194,9 @@ def test_the_gpu_suite_measures_both_sides_on_a_cpu(
     assert record["tiny"] and counts[0] == counts[1]
     first, second = record["verdicts"][:2]
     assert "target 6 ms" in first and "of TorchRL's best" in first and "not measured" in second
-    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"written to {out}"
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {9}
     assert [row[2].strip() for row in rows] == ["side", "---", "torchrl", "wmkit"]
     assert all(float(row[5]) > 0 for row in rows[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torchrl.data import Composite, OneHot, Unbounded
 from typer.testing import CliRunner
 
 import wmkit.training
@@ -16,11 +19,11 @@ from wmkit.cli import app
 from wmkit.cli.app import read_config
 from wmkit.errors import ConfigError, NonFiniteLossError
 from wmkit.registry import available
-from wmkit.systems import compose
+from wmkit.systems import build_from, compose
 from wmkit.systems.system import System
 from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.run import RunDirectory
-from wmkit.training.trainer import Summary
+from wmkit.training.trainer import Summary, restore_system
 
 SMALL = (
     "preset=smoke",
@@ -72,6 +75,8 @@ def test_choices_are_listed_by_the_systems_that_have_them(kind: str, name: str |
     if kind == "size":  # a system's own
         assert found["twm"] == found["storm"] == ["micro", "paper", "tiny"]
         assert "micro" not in found["dreamer_v3"]
+        # Of its one class there is nothing to choose.
+        assert [system for system, names in found.items() if "dreamer_v1" in names] == ["dreamer_v1"]
 
 
 def test_environments_are_listed_as_they_are_chosen():
@@ -127,13 +132,68 @@ def test_resuming_checks_the_system_and_the_overrides(tmp_path):
     assert found.exit_code == 2 and "did you mean training.steps?" in sentence(found)
 
 
-def test_an_override_of_a_resumed_run_reaches_what_reads_it(tmp_path):
+def in_use(system: System) -> dict[str, tuple[float, ...]]:
+    """Options of every optimiser, of the returns and of the actor."""
+    found = {
+        name: (float(group["lr"]), group["eps"], group.get("warmup", 0))
+        for name, learner in system.schedule.learners.items()
+        for group in learner.optimizer.param_groups
+    }
+    returns = (system.behaviour.estimator.gamma.item(), system.behaviour.estimator.lmbda.item())
+    return found | {"returns": returns, "actor": (system.actor.unimix,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        (
+            "dreamer_v3",
+            ["learning_rate.joint=1e-3", "schedule.optimizer.warmup=10", "actor.discrete.unimix=0"],
+        ),
+        ("dreamer_v3_2023", ["learning_rate.actor=1e-3", "discount=0.9", "actor.unimix=0.5"]),
+    ],
+)
+def test_an_override_of_a_resumed_run_reaches_what_reads_it(tmp_path, name, overrides):
+    """What was learned comes from the checkpoint, and every option from the page."""
+
+    def build(config):
+        return build_from(config, Composite(observation=Unbounded((2,))), OneHot(3))
+
+    overrides = [*overrides, "behaviour.estimator.lmbda=0.5"]
+    page = compose(name, [f"run_dir={tmp_path / 'run'}", "size=tiny", "preset=paper"])
+    RunDirectory.create(page)
+    first, resume = build(page), f"resume={tmp_path / 'run'}"
+    batch = first.example_batch()[:2, :4]
+    first.update(batch)
+    state = copy.deepcopy(first.state_dict())
+    older = {f"behaviour.estimator.{key}": torch.tensor(0.25) for key in ("gamma", "lmbda")}
+    older |= state | {"actor._extra_state": {"unimix": first.actor.unimix}}
+    for saved in (state, older):  # which kept options, and not what the actor was built with
+        same, other = build(read_config(name, [resume])), build(read_config(name, [resume, *overrides]))
+        wanted = in_use(other)
+        for system in (same, other):
+            restore_system(system, copy.deepcopy(saved), "run")
+        assert in_use(same) == in_use(first) and in_use(other) == wanted
+        assert not set(wanted.values()) <= set(in_use(first).values())
+        for key, learner in other.schedule.learners.items():
+            found, kept = learner.state_dict(), first.schedule.learners[key].state_dict()
+            assert found["param_groups"][0].get("step") == kept["param_groups"][0].get("step")
+            assert found["state"].keys() == kept["state"].keys() and found["state"]
+            for i, moments in kept["state"].items():
+                assert all(torch.equal(found["state"][i][moment], moments[moment]) for moment in moments)
+    for system in (first, same):
+        torch.manual_seed(0)
+        system.update(batch)
+    assert all(map(torch.equal, first.parameters(), same.parameters()))
+
+
+def test_what_a_resumed_run_cannot_take_is_refused(tmp_path):
     RunDirectory.create(compose("dreamer_v3", [f"run_dir={tmp_path / 'run'}"]))
     resume = f"resume={tmp_path / 'run'}"
-    config = read_config("dreamer_v3", [resume, "learning_rate.joint=0.5", "+critic.outscale=0.25"])
-    assert config.schedule.optimizer.lr == 0.5 and config.critic.outscale == 0.25
+    assert read_config("dreamer_v3", [resume, "+critic.outscale=0.25"]).critic.outscale == 0.25
     for override, words in (
         ("critic.style.norm=layer", "override that, or critic.style as a whole"),
+        ("learning_rate=1e-4", "'learning_rate=1e-4' does not fit run .*`learning_rate` is not a container"),
         ("training.steps=[", "cannot be read"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -9,13 +9,14 @@ A8, T10  test_dreamer_v3_losses: the optimiser against the specification, line b
 A9       test_dreamer_v3_system: parameter counts
 T7       test_dreamer_v3_losses: losses on roll-outs by hand; test_jax_weights: every network
 T11, T20 test_dreamer_v3_system: what a run stores and how it is evaluated; test_training: frames beside steps
+T17      test_dreamer_v3_system: latents go back to where the window came from
 T15      test_codecs_heads: the image codec against plain operations
 T23      test_dreamer_v3_losses: state of a joint update; test_training: resuming
 T24      test_dreamer_v3_losses, test_codecs_heads: nothing is read back, one graph
 T18      test_benchmark_envs: which end Atari's limit of frames is
+T19      test_dreamer_v3_system: when learning starts
 
-T19's start is about runs; the replay's side of T2 and T17 stands with the
-replay.
+The replay's side of T2 stands with the replay.
 """
 
 from __future__ import annotations

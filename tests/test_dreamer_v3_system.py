@@ -35,7 +35,7 @@ from wmkit.envs import unit_actions
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symlog
 from wmkit.nn import Categorical as Classes
-from wmkit.systems import compose
+from wmkit.systems import System, compose
 from wmkit.systems.acting_images import ImageStep, knows
 from wmkit.training.captured import make_update
 from wmkit.training.evaluate import evaluate
@@ -57,7 +57,7 @@ def image(channels: int, side: int) -> Composite:
     return Composite(pixels=UnboundedDiscrete((channels, side, side), dtype=torch.uint8))
 
 
-def build(spec: Composite, actions: TensorSpec, *overrides: str, name: str = "dreamer_v3") -> wmkit.System:
+def build(spec: Composite, actions: TensorSpec, *overrides: str, name: str = "dreamer_v3") -> System:
     return wmkit.build(name, observation_spec=spec, action_spec=actions, overrides=[*SMALL, *overrides])
 
 
@@ -68,7 +68,7 @@ def parameters(*modules: torch.nn.Module) -> int:
 # ---- sizes --------------------------------------------------------------------------------------------
 
 
-def sized(size: str, spec: Composite, actions: TensorSpec) -> wmkit.System:
+def sized(size: str, spec: Composite, actions: TensorSpec) -> System:
     with torch.device("meta"):
         return wmkit.build(
             "dreamer_v3", observation_spec=spec, action_spec=actions, overrides=[f"size={size}"]
@@ -419,6 +419,80 @@ def test_a_run_keeps_what_was_drawn_and_goes_on(tmp_path: Path) -> None:
         assert records["belief"].dtype == records["state"].dtype == torch.float32
         assert records["belief"][acted][:-1].any(-1).all()  # latents of every step but the last
         assert set(records["state"].view(-1, 4).sum(-1).tolist()) <= {0.0, 1.0}
+
+
+PUBLISHED = [
+    ("dreamer_v3", [f"preset={name}"])
+    for name in ("paper", "full", "atari", "atari100k", "crafter", "dmc_proprio", "dmc_vision")
+]
+PUBLISHED += [
+    ("dreamer_v3_2024", ["preset=paper", f"domain=v3_2024_{name}"]) for name in ("dmc", "dmc_proprio")
+]
+
+
+@pytest.mark.parametrize(("name", "overrides"), PUBLISHED)
+def test_published_protocols_start_with_1024_windows_and_no_random_step(
+    name: str, overrides: list[str]
+) -> None:
+    """T19: the untrained policy acts from the first step on; the learning rate rises over 1000 updates."""
+    config = compose(name, overrides)
+    training, batch = config.training, config.batch
+    assert (training.prefill, training.prefill_actions, training.pretrain) == (0, "policy", 0)
+    assert training.prefill_windows == "batch" and batch.size * batch.length == 1024
+    assert config.schedule.optimizer.warmup == 1000
+
+
+def test_the_first_update_finds_as_many_windows_as_a_batch_has_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T19 in a run. Two streams of n records hold 2 (n - 5) windows of 5 + 1: of a batch's 15 with n = 13.
+
+    Those are there after 11 steps of each world, as a reset after the tenth is a record too; the next steps
+    are the first that an update is owed for.
+    """
+    settings = ("prefill=0", "collect_length=1", "train_ratio=15", "steps=26")
+    trainer = steering(tmp_path / "run", *(f"training.{setting}" for setting in settings))
+    seen, update = [], System.update
+
+    def watched(system: System, batch: TensorDict, *dreams: TensorDict) -> TensorDict:
+        seen.append((trainer.step, trainer.memory.streams.num_windows(6)))
+        return update(system, batch, *dreams)
+
+    monkeypatch.setattr(System, "update", watched)
+    trainer.train()
+    assert seen == [(24, 18), (24, 18), (26, 20), (26, 20)]
+    for stream in range(2):
+        records = trainer.memory.streams.get(trainer.memory.streams.ids(stream)[:13])
+        assert records["previous_action"].abs().max() > 1  # drawn by the policy; random ones are in [-1, 1]
+
+
+def test_latents_of_an_update_go_back_to_where_the_window_came_from(tmp_path: Path) -> None:
+    """T17: to every step but the context's, of equal ones the last counts; no other record changes."""
+    trainer = steering(tmp_path / "run")
+    trainer.train()
+    streams, update, seen = trainer.memory.streams, trainer.update, {}
+
+    def watched(batch: TensorDict, *dreams: TensorDict) -> TensorDict:
+        seen["index"] = batch["index"].clone()
+        seen["context"] = update(batch, *dreams)
+        return seen["context"]
+
+    trainer.update = watched
+    ids = torch.cat([streams.ids(stream) for stream in range(2)])
+    row = {int(one): i for i, one in enumerate(ids)}
+    before = streams.get(ids).select("state", "belief").clone()
+    trainer._update(1)
+    after, expected = streams.get(ids), before.clone()
+    index, fresh = seen["index"][:, 1:].flatten().tolist(), seen["context"]["replay_context"].flatten()
+    for one, latent in zip(index, fresh, strict=True):
+        expected[row[one]] = latent
+    for key in ("state", "belief"):
+        assert torch.equal(after[key], expected[key]), key
+    kept = set(seen["index"][:, 0].tolist()) - set(index)
+    changed = {one for one in row if not torch.equal(before["belief"][row[one]], after["belief"][row[one]])}
+    assert kept and changed <= set(index) and len(changed) > len(set(index)) / 2
+    neighbours = fresh["belief"].view(3, 5, -1)
+    assert (neighbours[:, 1:] != neighbours[:, :-1]).any(-1).all()  # one place beside is another value
 
 
 def test_evaluation_samples_where_the_page_says_so() -> None:

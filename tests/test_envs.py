@@ -11,12 +11,22 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from torchrl.envs import check_env_specs
 
-from wmkit.envs import TASKS, CountingEnv, VizdoomEnv, VizdoomSimulator, make_env, task_prompt
+from wmkit import registry
+from wmkit.envs import (
+    TASKS,
+    CountingEnv,
+    VizdoomEnv,
+    VizdoomSimulator,
+    make_env,
+    read_options,
+    task_prompt,
+)
 from wmkit.envs.engine import Engine
 from wmkit.envs.layout import WALK
 from wmkit.envs.simulator import shrink
@@ -24,6 +34,8 @@ from wmkit.envs.tasks import ACTORS
 from wmkit.envs.walker import MaskWalker, measure, random_policy
 from wmkit.errors import ConfigError, EnvironmentCrashError
 from wmkit.registry import register
+from wmkit.systems import compose
+from wmkit.training.parts import make_training_env
 
 LOG = "vizdoom/harvest_log_in_plains"
 
@@ -259,6 +271,41 @@ def test_parallel_equals_serial_and_names_the_world_that_died():
         parallel.rollout(2)
 
 
+@pytest.fixture
+def rooms(monkeypatch, tmp_path):
+    """Ids of gymnasium's with a namespace, without a version, in a module, and like a name of wmkit's."""
+    cartpole = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+    names = ("rooms/Small-v0", "rooms/Bare", "counting/Small-v0", "Own-v0")
+    for name in names:
+        gymnasium.register(name, entry_point=cartpole, max_episode_steps=9)
+    module = tmp_path / "rooms_to_import.py"
+    module.write_text(
+        f"import gymnasium\ngymnasium.register('rooms/Late-v0', {cartpole!r}, max_episode_steps=9)"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop(module.stem, None)
+    for name in (*names, "rooms/Late-v0"):
+        gymnasium.registry.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["rooms/Small-v0", "rooms/Bare", "rooms_to_import:rooms/Late-v0"])
+def test_any_registered_id_of_gymnasium_stands_alone(rooms, name):
+    config = compose("dreamer_v3", ["env=gymnasium", f"env.name={name}", "env.num_envs=1"])
+    env = make_training_env(config, None, seed=0)
+    assert env.rollout(3)["observation"].shape[-1] == 4
+    env.close()
+    assert read_options(name)["max_steps"] == 9
+
+
+def test_names_of_wmkit_go_before_ids_of_gymnasium(rooms, monkeypatch):
+    monkeypatch.setitem(registry._targets["env"], "Own-v0", _own)
+    assert "pixels" in make_env("Own-v0").observation_spec.keys()
+    with pytest.raises(ConfigError, match="'counting/Small-v0' cannot take these options"):
+        make_env("counting/Small-v0")
+    assert make_env("gym/counting/Small-v0").observation_spec["observation"].shape == (4,)
+
+
 def test_gymnasium_by_name():
     env = make_env("gym/CartPole-v1", num_envs=2, seed=1)
     assert env.rollout(3)["observation"].shape == (2, 3, 4)
@@ -278,11 +325,21 @@ def test_gymnasium_by_name():
         ("counting", {"num_envs": 0}, "at least 1"),
         ("counting", {"length": "x"}, "env.options.length is 'x': wanted a whole number"),
         ("gym/Nothing-v0", {}, "gym/Nothing-v0"),
+        ("nothing/Here-v0", {}, "gym/nothing/Here-v0.*install the package"),
+        ("CartPole", {}, "wanted 'CartPole-v1'; in a run write env=gymnasium env.name=CartPole-v1"),
+        ("CartPole-v1", {"world": "full"}, "that its page was chosen .env=gymnasium env.name=CartPole-v1"),
+        ("harvest_sand", {}, "in a run write env=harvest_sand"),
+        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set env.pixels=true"),
     ],
 )
 def test_bad_names_and_options_are_one_sentence(name, options, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=words) as error:
         make_env(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def _own(*, seed):
+    return CountingEnv(pixels=True)
 
 
 def _stubborn(*, seed, **options):

@@ -54,6 +54,27 @@ def test_every_page_composes(name: str, preset: str) -> None:
         assert compose(name, [f"preset={preset}", f"size={size}"]).system == name
 
 
+def test_the_full_budget_is_the_systems_own() -> None:
+    """Joined with any environment: of what is published for that one at least a half, at most the double."""
+    for env in ("crafter", "dmc_proprio", "dmc_vision"):
+        full = compose("dreamer_v3", ["preset=full", f"env={env}"]).training
+        published = compose("dreamer_v3", [f"preset={env}"]).training
+        assert 0.5 <= full.train_ratio / published.train_ratio <= 2
+        assert {**full, "train_ratio": 0, "final_episodes": 0} == {
+            **published, "train_ratio": 0, "final_episodes": 0
+        }  # fmt: skip
+    for name, domain in (("dreamer_v2", "v2_crafter"), ("dreamer_v3_2024", "v3_2024_dmc")):
+        full, published = (compose(name, [given]).training for given in ("preset=full", f"domain={domain}"))
+        assert full.train_ratio == published.train_ratio
+    updates = [
+        page.training.train_ratio / (page.batch.size * page.batch.length)
+        for page in (compose("dreamer_v1", [f"preset={preset}"]) for preset in ("full", "paper"))
+    ]
+    assert updates == [100 / 500] * 2
+    both = [compose(name, ["preset=full"]).training for name in ("ls_imagine", "dreamer_v3_2023")]
+    assert both[0] == both[1] and both[0].train_ratio == 16
+
+
 @pytest.mark.parametrize("name", ["ls_imagine", "dreamer_v3_2023"])
 @pytest.mark.parametrize("extra", [[], ["backbone=gru"]])
 def test_an_update_learns_and_is_reproducible(name: str, extra: list[str]) -> None:
@@ -229,6 +250,7 @@ def test_all_that_is_offered_composes(name: str) -> None:
             "preset 'crafter' is not for storm: wanted one of atari100k, atari_small",
         ),
         ("ls_imagine", "preset=atari", "preset 'atari' is not for ls_imagine: wanted one of cartpole, "),
+        ("dreamer_v3", "size=dreamer_v1", "size 'dreamer_v1' is not for dreamer_v3: wanted one of 100m"),
         ("dreamer_v3", "preset=atari_small", "preset 'atari_small' is not for dreamer_v3: wanted one of"),
         ("dreamer_v1", "domain=v2_dmc", "domain 'v2_dmc' is not for dreamer_v1: wanted one of v1_atari;"),
         ("dreamer_v3", "domain=v2_dmc", "found no domain on its page, wanted one of size, backbone, env"),
@@ -274,6 +296,8 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("ls_imagine", ["seed=${nope}"], "Interpolation key 'nope' not found"),
         ("dreamer_v3", ["learning_rate.world_model=1"], "not read by dreamer_v3: wanted one of joint"),
         ("ls_imagine", ["preset=small", "learning_rate={joint: 1}"], "not read by ls_imagine"),
+        ("dreamer_v3", ["learning_rate=1e-4"], r"is 0\.0001: wanted .* set learning_rate\.joint=NUMBER$"),
+        ("dreamer_v2", ["preset=paper", "learning_rate=null"], "is None: wanted .* critic, world_model"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
             compose(system, overrides)
@@ -451,3 +475,12 @@ def test_released_checkpoints_load_strictly() -> None:
         load_ls_imagine(system, {**state, "_wm.heads.mystery.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"found \[2\], wanted"):
         load_ls_imagine(system, {**state, "_task_behavior._orig_mod.actor.mean_layer.bias": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("CartPole-v1", "env=gymnasium env.name=CartPole-v1"), ("nowhere", "env=NAME")]
+)
+def test_an_environment_given_for_its_page_names_the_page(name, meant):
+    with pytest.raises(ConfigError, match=f"env '{name}'") as error:
+        compose("dreamer_v3", [f"env={name}"])
+    assert meant in str(error.value)

@@ -267,6 +267,16 @@ def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeyp
         train(config, parts=toy_parts())
 
 
+def test_a_replay_without_room_for_the_windows_waited_for_is_refused(tmp_path):
+    """Two streams of 7 records hold 6 windows of 5; a batch has 8 steps."""
+    for capacity, windows in ((14, "batch"), (15, 7)):
+        config = toy_config(tmp_path / "run", prefill_windows=windows, replay={"capacity": capacity})
+        with pytest.raises(ConfigError, match=r"found 6 of 5 .*, wanted [87] .*capacity=16 or more$"):
+            train(config, parts=toy_parts())
+    config = toy_config(tmp_path / "run", steps=40, prefill_windows="batch", replay={"capacity": 16})
+    assert train(config, parts=toy_parts()).updates == (40 - 24) // 2
+
+
 def test_steps_taken_ahead_are_acted_with_the_weights_of_the_round_before(tmp_path):
     class Weighted(ToyPolicy):
         def __init__(self):

@@ -171,6 +171,7 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
 
         return compose(system, overrides)
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     from wmkit.systems.pages import GROUPS, misplaced, read_value
     from wmkit.training.run import RunDirectory
@@ -194,6 +195,13 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         if sentence := misplaced(config, name, system):
             raise ConfigError(sentence)
         OmegaConf.update(config, name.lstrip("+"), read_value(override))
+        try:
+            OmegaConf.resolve(config.copy())
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"override {override!r} does not fit run {resume!r}: found {' '.join(str(error).split())}, "
+                "wanted a value that all who read it can take; correct it"
+            ) from error
     config.resume, config.run_dir = str(resume), str(resume)
     return config
 

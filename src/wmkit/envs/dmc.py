@@ -176,8 +176,15 @@ def _check(task: str, **numbers: int) -> None:
             raise ConfigError(f"task {task!r} got {name}={number}: wanted at least 1; correct it")
 
 
-def _load(task: str, seed: int) -> Any:
-    """``suite.load`` by one name."""
+def find_task(task: str) -> tuple[str, str]:
+    """Domain and task of one name.
+
+    Raises:
+        ConfigError: dm_control is missing, or no such task.
+
+    >>> find_task("ball_in_cup_catch")  # doctest: +SKIP
+    ('ball_in_cup', 'catch')
+    """
     with needs("dmc", "tasks of the DeepMind Control Suite", HINT):
         _choose_renderer()
         from dm_control import suite
@@ -185,7 +192,15 @@ def _load(task: str, seed: int) -> Any:
     name = ALIASES.get(task, task)
     if name not in tasks:
         raise unknown("task", task, tasks, "see dm_control.suite.ALL_TASKS")
-    return suite.load(*tasks[name], task_kwargs={"random": np.random.RandomState(seed)})
+    return tasks[name]
+
+
+def _load(task: str, seed: int) -> Any:
+    """``suite.load`` by one name."""
+    names = find_task(task)
+    from dm_control import suite
+
+    return suite.load(*names, task_kwargs={"random": np.random.RandomState(seed)})
 
 
 def _choose_renderer() -> None:

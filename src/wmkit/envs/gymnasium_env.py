@@ -7,6 +7,7 @@ the one it was registered with. Rewards are as given.
 from __future__ import annotations
 
 import os
+from contextlib import closing, suppress
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torchrl.envs import DoubleToFloat, EnvBase, GymEnv, GymWrapper, TransformedEnv
 
 from wmkit.envs.adapters import channels_first, fit_image
+from wmkit.envs.names import register_ids
 from wmkit.errors import ConfigError
 
 
@@ -31,20 +33,32 @@ def gymnasium_env(
         **options: of the environment.
 
     Raises:
-        ConfigError: no such id, its package is missing, or it does not take the options.
+        ConfigError: no such id, its package is missing, it does not take the options, or its spaces are not
+            arrays, classes or a Dict of them.
 
     >>> gymnasium_env("CartPole-v1", pixels=True).rollout(3)["pixels"].shape
     torch.Size([3, 3, 64, 64])
     """
+    import gymnasium
+
+    if env_id not in gymnasium.registry:
+        register_ids()
     try:
         env = GymWrapper(_drawn(env_id, image_size, options)) if pixels else GymEnv(env_id, **options)
+        env.set_seed(seed)  # which resets
     except Exception as error:
+        if space := _unreadable(env_id, options):
+            raise ConfigError(
+                f"env 'gym/{env_id}' does not fit: found {space}, wanted arrays, classes or a Dict of them; "
+                "register it with a wrapper that has such"
+                + ", or set env.pixels=true to see what it draws"
+                * space.startswith("observations")
+            ) from error
         text = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(
-            f"env 'gym/{env_id}' could not be made: {text}; install the package that registers it, "
-            "or check the id and its options"
-        ) from error
-    env.set_seed(seed)
+        hint = "install the package that registers it, or check the id and its options"
+        if isinstance(error, TypeError):
+            hint = f"check its options, and that its page was chosen (env=gymnasium env.name={env_id})"
+        raise ConfigError(f"env 'gym/{env_id}' could not be made: {text}; {hint}") from error
     if any(spec.dtype == torch.float64 for spec in env.specs.values(True, True)):
         return TransformedEnv(env, DoubleToFloat())
     return env
@@ -64,3 +78,20 @@ def _drawn(env_id: str, side: int, options: dict[str, Any]) -> Any:
         lambda image: {"pixels": channels_first(fit_image(image, side))},
         Dict(pixels=Box(0, 255, (3, side, side), np.uint8)),
     )
+
+
+def _unreadable(env_id: str, options: dict[str, Any]) -> str:
+    """What an environment shows or takes that no tensor can hold, in words; empty where there is no such."""
+    import gymnasium
+    from gymnasium.spaces import Dict, Graph, OneOf, Sequence, Space, Tuple
+
+    def mixed(space: Space) -> bool:
+        if isinstance(space, Dict):
+            return any(map(mixed, space.values()))
+        return isinstance(space, (Graph, OneOf, Sequence, Tuple))
+
+    with suppress(Exception), closing(gymnasium.make(env_id, disable_env_checker=True, **options)) as env:
+        for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
+            if mixed(space):
+                return f"{name} {space}"
+    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -12,12 +11,11 @@ from typing import Any
 from torchrl.envs import EnvBase, SerialEnv
 
 from wmkit.arguments import check_arguments, made
+from wmkit.envs.names import MINIGRID, is_gymnasium_id, unknown_env
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
 from wmkit.registry import available, resolve
-
-GYMNASIUM_ID = re.compile(r"[\w-]+-v\d+")
 
 
 def make_env(
@@ -30,7 +28,8 @@ def make_env(
             ``dmc_proprio/<task>``, ``dmc_vision/<task>``, ``atari/<game>``, ``atari100k/<game>``, or any
             name that a plug-in registered under the kind ``env`` (a callable that takes ``seed`` and
             options and returns an EnvBase; what follows a slash is its first argument). An id of
-            gymnasium may stand alone: ``CartPole-v1``.
+            gymnasium may stand alone: ``CartPole-v1``, ``ALE/Pong-v5``, ``module:Id``; one that begins with
+            a name of the above and a slash needs ``gym/`` in front.
         num_envs: None for one unbatched environment, else the batch size.
         parallel: a process for each environment instead of one after another.
         seed: environment i of a batch plays the stream ``seed + i``.
@@ -83,7 +82,7 @@ def read_options(name: str, **options: Any) -> dict[str, Any]:
     if "env_id" in known:
         import gymnasium
 
-        registered = gymnasium.registry.get(known["env_id"])
+        registered = gymnasium.registry.get(known["env_id"].rpartition(":")[2])  # less the module
         limit = registered.max_episode_steps if registered is not None else None
         known.setdefault("max_steps", known.get("max_episode_steps", limit))
     return known
@@ -109,15 +108,17 @@ def read_rules(name: str, **options: Any) -> dict[str, Any]:
 
 
 def _constructor(name: str) -> Callable[..., EnvBase]:
-    if GYMNASIUM_ID.fullmatch(name):
-        name = f"{'minigrid' if name.startswith(('MiniGrid-', 'BabyAI-')) else 'gym'}/{name}"
     if name.startswith(PREFIX):
         find_task(name)  # its message is the better one
     names = available("env")
+    if name in names:
+        return resolve("env", name)
     family, slash, one = name.partition("/")
-    if slash and name not in names and family in names:
+    if slash and family in names:
         return partial(resolve("env", family), one)
-    return resolve("env", name)
+    if is_gymnasium_id(name):
+        return partial(resolve("env", "minigrid" if name.startswith(MINIGRID) else "gym"), name)
+    raise unknown_env(name)
 
 
 def _with_options(name: str, create: partial, *, seed: int) -> EnvBase:

@@ -59,15 +59,18 @@ class DiscreteActor(nn.Module):
         check_range("actor unimix", unimix, 0, 1, open_end=True)
         self.trunk = MLP(in_dim, units, layers, style)
         self.out = init_output(Linear(units if layers else in_dim, action_dim), outscale, style.init)
-        self.unimix = unimix
+        self.unimix = self._told = unimix
 
     def get_extra_state(self) -> dict[str, float]:
-        """The share of uniform, which loading official weights changes."""
-        return {"unimix": self.unimix}
+        """The share of uniform, which loading official weights changes, and the one it was built with."""
+        return {"unimix": self.unimix, "told": self._told}
 
     def set_extra_state(self, state: dict[str, float]) -> None:
-        """Take the share of uniform back."""
-        self.unimix = state["unimix"]
+        """Take the share of uniform back, unless this actor was built with another one than the saved."""
+        # An older state does not say. Only official weights make it zero, whatever it was built with.
+        told = state.get("told", state["unimix"] or self._told)
+        if told == self._told:
+            self.unimix = state["unimix"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         # An older state has no share: it stays as built.

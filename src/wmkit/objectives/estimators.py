@@ -82,10 +82,15 @@ class LambdaReturnJumpy(ValueEstimatorBase):
         check_range("behaviour.estimator.gamma", gamma, 0, 1)
         check_range("behaviour.estimator.lmbda", lmbda, 0, 1)
         super().__init__(value_network=value_network, differentiable=differentiable, **kwargs)
-        self.register_buffer("gamma", torch.tensor(gamma))
-        self.register_buffer("lmbda", torch.tensor(lmbda))
+        self.register_buffer("gamma", torch.tensor(gamma), persistent=False)  # the page's, not a checkpoint's
+        self.register_buffer("lmbda", torch.tensor(lmbda), persistent=False)
         self.continuation_at = continuation_at
         _ = self.tensor_keys  # made at the first look, which a compiler would take for a change
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name in ("gamma", "lmbda"):  # which older states have
+            state_dict.pop(f"{prefix}{name}", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(
         self, tensordict: TensorDictBase, *, params: Any = None, target_params: Any = None

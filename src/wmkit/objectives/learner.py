@@ -84,7 +84,12 @@ class Learner:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Take an optimiser's state back."""
-        self.optimizer.load_state_dict(state)
+        """Take moments and step counts back; learning rate and all other options stay as they are."""
+        own = [
+            {name: value for name, value in group.items() if name not in ("params", "step")}
+            for group in self.optimizer.param_groups
+        ]
+        groups = [saved | options for saved, options in zip(state["param_groups"], own, strict=True)]
+        self.optimizer.load_state_dict({**state, "param_groups": groups})
         if self._prepared is not None:
             self.prepare()

@@ -98,7 +98,8 @@ class MyopicPolicy(TensorDictModuleBase):
         lead = tensordict.batch_size
         if key == "reward":
             value = tensordict.get("arrival_reward", None)
-            value = torch.zeros(*lead, 1) if value is None else value
+            if value is None:
+                value = torch.zeros(*lead, 1, device=tensordict.get("is_init").device)
         else:
             value = tensordict.get(key)
         return value.reshape(-1, *value.shape[len(lead) :])

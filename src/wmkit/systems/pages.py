@@ -62,7 +62,8 @@ def choices(group: str, system: str) -> dict[str, str]:
     """What a system takes of a group: names, and the pages they stand for.
 
     Its own go before shared ones of the same name, and of those only what fits is offered: a size that has
-    every number which the system reads; a preset that brings such a size or none, and all that is left to it.
+    every number which the system reads, and classes to choose among; a preset that brings such a size or
+    none, and all that is left to it.
 
     >>> list(choices("size", "twm"))
     ['micro', 'paper', 'tiny']
@@ -94,12 +95,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_whole(path: Path) -> dict[str, Any]:
-    """A page over those it builds on, block by block."""
-    page, whole = load(path), dict[str, Any]()
-    for base in page.get("defaults", ()):
-        if isinstance(base, str) and base != "_self_":
-            whole |= load_whole(path.with_name(f"{base}.yaml"))
-    return whole | page
+    """A page over those it builds on, key by key."""
+    page = load(path)
+    bases = [base for base in page.get("defaults", ()) if isinstance(base, str) and base != "_self_"]
+    whole = OmegaConf.merge(*(load_whole(path.with_name(f"{base}.yaml")) for base in bases), page)
+    merged: Any = OmegaConf.to_container(whole, resolve=False)
+    return merged
 
 
 def read_value(override: str) -> Any:
@@ -187,7 +188,8 @@ def _read(system: str, overrides: Sequence[str]) -> DictConfig:
 def _fits(group: str, path: Path, system: str) -> bool:
     """Whether a shared page has what the system's page reads from a page of this group."""
     if group == "size":
-        return _reads(system).get("size", set()) <= load(path).keys()
+        read, size = _reads(system).get("size", set()), load(path)
+        return read <= size.keys() and ("classes" not in read or size["classes"] > 1)  # one says nothing
     if group == "preset":
         preset, given = load_whole(path), load_whole(CONF / f"{system}.yaml").keys() | defaults(system).keys()
         sizes = [entry["override /size"] for entry in preset.get("defaults", ()) if "override /size" in entry]
@@ -231,6 +233,10 @@ def _checked(system: str, override: str) -> str:
     if value in names.values():
         return override
     if value not in names:
+        if key == "env" and (meant := _find_env(value)):
+            raise ConfigError(
+                f"env {value!r} is no page: wanted one that brings it; write {' or '.join(meant.values())}"
+            )
         theirs = any((CONF / key).rglob(f"{value}.yaml"))  # another system's
         raise _unknown(key, value, list(names), f"pick one with {key}=NAME", f"not for {system}" * theirs)
     return f"{key}={names[value]}"
@@ -240,10 +246,16 @@ def _drop_unread_rates(config: DictConfig, system: str, overrides: Sequence[str]
     """Leave out the learning rates that presets bring for other systems.
 
     Raises:
-        ConfigError: an override gives one that this system does not read.
+        ConfigError: an override gives one that this system does not read, or one for all.
     """
     read = set(re.findall(r"\$\{learning_rate\.(\w+)\}", str(OmegaConf.to_container(config))))
-    for name in set(config.get("learning_rate", {})) - read:
+    rates = config.get("learning_rate", {})
+    if not OmegaConf.is_dict(rates):
+        raise ConfigError(
+            f"learning_rate is {rates!r}: wanted a mapping from {', '.join(sorted(read))}; set "
+            f"{' '.join(f'learning_rate.{name}=NUMBER' for name in sorted(read))}"
+        )
+    for name in set(rates) - read:
         given = re.compile(rf"\+*learning_rate(\.{name}=|=.*\b{name}\b)")
         if any(map(given.match, overrides)):
             raise ConfigError(
@@ -252,6 +264,12 @@ def _drop_unread_rates(config: DictConfig, system: str, overrides: Sequence[str]
             )
         with open_dict(config):
             del config.learning_rate[name]
+
+
+def _find_env(name: str) -> dict[str, str]:
+    from wmkit.envs.names import find_meant  # which a page can do without
+
+    return find_meant(name)
 
 
 def _unknown(kind: str, found: str, wanted: Sequence[str], hint: str, what: str = "") -> ConfigError:

@@ -106,15 +106,15 @@ class Policy(TensorDictModuleBase):
         """Act on root observations ``[*E]``."""
         lead = tensordict.batch_size
         flat = len(lead) == 1  # the usual case, which needs no reshaping
+        is_init = tensordict.get("is_init").reshape(-1)
         observations = {}
         for key in self.observations:
             if key == "reward":
                 value = tensordict.get("arrival_reward", None)
-                value = torch.zeros(*lead, 1) if value is None else value
+                value = torch.zeros(*lead, 1, device=is_init.device) if value is None else value
             else:
                 value = tensordict.get(key)
             observations[key] = value if flat else value.reshape(-1, *value.shape[len(lead) :])
-        is_init = tensordict.get("is_init").reshape(-1)
         carried = [tensordict.get(key) for key in (*self.latent_keys, "previous_action")]
         if not flat:
             carried = [value.reshape(len(is_init), -1) for value in carried]

@@ -7,6 +7,7 @@ settings.py          what a run is told, as typed values
 parts.py             how a configuration becomes environments, system and replay
 affordance_stage.py  scorer, random frames, labels, U-Net
 collect.py           TorchRL's collector over batched environments
+devices.py           acting with weights on another device than the environments'
 evaluate.py          one record per reset
 again.py             evaluation and report of a run that is there
 memory.py            replay and jump pairs

@@ -28,7 +28,7 @@ from wmkit.training.progress import Stage, Stages
 from wmkit.training.report.evidence import save_evidence
 from wmkit.training.report.pictures import channels_last
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import set_up
+from wmkit.training.settings import find_device, set_up
 
 COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these worlds
 
@@ -38,7 +38,7 @@ class AffordanceTools:
     """What the rest of a run needs of the affordance stage.
 
     Attributes:
-        model: ``predict(images, text) -> maps [B, H, W]``.
+        model: ``predict(images, text) -> maps [B, H, W]``; a network lies on the run's device.
         text: features of the prompt ``[D]``; None for models that read none.
         prompt: the task in words.
         scorer: for the video score; None leaves that term out.
@@ -114,6 +114,7 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
 
     path = Path(given) if given is not None else folder / "model"
     saved = load_affordance(path)
+    saved.model.to(find_device(config))
     text = saved.text_features[saved.prompts.index(prompt) if prompt in saved.prompts else 0]
     scorer = _find_scorer(config, path.parent / "scorer") if block.get("video_score", False) else None
     return AffordanceTools(saved.model, text, prompt, scorer)
@@ -212,7 +213,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
         labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=_follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
     unet, options = _unet(block)
-    model = unet(text_dim=text.shape[-1], **options)
+    model = unet(text_dim=text.shape[-1], **options).to(find_device(config))
     fit = {"how": "small", **_options(block.get("fit"))}
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(

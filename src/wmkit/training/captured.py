@@ -111,6 +111,13 @@ class CapturedUpdate:
         """Kinds of updates that are replayed from now on."""
         return tuple(self._recordings)
 
+    @property
+    def records_next(self) -> bool:
+        """Whether the next call records: no other thread may then draw random numbers on the device."""
+        phase = getattr(self._schedule, "phase", None)
+        warm = self._done.get(phase, 0) >= self.warm_up
+        return self._stream is not None and phase not in self._recordings and warm
+
     def __call__(self, *batches: TensorDictBase) -> TensorDict:
         """One update; see :meth:`System.update <wmkit.systems.system.System.update>`.
 
@@ -139,7 +146,7 @@ class CapturedUpdate:
                 return self._run().copied()
         graph = torch.cuda.CUDAGraph()
         self._allow_capture()
-        # Other threads may go on acting and sampling meanwhile.
+        # Other threads may go on sampling meanwhile.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             results = self._run()
         self._recordings[phase] = graph, results

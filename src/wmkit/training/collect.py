@@ -36,6 +36,7 @@ from torchrl.data import Binary, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.transforms import InitTracker, Transform
 
+from wmkit.training.devices import for_env, policy_weights
 from wmkit.training.evaluate import Episode, achievements, means
 
 OVER = ("over", "over_terminated")
@@ -182,7 +183,7 @@ class Collection:
 
     Args:
         env: batched, ``batch_size [N]``, transforms included.
-        policy: the system's policy.
+        policy: the system's policy; its weights may lie on another device than the environments.
         length: steps per environment and call (k).
         ahead: take the next call's steps in a thread after this one has returned, by a copy of the policy
             with the weights it has then.
@@ -196,7 +197,7 @@ class Collection:
             policy = copy.deepcopy(policy)
             self._worker = ThreadPoolExecutor(1, "collect")
         self._acting = policy
-        self.policy = RandomFirst(policy, env.full_action_spec["action"])
+        self.policy = RandomFirst(for_env(policy, env), env.full_action_spec["action"])
         self._collector = Collector(
             env,
             self.policy,
@@ -250,18 +251,6 @@ class Collection:
         if self._worker is not None:
             self._worker.shutdown()
         self._collector.shutdown(close_env=True)
-
-
-def policy_weights(policy: Any) -> Iterator[torch.Tensor]:
-    """Parameters and buffers that a policy reads: its own, and those of parts it does not own.
-
-    >>> list(policy_weights(torch.nn.Linear(2, 1, bias=False)))[0].shape
-    torch.Size([1, 2])
-    """
-    parts = [policy, *(part for part in vars(policy).values() if isinstance(part, torch.nn.Module))]
-    for part in parts:
-        yield from part.parameters()
-        yield from part.buffers()
 
 
 class EpisodeTracker:

@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from wmkit.envs.crafter_env import ACHIEVEMENTS, crafter_score
+from wmkit.training.devices import for_env
 from wmkit.training.protocol import EvaluationProtocol
 
 RECORD_KEYS = (
@@ -159,7 +160,8 @@ def evaluate(
     """Play the episodes of a protocol.
 
     Args:
-        policy: reads observations and the carry, writes ``action`` and the new carry.
+        policy: reads observations and the carry, writes ``action`` and the new carry; its weights may lie
+            on another device than the environments.
         env: batched over N environments, ``batch_size [N]``, made with the protocol's options.
         protocol: how many episodes to finish, whether the policy samples, and the seed of the environments,
             so that every evaluation meets the same worlds.
@@ -170,7 +172,7 @@ def evaluate(
     Returns:
         One record per reset.
     """
-    count = env.batch_size[0]
+    policy, count = for_env(policy, env), env.batch_size[0]
     episodes, extra = divmod(protocol.episodes, count)
     quota = [episodes + (index < extra) for index in range(count)]
     recorders = [Recorder(index) for index in range(min(record, count)) if quota[index]]

@@ -144,7 +144,20 @@ class Trainer:
         self.ratio = UpdateRatio(self.settings.train_ratio, replayed)
         windows = self.settings.prefill_windows
         self._windows = replayed if windows == "batch" else windows
+        self._check_room()
         self.guard = FiniteGuard(self._state, self.settings.check_every)
+
+    def _check_room(self) -> None:
+        """Refuse a replay that never holds the windows which the first update waits for."""
+        rows, length = self.memory.streams.capacity, self.memory.length
+        found, wanted = self.num_envs * (rows - length + 1), self._windows
+        if found < wanted:
+            enough = self.num_envs * (-(-wanted // self.num_envs) + length - 1)
+            raise ConfigError(
+                f"replay has no room for the windows that learning waits for: found {found} of {length} "
+                f"records in {self.num_envs} x {rows}, wanted {wanted} (training.prefill_windows); set "
+                f"training.replay.capacity={enough} or more"
+            )
 
     def _learn(self) -> None:
         settings = self.settings
@@ -225,6 +238,8 @@ class Trainer:
             if self.interrupt.requested or not self.memory.ready():
                 return
             batch = self.memory.sample(uniform)
+            if getattr(self.update, "records_next", False):
+                self.collection.settle()
             metrics = self.update(batch, *self.memory.sample_dreams())
             self.updates += 1
             self.deadline.aside = getattr(self.update, "compiling", 0.0)
@@ -401,12 +416,15 @@ class Trainer:
 
 
 def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
-    """Load a system's state after comparing every shape.
+    """Load a system's state after comparing every shape: what was learned, and how far; options stay its own.
 
     Raises:
         CheckpointError: names the first parameter that does not fit.
     """
-    check_shapes(state, system.state_dict(), source)
+    wanted = system.state_dict()
+    options = {name for name, _ in system.named_buffers()} - wanted.keys()  # which older checkpoints have
+    state = {name: value for name, value in state.items() if name not in options}
+    check_shapes(state, wanted, source)
     try:
         system.load_state_dict(state)
     except RuntimeError as error:
