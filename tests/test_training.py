@@ -277,6 +277,17 @@ def test_a_replay_without_room_for_the_windows_waited_for_is_refused(tmp_path):
     assert train(config, parts=toy_parts()).updates == (40 - 24) // 2
 
 
+def test_exploration_goes_on_in_steps_taken_ahead():
+    policy = ToyPolicy(3)
+    policy.exploration = torch.nn.Module()
+    policy.exploration.register_buffer("taken", torch.zeros(()))
+    collection = Collection(with_carry(toy_env(None, None, seed=0), policy), policy, 3, ahead=True)
+    collection._acting.exploration.taken += 5
+    collection.collect()
+    collection.close()
+    assert policy.exploration.taken == collection._acting.exploration.taken == 5
+
+
 def test_steps_taken_ahead_are_acted_with_the_weights_of_the_round_before(tmp_path):
     class Weighted(ToyPolicy):
         def __init__(self):

@@ -194,7 +194,9 @@ class Collection:
         self._source, self._worker = policy, None
         self._pending: Future[TensorDictBase] | None = None
         if ahead:
-            policy = copy.deepcopy(policy)
+            # Exploration is common to both: it counts actions, which only the copy takes.
+            common = getattr(policy, "exploration", None)
+            policy = copy.deepcopy(policy, {id(common): common})
             self._worker = ThreadPoolExecutor(1, "collect")
         self._acting = policy
         self.policy = RandomFirst(for_env(policy, env), env.full_action_spec["action"])
