@@ -13,7 +13,7 @@ from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from wmkit.errors import ConfigError
-from wmkit.systems.policy import in_precision
+from wmkit.systems.policy import in_precision, read_observation
 
 
 class MyopicPolicy(TensorDictModuleBase):
@@ -95,11 +95,5 @@ class MyopicPolicy(TensorDictModuleBase):
         return stacks
 
     def _flat(self, tensordict: TensorDictBase, key: str) -> Tensor:
-        lead = tensordict.batch_size
-        if key == "reward":
-            value = tensordict.get("arrival_reward", None)
-            if value is None:
-                value = torch.zeros(*lead, 1, device=tensordict.get("is_init").device)
-        else:
-            value = tensordict.get(key)
-        return value.reshape(-1, *value.shape[len(lead) :])
+        value = read_observation(tensordict, key)
+        return value.reshape(-1, *value.shape[tensordict.batch_dims :])

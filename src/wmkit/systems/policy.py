@@ -18,6 +18,8 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from wmkit.dynamics import WorldModel
 from wmkit.systems.acting import FusedStep, fuse
 
+ARRIVAL_REWARD = "arrival_reward"  # read where it is there, and so no in-key
+
 
 def in_precision(forward: Callable[..., TensorDictBase]) -> Callable[..., TensorDictBase]:
     """A policy's ``forward`` under autocast to its ``precision``; without one, or in float32, as it is."""
@@ -33,6 +35,16 @@ def in_precision(forward: Callable[..., TensorDictBase]) -> Callable[..., Tensor
             return forward(policy, tensordict)
 
     return act
+
+
+def read_observation(tensordict: TensorDictBase, key: str) -> Tensor:
+    """An observation of a root; ``reward`` is the one received on arriving, zero where none is shown."""
+    if key != "reward":
+        return tensordict.get(key)
+    value = tensordict.get(ARRIVAL_REWARD, None)
+    if value is None:
+        value = torch.zeros(*tensordict.batch_size, 1, device=tensordict.get("is_init").device)
+    return value
 
 
 class Policy(TensorDictModuleBase):
@@ -106,15 +118,11 @@ class Policy(TensorDictModuleBase):
         """Act on root observations ``[*E]``."""
         lead = tensordict.batch_size
         flat = len(lead) == 1  # the usual case, which needs no reshaping
-        is_init = tensordict.get("is_init").reshape(-1)
         observations = {}
         for key in self.observations:
-            if key == "reward":
-                value = tensordict.get("arrival_reward", None)
-                value = torch.zeros(*lead, 1, device=is_init.device) if value is None else value
-            else:
-                value = tensordict.get(key)
+            value = read_observation(tensordict, key)
             observations[key] = value if flat else value.reshape(-1, *value.shape[len(lead) :])
+        is_init = tensordict.get("is_init").reshape(-1)
         carried = [tensordict.get(key) for key in (*self.latent_keys, "previous_action")]
         if not flat:
             carried = [value.reshape(len(is_init), -1) for value in carried]

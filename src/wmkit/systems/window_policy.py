@@ -16,7 +16,7 @@ from wmkit.arguments import check_range
 from wmkit.dynamics import Steps
 from wmkit.errors import ConfigError
 from wmkit.nn import Feature
-from wmkit.systems.policy import in_precision
+from wmkit.systems.policy import in_precision, read_observation
 
 
 class WindowPolicy(TensorDictModuleBase):
@@ -113,11 +113,9 @@ class WindowPolicy(TensorDictModuleBase):
         return observed
 
     def _reward(self, tensordict: TensorDictBase) -> Tensor:
-        """Reward on arriving ``[E, 1]``, in the reward head's units; zero where it is not shown."""
-        if tensordict.get("arrival_reward", None) is None:
-            return torch.zeros(tensordict.batch_size.numel(), 1, device=tensordict.get("is_init").device)
-        return self.world_model.reward({"reward": self._flat(tensordict, "arrival_reward")})
+        """Reward on arriving ``[E, 1]``, in the reward head's units, where nothing is zero too."""
+        return self.world_model.reward({"reward": self._flat(tensordict, "reward")})
 
     def _flat(self, tensordict: TensorDictBase, key: str) -> Tensor:
-        lead, value = tensordict.batch_size, tensordict.get(key)
-        return value.reshape(-1, *value.shape[len(lead) :])
+        value = read_observation(tensordict, key)
+        return value.reshape(-1, *value.shape[tensordict.batch_dims :])

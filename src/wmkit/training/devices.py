@@ -17,7 +17,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-BESIDE = "arrival_reward"  # read where it is there, and so no in-key
+from wmkit.systems.policy import ARRIVAL_REWARD
 
 
 def policy_weights(policy: Any) -> Iterator[torch.Tensor]:
@@ -48,7 +48,7 @@ class AcrossDevices(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Act."""
-        found = {key: tensordict.get(key, None) for key in (*self.in_keys, BESIDE)}
+        found = {key: tensordict.get(key, None) for key in (*self.in_keys, ARRIVAL_REWARD)}
         read = {key: value.to(self.device) for key, value in found.items() if value is not None}
         written = self.policy(TensorDict(read, tensordict.batch_size, device=self.device))
         for key in self.out_keys:
