@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from worlds import WORLDS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 STYLES = {  # recurrent cells, transformers, state spaces
@@ -26,7 +27,6 @@ STYLES = {  # recurrent cells, transformers, state spaces
     "transformer_xl": ("#a63603", "--"),
     "s5": ("#756bb1", ":"),
 }
-WORLDS = ("vizdoom", "battle_zone")
 Cells = dict[str, list[dict]]  # by backbone, one per seed
 Numbers = dict[str, Any]  # cells by part, and the baselines of worlds
 
@@ -365,7 +365,10 @@ def tables_of(numbers: Numbers, new: set[str], parts: Iterable[str]) -> dict[str
         tables["scan memory"] = scan_table(speed, "kept_mib", ".1f")
     if new & {"recall", "speed", *WORLDS}:
         timed = {name: [run["world_model"]] for name, (run,) in speed.items()}
-        world = ordered(timed | numbers.get("battle_zone", {}) | numbers.get("vizdoom", {}))
+        world = timed
+        for part in reversed(WORLDS):  # the first one's cells come before the others'
+            world = world | numbers.get(part, {})
+        world = ordered(world)
         tables["counts"] = counts({"world model": (world, "overrides"), "corridor: width": (recall, "width")})
     tables["minutes"] = minutes(numbers, parts)
     return tables
