@@ -176,13 +176,13 @@ def _check(task: str, **numbers: int) -> None:
             raise ConfigError(f"task {task!r} got {name}={number}: wanted at least 1; correct it")
 
 
-def find_task(task: str) -> tuple[str, str]:
+def find_suite_task(task: str) -> tuple[str, str]:
     """Domain and task of one name.
 
     Raises:
         ConfigError: dm_control is missing, or no such task.
 
-    >>> find_task("ball_in_cup_catch")  # doctest: +SKIP
+    >>> find_suite_task("ball_in_cup_catch")  # doctest: +SKIP
     ('ball_in_cup', 'catch')
     """
     with needs("dmc", "tasks of the DeepMind Control Suite", HINT):
@@ -197,7 +197,7 @@ def find_task(task: str) -> tuple[str, str]:
 
 def _load(task: str, seed: int) -> Any:
     """``suite.load`` by one name."""
-    names = find_task(task)
+    names = find_suite_task(task)
     from dm_control import suite
 
     return suite.load(*names, task_kwargs={"random": np.random.RandomState(seed)})

@@ -50,7 +50,7 @@ def find_meant(name: str) -> dict[str, str]:
     {'CartPole-v1': 'env=gymnasium env.name=CartPole-v1'}
     """
     from wmkit.envs.atari import find_game
-    from wmkit.envs.dmc import find_task
+    from wmkit.envs.dmc import find_suite_task
 
     if name in TASKS:
         return {PREFIX + name: f"env={name}"}
@@ -58,7 +58,7 @@ def find_meant(name: str) -> dict[str, str]:
         game = find_game(name)
         return {f"{page}/{game}": f"env={page} env.game={game}" for page in ("atari100k", "atari")}
     with suppress(ConfigError):
-        task = "_".join(find_task(name))
+        task = "_".join(find_suite_task(name))
         return {f"{page}/{task}": f"env={page} env.task={task}" for page in ("dmc_proprio", "dmc_vision")}
     found = name if is_gymnasium_id(name) else _newest(name)
     page = "minigrid" if found.startswith(MINIGRID) else "gymnasium"

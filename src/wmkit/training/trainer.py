@@ -133,9 +133,7 @@ class Trainer:
                 "from what is collected (labels of jumps, prolonged episodes), wanted one that does not; "
                 "leave it false"
             )
-        self.collection = Collection(
-            self.env, self.system.policy, self.settings.collect_length, self.settings.collect_ahead
-        )
+        self.collection = Collection(self.env, self.system.policy, self.settings.collect_length, ahead)
         self._opened.append(self.collection)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
         self.tracker = EpisodeTracker(self.num_envs, self.settings.success_window)
