@@ -41,8 +41,10 @@ def run_all(commands: dict[str, list[str]], out: Path, jobs: int) -> None:
 
 
 def lines(path: Path) -> list[dict]:
-    """The JSON lines of a file; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The whole JSON lines of a file, which may still be written to; none if it is not there."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def say(text: str) -> None:

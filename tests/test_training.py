@@ -498,6 +498,8 @@ def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_p
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "sta')
     again = RunDirectory.open(run.path)
+    assert [line["step"] for line in again.metrics()] == [5]
+    assert (run.path / "metrics.jsonl").read_text().endswith('"sta')  # reading mends nothing: it may go on
     again.log(7, "train", {"loss": 1.0})
     assert [line["loss"] for line in again.metrics()] == [None, 1.0]
     with pytest.raises(ConfigError, match="is taken"):
@@ -580,23 +582,39 @@ def queued_config(folder, steps):
     return toy_config(folder, steps=steps, checkpoint_every=16, log_every=16, train_ratio=0.5, replay=replay)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    script = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent), folder=str(folder))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def start():
+    """Start a run in a process of its own, which does not outlive the test."""
+    processes = []
+
+    def start(folder: Path, *arguments: str) -> subprocess.Popen:
+        script = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent), folder=str(folder))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script, *arguments],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def reached(folder: Path) -> int:
+    """The last step in the metrics of a run, which may go on meanwhile."""
+    lines = RunDirectory.open(folder).metrics() if (folder / "config.yaml").exists() else ()
+    return max((line["step"] for line in lines), default=0)
 
 
 def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> None:
     for _ in range(2400):
-        path = folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        if lines and json.loads(lines[-1])["step"] >= step:
+        if reached(folder) >= step:
             return
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -604,7 +622,7 @@ def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_killed_and_interrupted_runs_go_on(tmp_path, number):
+def test_killed_and_interrupted_runs_go_on(tmp_path, start, number):
     folder = tmp_path / "run"
     store = CheckpointStore(folder / "checkpoints")
     process = start(folder, "1000000")
@@ -615,8 +633,9 @@ def test_killed_and_interrupted_runs_go_on(tmp_path, number):
     memory = make_memory(queued_config(folder, 0), RunDirectory.open(folder), ToySystem(), 2)
     assert memory.env_steps >= killed["replay_steps"]
 
+    on = reached(folder) + 160
     process = start(folder, "1000000", str(folder))
-    wait_for_training(process, folder, 400)
+    wait_for_training(process, folder, on)
     process.send_signal(number)
     assert process.wait(timeout=120) == 130, process.stderr.read()
     before = store.load(store.latest())["counters"]

@@ -13,7 +13,8 @@
     report.html      self-contained, opens without a network
 
 Lines are appended whole and flushed, so a killed run loses at most the line being written;
-:meth:`RunDirectory.open` cuts a half-written last line off before it appends.
+who appends to a run that was opened first cuts a half-written last line off. Reading leaves every file
+as it is, so a run can be looked at while it goes on.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class RunDirectory:
         self._wall_before = 0.0
         self._tensorboard: Any = None
         self._made: list[Path] = []
+        self._unmended: set[str] = set()
 
     @classmethod
     def create(cls, config: DictConfig) -> RunDirectory:
@@ -126,7 +128,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """Open the run at ``path`` and repair the ends of its logs.
+        """Open the run at ``path``; nothing in it changes until it is written to.
 
         Raises:
             CheckpointError: no run lies there, or its files are damaged.
@@ -139,8 +141,7 @@ class RunDirectory:
             )
         config = _load(path / "config.yaml")
         run = cls(path, config)
-        for name in ("metrics.jsonl", "episodes.jsonl"):
-            _cut_partial_line(path / name)
+        run._unmended = {"metrics.jsonl", "episodes.jsonl"}
         last = next(reversed(list(run.metrics())), None)
         run._wall_before = float(last["wall"]) if last else 0.0
         return run
@@ -181,8 +182,8 @@ class RunDirectory:
         """
         clean = {name: _number(value) for name, value in numbers.items()}
         frames = {} if stage == "affordance" else self.frames(step)
-        _append(
-            self.path / "metrics.jsonl",
+        self._append(
+            "metrics.jsonl",
             {"step": step, **frames, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
         )
         writer = self._writer()
@@ -196,7 +197,7 @@ class RunDirectory:
 
     def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
         """Append one finished episode to ``episodes.jsonl``."""
-        _append(self.path / "episodes.jsonl", {"step": step, **self.frames(step), "stage": stage, **record})
+        self._append("episodes.jsonl", {"step": step, **self.frames(step), "stage": stage, **record})
 
     def metrics(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""
@@ -211,6 +212,14 @@ class RunDirectory:
         if self._tensorboard is not None:
             self._tensorboard.experiment.close()
             self._tensorboard = None
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        path = self.path / name
+        if name in self._unmended:
+            _cut_partial_line(path)
+            self._unmended.discard(name)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _writer(self) -> Any:
         if self._tensorboard is None:
@@ -242,11 +251,6 @@ def _load(path: Path) -> DictConfig:
             "restore it"
         )
     return found
-
-
-def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
