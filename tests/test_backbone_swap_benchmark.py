@@ -19,22 +19,20 @@ from tensordict import TensorDict
 import wmkit
 from wmkit.dynamics import Latent
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "backbone_swap"
-RESULTS = FOLDER.parents[1] / "docs" / "results"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+RESULTS = BENCHMARKS.parent / "docs" / "results"
 MODULES = ("cells", "corridor", "equal", "recall_model", "report", "speed", "worlds")
 
 
 @pytest.fixture(scope="module")
 def swap():
-    """Its files, which are run by path and belong to no package."""
-    sys.path.insert(0, str(FOLDER))
+    """Its files, found beside it as when it is run."""
+    sys.path.insert(0, str(BENCHMARKS))
     try:
-        modules = {name: importlib.import_module(name) for name in MODULES}
-        yield SimpleNamespace(**modules, main=runpy.run_path(str(FOLDER / "__main__.py"))["main"])
+        modules = {name: importlib.import_module(f"swap.{name}") for name in MODULES}
+        yield SimpleNamespace(**modules, main=runpy.run_path(str(BENCHMARKS / "backbone_swap.py"))["main"])
     finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+        sys.path.remove(str(BENCHMARKS))
 
 
 def records(lengths: list[int], seed: int = 0) -> TensorDict:

@@ -16,11 +16,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import equal
 import torch
-from corridor import INPUTS, SYMBOLS, sequences
 from tensordict import TensorDict
 from torchrl.data import Categorical, Composite
+
+from swap import equal
+from swap.corridor import INPUTS, SYMBOLS, sequences
 
 SPEC = Composite(symbol=Categorical(INPUTS))
 OVERRIDES = ["preset=quick", "size=tiny", "size.groups=4"]

@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import corridor
-import recall_model
-import speed
 import torch
-import worlds
+
+from swap import corridor, recall_model, speed, worlds
 
 PARTS = ("recall", "recall_model", "reach", "vizdoom", "battle_zone", "short_window", "speed")
 WINDOWED = ("gpt", "transformer_xl")

@@ -10,11 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import equal
 import torch
-import worlds
-from corridor import INPUTS, SYMBOLS, TARGET
 
+from swap import equal, worlds
+from swap.corridor import INPUTS, SYMBOLS, TARGET
 from wmkit.backbones import carry_width
 
 

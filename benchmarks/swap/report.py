@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worlds import WORLDS
+
+from swap.worlds import WORLDS
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 STYLES = {  # recurrent cells, transformers, state spaces

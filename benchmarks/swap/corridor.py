@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import time
 
-import equal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from swap import equal
 from wmkit.objectives import Learner
 
 SYMBOLS = 8

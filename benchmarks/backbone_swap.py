@@ -1,8 +1,8 @@
 """Every backbone in the same world model: equal parameters, equal updates, the same data.
 
-    python benchmarks/backbone_swap --out RUNS            # everything, then the report
-    python benchmarks/backbone_swap --out RUNS --report   # tables and plots of what is there
-    python benchmarks/backbone_swap --out RUNS --quick    # each thing once, about a minute
+    python benchmarks/backbone_swap.py --out RUNS            # everything, then the report
+    python benchmarks/backbone_swap.py --out RUNS --report   # tables and plots of what is there
+    python benchmarks/backbone_swap.py --out RUNS --quick    # each thing once, about a minute
 
 What is measured is cut into cells, one JSON file each; a cell that is there with the same settings is not
 run again. Cells run in processes of one thread each, those that take times alone. Plots and tables go to
@@ -14,8 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cells
-import report
+from swap import cells, report
 
 import wmkit
 

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equal
 import numpy as np
 import torch
 from tensordict import TensorDict
@@ -16,6 +15,7 @@ from torch import Tensor
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import InitTracker
 
+from swap import equal
 from wmkit.data import to_sequence
 from wmkit.envs import make_env
 

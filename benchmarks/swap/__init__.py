@@ -1,0 +1,1 @@
+"""What ``backbone_swap.py`` measures and draws."""
