@@ -152,6 +152,19 @@ def test_a_run_leaves_everything_behind(tmp_path):
     assert summary.frames is None and not any("frames" in line for line in (*lines, *episodes))
 
 
+def test_a_run_that_never_learned_says_so(tmp_path, capsys):
+    """Steps that end while the first update waits: for more of them, or for windows."""
+    for name, steps, wanted in (("few", 16, {}), ("windows", 48, {"prefill_windows": 60})):
+        summary = train(toy_config(tmp_path / name, steps=steps, **wanted), parts=toy_parts())
+        assert summary.updates == 0
+        found = 2 * (steps // 2 + steps // 2 // LENGTH + 1 - 4)  # n steps are n + 1 records
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"nothing was learned in {steps} steps, which hold {found} windows of 5 records" in said
+        assert f"24 steps (training.prefill) and {wanted.get('prefill_windows', 1)} windows" in said
+    train(toy_config(tmp_path / "run"), parts=toy_parts())
+    assert "nothing was learned" not in capsys.readouterr().err
+
+
 def test_frames_stand_beside_steps_where_an_action_is_held(tmp_path):
     """T20: steps times action repeat, in both logs, in the summary and in the report."""
     config = toy_config(tmp_path / "run", report=True)

@@ -103,6 +103,8 @@ class Trainer:
             with self.interrupt.watching():
                 self._learn()
                 self._save()
+            if not (self.updates or self._stopping()):
+                self._say_nothing_was_learned()
             evaluation = None if self.interrupt.requested else self._finish()
         finally:
             self._close()
@@ -191,6 +193,16 @@ class Trainer:
                     self._save()
             if self._logged_at != self.step:
                 self._log()
+
+    def _say_nothing_was_learned(self) -> None:
+        length, settings = self.memory.length, self.settings
+        self.stages.say(
+            f"nothing was learned in {self.step:,} steps, which hold "
+            f"{self.memory.streams.num_windows(length):,} windows of {length} records: the first update "
+            f"waits for {settings.prefill:,} steps (training.prefill) and {max(self._windows, 1):,} windows "
+            "(training.prefill_windows), then for those steps that training.train_ratio asks for; set "
+            "training.steps higher"
+        )
 
     def _pretrain(self) -> None:
         """Updates before the first step that the policy chooses; a resumed run makes those that are left."""
