@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -521,15 +522,16 @@ def test_replay_draws_windows_for_dreams_beside_its_sampler(tmp_path: Path) -> N
     assert (dreams["index"][:, 1:] - dreams["index"][:, :-1] == 2).all()
 
 
-def acted(system: System, reads: str, change: bool = False) -> tuple[list[Feature], TensorDict]:
-    """What the actor read along a roll-out of the counting world."""
+def acted(system: System, *lengths: int, steps: int = 12) -> tuple[list[Feature], TensorDict]:
+    """What the actor read along a roll-out of counting worlds with episodes of these lengths."""
     read: list[Feature] = []
     hook = system.actor.register_forward_pre_hook(lambda m, args: read.append(args[0]))
-    env = TransformedEnv(CountingEnv(pixels=True), InitTracker())
+    worlds = [partial(CountingEnv, length=length, pixels=True) for length in lengths]
+    env = TransformedEnv(SerialEnv(len(worlds), worlds), InitTracker())
     env.append_transform(system.policy.make_tensordict_primer())
     torch.manual_seed(3)
     with set_exploration_type(ExplorationType.RANDOM):
-        rollout = env.rollout(12, system.policy, break_when_any_done=False)
+        rollout = env.rollout(steps, system.policy, break_when_any_done=False)
     hook.remove()
     return read, rollout
 
@@ -537,7 +539,8 @@ def acted(system: System, reads: str, change: bool = False) -> tuple[list[Featur
 def test_acting_remembers_the_episode_and_no_other() -> None:
     """The belief that the actor reads is that of the whole episode so far, run at once."""
     system = build(spec=CountingEnv(pixels=True).observation_spec, actions=3)
-    read, rollout = acted(system, "prior")
+    read, rollout = acted(system, 7)
+    rollout = rollout[0]
     dynamics = system.world_model.eval().dynamics
     memory = rollout["next", "recent_steps"][6]  # after acting on t = 6: seven steps of one episode
     classes = memory[:, :4].long()
@@ -551,6 +554,27 @@ def test_acting_remembers_the_episode_and_no_other() -> None:
         torch.testing.assert_close(read[t].belief[0], belief[0, t - 1], atol=1e-5, rtol=0)
     assert rollout["is_init"].flatten().nonzero().flatten().tolist() == [0, 7]
     assert not read[0].belief.any() and not read[7].belief.any()
+
+
+def test_released_acting_remembers_across_episodes() -> None:
+    """``compat=released``: the belief is that of the last sixteen steps, whatever ended among them."""
+    spec = CountingEnv(pixels=True).observation_spec
+    system = build("compat=released", spec=spec, actions=3)
+    read, rollout = acted(system, 7, 5, steps=24)
+    dynamics, memory = system.world_model.eval().dynamics, rollout["next", "recent_steps"]
+    assert rollout["is_init"].flatten(1).sum(1).tolist() == [4, 5]
+    for t in range(1, 24):
+        count = min(t, 16)
+        classes = memory[:, t - 1, -count:, :4].long()
+        state = dynamics.one_hot(classes)
+        known = Steps(
+            Feature(state, state[..., :0], classes), rollout["action"][:, t - count : t].float(),
+            torch.zeros(2, count, 1), torch.zeros(2, count, dtype=torch.bool),
+        )  # fmt: skip
+        with torch.no_grad():
+            belief, _ = dynamics.advance(known, None)
+        torch.testing.assert_close(read[t].belief, belief[:, -1], atol=1e-5, rtol=0)
+    assert not read[0].belief.any()
 
 
 def test_released_acting_is_blind_to_the_present_frame() -> None:

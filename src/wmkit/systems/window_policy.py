@@ -23,22 +23,28 @@ class WindowPolicy(TensorDictModuleBase):
     """Policy for a TorchRL collector, batched over environments, with a memory of a few steps.
 
     Reads the observation keys, ``is_init``, ``previous_action`` and ``recent_steps`` ``[window, G + 2 + A]``,
-    which it carries itself: classes of the state, reward, ``is_init`` and action of each step. Where an
-    episode begins there is no past, and it acts on the observation with an empty belief. Samples actions
-    under ``ExplorationType.RANDOM`` and takes the mode otherwise.
+    which it carries itself: classes of the state, reward, whether it is the first, and action of each step.
+    The first step, that of an episode or ever, has no past: it acts on the observation with an empty belief.
+    Samples actions under ``ExplorationType.RANDOM`` and takes the mode otherwise.
 
     Args:
         system: of token dynamics whose policy reads the belief too.
         window: steps that are remembered, 16 in STORM.
         reads: the state acted on: what the model expected (``"prior"``: as in its dreams, and blind to
             the present observation; the released STORM) or what is there (``"posterior"``).
+        across_episodes: whether the memory goes on where an episode begins (the released STORM).
 
     Raises:
         ConfigError: an unknown ``reads``, no window, or stacked frames.
     """
 
     def __init__(
-        self, system: Any, *, window: int = 16, reads: Literal["prior", "posterior"] = "prior"
+        self,
+        system: Any,
+        *,
+        window: int = 16,
+        reads: Literal["prior", "posterior"] = "prior",
+        across_episodes: bool = False,
     ) -> None:
         super().__init__()
         if reads not in ("prior", "posterior"):
@@ -52,6 +58,7 @@ class WindowPolicy(TensorDictModuleBase):
         # Read, not owned: the system registers both.
         self.__dict__["world_model"], self.__dict__["actor"] = system.world_model, system.actor
         self.frames, self.window, self.reads = system.frames, window, reads
+        self.across_episodes = across_episodes
         self.images, self.observations = system.spaces.images, system.spaces.observations
         self.action_dim = system.spaces.action_dim
         self.continuous = system.spaces.actions == "continuous"
@@ -62,7 +69,8 @@ class WindowPolicy(TensorDictModuleBase):
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """The transform that declares and carries recent steps."""
         width = self.world_model.dynamics.groups + 2 + self.action_dim
-        return TensorDictPrimer(
+        primer = _EndlessPrimer if self.across_episodes else TensorDictPrimer
+        return primer(
             {
                 "recent_steps": Unbounded((self.window, width)),
                 "previous_action": Unbounded((self.action_dim,)),
@@ -79,19 +87,20 @@ class WindowPolicy(TensorDictModuleBase):
         is_init = tensordict.get("is_init").reshape(-1, 1)
         rows, groups = len(is_init), dynamics.groups
         recent = tensordict.get("recent_steps").reshape(rows, self.window, -1).clone()
+        first = (recent == 0).flatten(1).all(1, keepdim=True) if self.across_episodes else is_init
         recent[:, -1, groups + 2 :] = tensordict.get("previous_action").reshape(rows, -1).float()
         with self.world_model.evaluating():
             logits = dynamics.posterior_logits(self.world_model.encoder(self._observed(tensordict)))
             _, present = dynamics.sample(logits)  # [E, G]
             belief, _ = dynamics.advance(self._steps(recent), None, separate=True)
-            belief = belief[:, -1].masked_fill(is_init, 0)
+            belief = belief[:, -1].masked_fill(first, 0)
             classes = present
             if self.reads == "prior":
                 _, expected = dynamics.sample(dynamics.prior_logits(belief))
-                classes = torch.where(is_init, present, expected)
+                classes = torch.where(first, present, expected)
             choice = self.actor(dynamics.view(dynamics.one_hot(classes), belief, classes))
         action = choice.sample() if exploration_type() == ExplorationType.RANDOM else choice.mode
-        here = torch.cat([present.float(), self._reward(tensordict), is_init.float(), 0 * action.float()], -1)
+        here = torch.cat([present.float(), self._reward(tensordict), first.float(), 0 * action.float()], -1)
         remembered = torch.cat([recent[:, 1:], here.unsqueeze(1)], 1)
         action = action.unflatten(0, lead) if len(lead) else action.squeeze(0)
         tensordict.set("action", action)
@@ -101,9 +110,9 @@ class WindowPolicy(TensorDictModuleBase):
     def _steps(self, recent: Tensor) -> Steps:
         """Remembered steps ``[E, window, ...]`` as the sequence model takes them."""
         dynamics = self.world_model.dynamics
-        classes, reward, is_init, action = recent.split([dynamics.groups, 1, 1, self.action_dim], -1)
+        classes, reward, first, action = recent.split([dynamics.groups, 1, 1, self.action_dim], -1)
         state = dynamics.one_hot(classes.long())
-        return Steps(Feature(state, state[..., :0], classes.long()), action, reward, is_init[..., 0] > 0)
+        return Steps(Feature(state, state[..., :0], classes.long()), action, reward, first[..., 0] > 0)
 
     def _observed(self, tensordict: TensorDictBase) -> dict[str, Tensor]:
         observed = {}
@@ -119,3 +128,20 @@ class WindowPolicy(TensorDictModuleBase):
     def _flat(self, tensordict: TensorDictBase, key: str) -> Tensor:
         value = read_observation(tensordict, key)
         return value.reshape(-1, *value.shape[tensordict.batch_dims :])
+
+
+class _EndlessPrimer(TensorDictPrimer):
+    """Keeps what there was where single environments are reset.
+
+    TorchRL hides everything else from such a reset, so the last step's values are held here.
+    """
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        arrived = super()._step(tensordict, next_tensordict)
+        self._held = arrived.select(*self.primers.keys(True, True))
+        return arrived
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        if "_reset" in tensordict.keys():
+            return tensordict_reset.update(self._held)
+        return super()._reset(tensordict, tensordict_reset)
