@@ -51,7 +51,7 @@ SYSTEMS = {
     ),
 }
 PAIRS = "behaviour.starts._target_=wmkit.dynamics.PairStarts"
-UPDATES = [(name, ()) for name in SYSTEMS] + [("storm", (PAIRS,))]
+UPDATES = [(name, ()) for name in SYSTEMS] + [("storm", (PAIRS,)), ("twm", ("behaviour.restart_states=3",))]
 
 
 def build(name: str, *smaller: str) -> System:

@@ -453,6 +453,38 @@ def test_losses_of_behaviour_by_hand() -> None:
     torch.testing.assert_close(out.actor_loss, actor)
 
 
+def test_restarts_from_all_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States drawn beside the batch, encoded anew with their older frames, are what dreams go on from."""
+    system = build("behaviour.restart_states=40", "behaviour.horizon=6", "observations.frames.count=4")
+    assert system.dream_windows == (40, 4) and build().dream_windows is None
+    assert paper("preset=full").dream_windows == (64, 4)
+    model = system.world_model
+    with torch.no_grad():
+        model.dynamics.posterior[-1].weight.mul_(1e4)  # a sample is the likeliest
+        model.heads["continuation"].trunk[-1].weight.zero_()
+        model.heads["continuation"].trunk[-1].bias.fill_(-3)  # every step restarts
+    seen: list = []
+
+    def watched(*args, **options):
+        pool = model.dynamics.posterior_logits(model.encoder(last)).argmax(-1)
+        seen.append((dream(*args, **options), pool))
+        return seen[-1][0]
+
+    monkeypatch.setattr("wmkit.objectives.dream_actor_critic.dream", watched)
+    batch, dreams = system.example_batches()
+    last = {key: value[:, -1] for key, value in system.fill(dreams).items()}
+    assert last["pixels"].shape == (40, 4, 64, 64) and not last["pixels"][0, 0].equal(last["pixels"][0, 3])
+    system.update(batch, dreams)
+    ((dreamt, pool),) = seen
+    assert dreamt.restarts.all() and len(set(map(tuple, pool.tolist()))) > 4
+    went_on = dreamt.classes[:, 1:].flatten(0, 1)
+    assert {*map(tuple, went_on.tolist())} == {*map(tuple, pool.tolist())}
+    with pytest.raises(SpecError, match=r"windows for dreams are None: wanted \(40, 4\)"):
+        system.update(batch)
+    with pytest.raises(ConfigError, match=r"behaviour\.restart_states is -1"):
+        build("behaviour.restart_states=-1")
+
+
 def test_starts_are_pairs_without_repetition_and_not_at_ends() -> None:
     system = build("behaviour.starts.count=20")
     classes = torch.arange(4 * 7).view(4, 7, 1)

@@ -35,8 +35,10 @@ class DreamActorCritic(nn.Module):
         estimator: a TorchRL value estimator; the discounts are predicted, so its ``gamma`` is one.
         entropy: factor η on the hinge.
         entropy_threshold: Γ, a share of the largest entropy.
-        restart: a dream restarts from another start where its discounts multiply to less than this; zero
-            lets it go on.
+        restart: a dream restarts from another real state where its discounts multiply to less than this;
+            zero lets it go on.
+        restart_states: how many of those states an update is given beside its batch, drawn uniformly from
+            all records (TWM); zero takes the dreams' starts.
     """
 
     estimator: Any
@@ -52,16 +54,27 @@ class DreamActorCritic(nn.Module):
         entropy: float = 0.01,
         entropy_threshold: float = 0.1,
         restart: float = 0.1,
+        restart_states: int = 0,
     ) -> None:
         super().__init__()
         check_range("behaviour.horizon", horizon, 1)
+        check_range("behaviour.restart_states", restart_states, 0)
         self.horizon, self.starts, self.estimator = horizon, starts, estimator
         self.entropy, self.entropy_threshold, self.restart = entropy, entropy_threshold, restart
+        self.restart_states = restart_states
 
     def forward(
-        self, world_model: TokenWorldModel, actor: Any, critic: Any, records: Records
+        self,
+        world_model: TokenWorldModel,
+        actor: Any,
+        critic: Any,
+        records: Records,
+        restart_from: Tensor | None = None,
     ) -> ActorCriticOutput:
-        """Dream from some of ``records`` and score actor and critic."""
+        """Dream from some of ``records`` and score actor and critic.
+
+        ``restart_from`` are classes ``[M, G]`` of real states; without them dreams restart from the starts.
+        """
         start = self.starts(
             records.classes, records.previous_action, records.reward, records.is_init, records.ended
         )
@@ -71,7 +84,7 @@ class DreamActorCritic(nn.Module):
             start,
             self.horizon,
             threshold=self.restart,
-            replacements=start.classes[:, -1],
+            replacements=start.classes[:, -1] if restart_from is None else restart_from,
             learn=True,
         )
         assert dreamt.log_probs is not None and dreamt.entropies is not None

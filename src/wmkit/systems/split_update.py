@@ -90,9 +90,21 @@ class SplitUpdate(nn.Module):
             left -= updates
         return "together"
 
-    def update(self, system: Any, batch: Mapping[str, Tensor], latent: Any = None) -> tuple[Metrics, None]:
-        """One update; metrics, and nothing that a later window could start from."""
-        metrics = getattr(self, f"_{self.phase}")(system, batch)
+    def update(
+        self,
+        system: Any,
+        batch: Mapping[str, Tensor],
+        latent: Any = None,
+        dreams: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Metrics, None]:
+        """One update; metrics, and nothing that a later window could start from.
+
+        ``dreams`` end in records that dreams may restart from.
+        """
+        if self.phase == "together":
+            metrics = self._together(system, batch, dreams)
+        else:
+            metrics = getattr(self, f"_{self.phase}")(system, batch)
         self.updates += 1
         return metrics, None
 
@@ -118,10 +130,18 @@ class SplitUpdate(nn.Module):
         )
         return behaved.metrics | self._step(critic=behaved.critic_loss, actor=behaved.actor_loss)
 
-    def _together(self, system: Any, batch: Mapping[str, Tensor]) -> Metrics:
+    def _together(
+        self, system: Any, batch: Mapping[str, Tensor], dreams: Mapping[str, Tensor] | None
+    ) -> Metrics:
         learned = system.world_model_loss(system.world_model, batch)
         norms = self._step(dynamics=learned.dynamics, representation=learned.representation)
-        behaved = system.behaviour(system.world_model, system.actor, system.critic, learned.records)
+        restart_from = None
+        if dreams is not None:
+            last = {key: value[:, -1:] for key, value in dreams.items()}
+            restart_from = system.world_model_loss.encoded(system.world_model, last).classes[:, 0]
+        behaved = system.behaviour(
+            system.world_model, system.actor, system.critic, learned.records, restart_from
+        )
         norms |= self._step(critic=behaved.critic_loss, actor=behaved.actor_loss)
         return learned.metrics | behaved.metrics | norms
 

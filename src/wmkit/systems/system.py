@@ -52,7 +52,7 @@ class System(nn.Module):
         carry_dtype: precision in which acting and learning compute and carry the belief from step to step
             (:meth:`compute_in`); replay stores it so without loss.
         dream_windows: windows, and records of each, that :meth:`update` expects for dreams alone; none where
-            these start from its batch.
+            these start, and restart, from its batch.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
@@ -114,6 +114,8 @@ class System(nn.Module):
                 f"{type(self.schedule).__name__} does not take: wanted starts from the batch; set "
                 "behaviour.starts._target_=wmkit.dynamics.PairStarts"
             )
+        if restart_states := getattr(behaviour, "restart_states", 0):
+            self.dream_windows = (restart_states, self.frames.count)  # older frames stand before each
         self.exploration = (exploration or {}).get(spaces.actions)
         self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
         with made("policy"):
