@@ -332,6 +332,7 @@ CRASH = """
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(reader)
             streams = ReplayStreams(sys.argv[1], num_streams=2, capacity=60, sparse={"zoomed": 0.1})
             while True:
                 stream = rng.randrange(2)

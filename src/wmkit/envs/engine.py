@@ -184,7 +184,11 @@ _WATCH = 'read -r word; [ "$word" = closed ] || { kill -9 "$1"; rm -rf "$2"; }'
 def _watch(folder: str) -> list[subprocess.Popen]:
     """Guard the engine started in ``folder`` against this process being killed; needs /proc."""
     for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
+        try:
+            pids = children.read_text().split()
+        except OSError:  # a thread that has ended since
+            continue
+        for pid in pids:
             try:
                 ours = f"{folder}/engine.ini".encode() in Path("/proc", pid, "cmdline").read_bytes()
             except OSError:

@@ -56,7 +56,8 @@ class ParallelWorlds(ParallelEnv):
         try:
             yield
         except RuntimeError as error:
-            words = [path.read_text() for path in sorted(Path(self._reports).glob("*"))]
+            reports = sorted(Path(self._reports).glob("*"))
+            words = [text for path in reports if (text := path.read_text())]  # another may be being written
             if not words:
                 raise
             raise EnvironmentCrashError(words[0]) from error

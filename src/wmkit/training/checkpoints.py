@@ -18,6 +18,7 @@ import random
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,11 @@ class CheckpointStore:
 
     def best(self) -> Path | None:
         """The checkpoint with the highest score (the newest of equals), or None where none has a score."""
-        scored = [(self.meta(path)["score"], step, path) for step, path in self.steps().items()]
-        scored = [entry for entry in scored if entry[0] is not None]
+        scored = []
+        for step, path in self.steps().items():
+            with suppress(FileNotFoundError):  # a run that goes on has dropped it since
+                if (score := self.meta(path)["score"]) is not None:
+                    scored.append((score, step, path))
         return max(scored)[2] if scored else None
 
     def meta(self, path: Path) -> dict[str, Any]:

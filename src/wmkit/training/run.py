@@ -215,10 +215,11 @@ class RunDirectory:
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.path / name
-        if name in self._unmended:
-            _cut_partial_line(path)
-            self._unmended.discard(name)
         with path.open("a", encoding="utf-8") as file:
+            _lock(file)  # until it is closed: another process may be in the middle of a line
+            if name in self._unmended:
+                _cut_partial_line(path)
+                self._unmended.discard(name)
             file.write(json.dumps(line) + "\n")
 
     def _writer(self) -> Any:
@@ -269,6 +270,14 @@ def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
                 ) from error
             if stage is None or line["stage"] == stage:
                 yield line
+
+
+def _lock(file: Any) -> None:
+    """Make other processes that append wait, where the system and its disk can."""
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _cut_partial_line(path: Path) -> None:
