@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -123,7 +125,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, words, tmp_path, m
 
 
 def test_resuming_checks_the_system_and_the_overrides(tmp_path):
-    (tmp_path / "config.yaml").write_text("system: ls_imagine\ntraining: {steps: 5}\nresume: null\n")
+    (tmp_path / "config.yaml").write_text("system: ls_imagine\nenv: {}\ntraining: {steps: 5}\n")
     found = call("train", "dreamer_v3_2023", f"resume={tmp_path}")
     assert found.exit_code == 2 and "cannot be resumed as 'dreamer_v3_2023'" in sentence(found)
     found = call("train", "ls_imagine", f"resume={tmp_path}", "size=small")
@@ -195,9 +197,48 @@ def test_what_a_resumed_run_cannot_take_is_refused(tmp_path):
         ("critic.style.norm=layer", "override that, or critic.style as a whole"),
         ("learning_rate=1e-4", "'learning_rate=1e-4' does not fit run .*`learning_rate` is not a container"),
         ("training.steps=[", "cannot be read"),
+        ("system=twm", "wanted it to stay what and where it is"),
+        (f"run_dir={tmp_path / 'other'}", "wanted it to stay what and where it is"),
+        ("resume=other", "resume is given 2 times"),
     ):
         with pytest.raises(ConfigError, match=words):
             read_config("dreamer_v3", [resume, override])
+    named = str(tmp_path / "my run, täglich")
+    (tmp_path / "run").rename(named)
+    assert read_config("dreamer_v3", [f"resume='{named}'", f"run_dir={named}"]).run_dir == named
+
+
+@pytest.mark.parametrize("place", ["open", "evaluate"])
+def test_a_termination_is_an_interrupt_wherever_it_comes(place, tmp_path, monkeypatch):
+    """Of the command alone: processes that it forked end by it."""
+
+    def terminated(*_, **__):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    target = {"open": "wmkit.envs.make_env", "evaluate": "wmkit.training.trainer.evaluate"}[place]
+    monkeypatch.setattr(target, terminated)
+    run = tmp_path / "run"
+    smoke = ("preset=smoke", "env=gymnasium", "training.steps=40", "training.evaluate_every=0")
+    result = call("train", "dreamer_v3", *smoke, f"run_dir={run}")
+    assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (130, "wmkit: interrupted")
+    assert run.exists() == (place == "evaluate")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_a_disk_refuses_is_one_sentence(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
+
+    monkeypatch.setattr("wmkit.training.train", full)
+    result = call("train", "dreamer_v3", f"run_dir={tmp_path / 'run'}")
+    assert result.exit_code == 2 and "'runs/a/metrics.jsonl' cannot be used: found No space" in sentence(
+        result
+    )
 
 
 def test_losses_interrupts_and_good_ends_have_their_exit_codes(monkeypatch):

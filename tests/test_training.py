@@ -500,6 +500,12 @@ def test_checkpoints_keep_the_newest_two_and_the_best(tmp_path):
     (store.latest() / "state.pt").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):
         store.load(store.latest())
+    (store.latest() / "meta.json").write_text("")
+    (tmp_path / "step-mine").mkdir()
+    (tmp_path / "step-mine" / "meta.json").write_text("{}")
+    assert store.best().name == "step-000000000002-000"  # what cannot be read has no score
+    store.save(5, {"step": 5})
+    assert (tmp_path / "step-mine").exists() and list(store.steps()) == [2, 4, 5]
 
 
 def test_random_states_come_back():
@@ -547,15 +553,17 @@ def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_p
         file.write('"wall": 0.0, "loss": 1.5}\n')
     third.join()
     assert [line["loss"] for line in again.metrics()] == [None, 1.0, 1.5, 2.0]
+    whole = (run.path / "metrics.jsonl").read_bytes()
+    for damage in (b"what?", b"[1, 2]", b'{"a": 1}', b'{"step": \xff}'):
+        (run.path / "metrics.jsonl").write_bytes(whole + damage + b"\n")
+        with pytest.raises(CheckpointError, match=r"line 5 of .*metrics.jsonl.* wanted a JSON object with"):
+            RunDirectory.open(run.path)
+    (run.path / "metrics.jsonl").write_bytes(whole)
     with pytest.raises(ConfigError, match="is taken"):
         RunDirectory.create(config)
     with pytest.raises(CheckpointError, match=r"found no config\.yaml"):
         RunDirectory.open(tmp_path)
-    with (run.path / "metrics.jsonl").open("a") as file:
-        file.write("what?\n")
-    with pytest.raises(CheckpointError, match=r"line 5 of .*metrics.jsonl.* found 'what\?'"):
-        RunDirectory.open(run.path)
-    for text in ("a: [", "[1]", "\x00"):
+    for text in ("a: [", "[1]", "\x00", "system: toy"):
         (run.path / "config.yaml").write_text(text)
         with pytest.raises(CheckpointError, match=r"config.yaml' cannot be read"):
             RunDirectory.open(run.path)
@@ -621,6 +629,37 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path):
     assert RunDirectory.open(tmp_path / "run").config.training.steps == 80
 
 
+def test_what_is_missing_from_a_replay_is_said(tmp_path, capsys):
+    train(toy_config(tmp_path / "run"), parts=toy_parts())
+    config = toy_config(tmp_path / "run", steps=200)
+    config.resume = str(tmp_path / "run")
+    replay = tmp_path / "run" / "replay"
+    (replay / "schema.json").rename(tmp_path / "schema.json")
+    kept = {path: path.read_bytes() for path in replay.rglob("*") if path.is_file()}
+    refused(config, toy_parts(), CheckpointError)
+    assert kept == {path: path.read_bytes() for path in replay.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    replay.rename(tmp_path / "elsewhere")
+    assert train(config, parts=toy_parts()).steps == 200
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is not whole: found 0 steps, wanted the 160 that its checkpoint knows of" in said
+    assert train(config, parts=toy_parts()).steps == 200
+    assert "nothing is left to learn: found 200 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_disk_that_takes_no_checkpoint_says_so(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"step": 1})
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 470\nstack")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"step-000000000002-000' cannot be written: found '\[enforce"):
+        store.save(2, {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001-000"]
+
+
 def queued_config(folder, steps):
     """An update of two windows for 16 steps, which bring more than three new ones: all drawn are fresh."""
     replay = {"capacity": 20_000, "sampler": "online"}
@@ -672,6 +711,10 @@ def test_killed_and_interrupted_runs_go_on(tmp_path, start, number):
     store = CheckpointStore(folder / "checkpoints")
     process = start(folder, "1000000")
     wait_for_training(process, folder, 120)
+    config = queued_config(folder, 200)
+    config.resume = str(folder)
+    with pytest.raises(CheckpointError, match="is being trained: found another process"):
+        train(config, parts=toy_parts())
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed = store.load(store.latest())["counters"]

@@ -6,7 +6,11 @@ Exit codes: 0 done, 1 a loss became NaN or infinite, 2 something the user gave d
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +40,8 @@ Overrides = Annotated[
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory that `wmkit train` made.")]
 
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a disk
+
 
 def main() -> None:
     """Entry point of ``wmkit`` and ``python -m wmkit``."""
@@ -46,13 +52,44 @@ def main() -> None:
 def reported() -> Iterator[None]:
     """Turn what went wrong into one sentence on standard error and an exit code."""
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     except NonFiniteLossError as error:
         _fail(str(error), 1)
     except WmkitError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        thing = repr(str(error.filename)) if error.filename else "the disk"
+        _fail(
+            f"{thing} cannot be used: found {error.strerror}, wanted to read and write there; change that, or "
+            "choose another run_dir",
+            2,
+        )
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C in this process; those that it starts end by it, as always."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        if os.getpid() == ours:
+            raise KeyboardInterrupt
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> None:
@@ -165,7 +202,12 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: an unknown system or override, or a run of another system.
     """
-    resume = next((o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("resume=")), "")
+    named = [_unquoted(o.partition("=")[2]) for o in overrides if o.lstrip("+").startswith("resume=")]
+    if len(set(named)) > 1:
+        raise ConfigError(
+            f"resume is given {len(named)} times: found {', '.join(named)}, wanted one run; leave one"
+        )
+    resume = named[0] if named else ""
     if resume in ("", "null"):
         from wmkit.systems import compose
 
@@ -184,9 +226,15 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         )
     config = run.config.copy()
     for override in overrides:
-        name, equals, _ = override.partition("=")
-        if name.lstrip("+") == "resume":
+        name, equals, value = override.partition("=")
+        key = name.lstrip("+")
+        if key == "resume" or (key == "run_dir" and Path(_unquoted(value)) == Path(resume)):
             continue
+        if key in ("system", "run_dir"):
+            raise ConfigError(
+                f"override {override!r} does not fit a resumed run: found {str(run.config.system)!r} in "
+                f"{resume!r}, wanted it to stay what and where it is; leave that override away"
+            )
         if not equals or name in GROUPS:
             raise ConfigError(
                 f"override {override!r} does not fit a resumed run: wanted NAME=VALUE of a name in its "
@@ -194,7 +242,7 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
             )
         if sentence := misplaced(config, name, system):
             raise ConfigError(sentence)
-        OmegaConf.update(config, name.lstrip("+"), read_value(override))
+        OmegaConf.update(config, key, read_value(override))
         try:
             OmegaConf.resolve(config.copy())
         except OmegaConfBaseException as error:
@@ -204,6 +252,11 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
             ) from error
     config.resume, config.run_dir = str(resume), str(resume)
     return config
+
+
+def _unquoted(text: str) -> str:
+    """Text without the quotes around it, which a shell may have kept."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _print_list(kind: str) -> None:

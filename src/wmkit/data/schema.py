@@ -226,6 +226,16 @@ def load_schema(directory: Path) -> tuple[Options, dict[Key, Field]] | None:
     return options, {f.key: f for f in fields}
 
 
+def check_nothing_written(directory: Path) -> None:
+    """Raise CheckpointError where records lie without the schema that tells how to read them."""
+    counters = directory / "counters.memmap"
+    if counters.is_file() and any(counters.read_bytes()):
+        raise CheckpointError(
+            f"replay {directory} cannot be read: found records without schema.json, wanted both; restore it, "
+            "or move the folder away to begin an empty replay"
+        )
+
+
 def check_options(directory: Path, found: Options, wanted: Options) -> None:
     """Raise CheckpointError where a reopened replay was made with other options."""
     old, new = found.as_json(), wanted.as_json()

@@ -29,6 +29,7 @@ from wmkit.data.schema import (
     Options,
     as_half,
     as_key,
+    check_nothing_written,
     check_options,
     first_difference,
     load_schema,
@@ -104,6 +105,8 @@ class ReplayStreams:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
             found = load_schema(self.directory)
+            if found is None:
+                check_nothing_written(self.directory)
         if found is not None and self.directory is not None:
             check_options(self.directory, found[0], options)
         self._start(options, found[1] if found else None)

@@ -37,6 +37,7 @@ def revisit(
         CheckpointError: no run, no checkpoint, or one of another shape.
     """
     run = RunDirectory.open(path)
+    run.check_writable()
     parts, stages, config = parts or default_parts(), stages or Stages(), run.config
     store = CheckpointStore(run.path / "checkpoints")
     checkpoint = (store.best() if best else None) or store.latest()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -55,7 +56,14 @@ class CheckpointStore:
         stage.mkdir()
         try:
             with (stage / "state.pt").open("wb") as file:
-                torch.save(dict(state), file)
+                try:
+                    torch.save(dict(state), file)
+                except RuntimeError as error:  # PyTorch's word for a disk that takes no more
+                    raise CheckpointError(
+                        f"checkpoint {str(target)!r} cannot be written: found {str(error).splitlines()[0]!r} "
+                        f"with {shutil.disk_usage(self.folder).free:,} bytes free, wanted room for it; make "
+                        "room and resume from the checkpoint before"
+                    ) from error
                 _sync(file)
             meta = {"step": step, "score": score, "torch": torch.__version__}
             with (stage / "meta.json").open("w", encoding="utf-8") as text:
@@ -90,7 +98,7 @@ class CheckpointStore:
 
     def steps(self) -> dict[int, Path]:
         """Every whole checkpoint, by step, oldest first."""
-        found = (path for path in self.folder.glob("step-*") if (path / "meta.json").is_file())
+        found = (path for path in self._folders() if (path / "meta.json").is_file())
         return {int(path.name.split("-")[1]): path for path in sorted(found)}  # a later write of a step wins
 
     def latest(self) -> Path | None:
@@ -101,7 +109,7 @@ class CheckpointStore:
         """The checkpoint with the highest score (the newest of equals), or None where none has a score."""
         scored = []
         for step, path in self.steps().items():
-            with suppress(FileNotFoundError):  # a run that goes on has dropped it since
+            with suppress(FileNotFoundError, ValueError, KeyError):  # dropped since by a run that goes on
                 if (score := self.meta(path)["score"]) is not None:
                     scored.append((score, step, path))
         return max(scored)[2] if scored else None
@@ -109,6 +117,11 @@ class CheckpointStore:
     def meta(self, path: Path) -> dict[str, Any]:
         """What ``meta.json`` of one checkpoint says."""
         return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+
+    def _folders(self) -> list[Path]:
+        """Those that :meth:`save` named; a user's own stay out of it."""
+        named = re.compile(r"step-\d{12,}-\d{3,}")
+        return [path for path in self.folder.glob("step-*") if named.fullmatch(path.name)]
 
     def _free_name(self, step: int) -> Path:
         name = f"step-{step:012d}"
@@ -118,7 +131,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         kept = {*list(self.steps().values())[-self.keep :], self.best()}
-        for path in self.folder.glob("step-*"):
+        for path in self._folders():
             if path not in kept:
                 hidden = self.folder / f".{path.name}-{uuid.uuid4().hex}"
                 path.rename(hidden)

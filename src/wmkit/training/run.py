@@ -19,8 +19,10 @@ as it is, so a run can be looked at while it goes on.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.protocol import frames_per_step
@@ -46,6 +53,8 @@ CONTENTS = (
     "evidence",
     "report.html",
 )
+
+EVERY_LINE = {"step", "stage"}
 
 
 class RunDirectory:
@@ -126,6 +135,44 @@ class RunDirectory:
             for folder in self._made:
                 folder.rmdir()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training this run inside the ``with`` block.
+
+        Raises:
+            CheckpointError: one does.
+        """
+        if fcntl is None:
+            yield
+            return
+        path = self.path / ".lock"
+        with path.open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the disk knows no locks
+                    raise CheckpointError(
+                        f"run {str(self.path)!r} is being trained: found another process that writes to it, "
+                        "wanted none; wait until it ends, or stop it"
+                    ) from error
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Fail before work is done whose results could not be kept.
+
+        Raises:
+            CheckpointError: the folder or a log in it cannot be written to.
+        """
+        for path in (self.path, self.path / "metrics.jsonl", self.path / "episodes.jsonl"):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise CheckpointError(
+                    f"{str(path)!r} cannot be written to: found no permission, wanted it for scores and the "
+                    "report; change it, or copy the run to another place"
+                )
+
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
         """Open the run at ``path``; nothing in it changes until it is written to.
@@ -143,7 +190,7 @@ class RunDirectory:
         run = cls(path, config)
         run._unmended = {"metrics.jsonl", "episodes.jsonl"}
         last = next(reversed(list(run.metrics())), None)
-        run._wall_before = float(last["wall"]) if last else 0.0
+        run._wall_before = float(last.get("wall", 0.0)) if last else 0.0
         return run
 
     def write_config(self) -> None:
@@ -246,7 +293,7 @@ def _load(path: Path) -> DictConfig:
     found: Any = None
     with suppress(Exception):  # YAML's own, which vary
         found = OmegaConf.load(path)
-    if not isinstance(found, DictConfig) or "system" not in found:
+    if not isinstance(found, DictConfig) or not {"system", "env", "training"} <= found.keys():
         raise CheckpointError(
             f"{str(path)!r} cannot be read: found no configuration in it, wanted what `wmkit train` wrote; "
             "restore it"
@@ -257,27 +304,27 @@ def _load(path: Path) -> DictConfig:
 def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
                 return
-            try:
+            line: Any = None
+            with suppress(ValueError):
                 line = json.loads(text)
-            except ValueError as error:
+            if not isinstance(line, dict) or not line.keys() >= EVERY_LINE:
                 raise CheckpointError(
                     f"line {number} of {str(path)!r} cannot be read: found {text[:40].strip()!r}, wanted "
-                    "JSON; delete that line"
-                ) from error
+                    f"a JSON object with {', '.join(sorted(EVERY_LINE))}; delete that line"
+                )
             if stage is None or line["stage"] == stage:
                 yield line
 
 
 def _lock(file: Any) -> None:
     """Make other processes that append wait, where the system and its disk can."""
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _cut_partial_line(path: Path) -> None:

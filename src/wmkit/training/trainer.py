@@ -94,6 +94,10 @@ class Trainer:
         Raises:
             NonFiniteLossError: a loss term became NaN or infinite; the last good state was saved.
         """
+        with self.run.held():
+            return self._train()
+
+    def _train(self) -> Summary:
         self._set_up()
         self.affordance = self.parts.prepare_affordance(self.config, self.run, self.stages)
         try:
@@ -163,6 +167,11 @@ class Trainer:
         settings = self.settings
         prefill, steps = min(settings.prefill, settings.steps), settings.steps
         random = settings.prefill_actions == "random"
+        if self.updates and self.step >= steps:
+            self.stages.say(
+                f"nothing is left to learn: found {self.step:,} steps, wanted {steps:,}; set training.steps "
+                "higher to go on"
+            )
         if self._filling(prefill, steps):
             with self.stages.stage("prefill", max(prefill, self._windows)) as bar:
                 bar.start_at(self.step)
@@ -384,7 +393,14 @@ class Trainer:
         counters = state["counters"]
         self.updates, self.ratio.owed, self.score = counters["updates"], counters["owed"], counters["score"]
         # Steps written after the checkpoint are in the replay and count; they owe no updates.
-        self.step = counters["step"] + max(self.memory.env_steps - counters["replay_steps"], 0)
+        later = self.memory.env_steps - counters["replay_steps"]
+        self.step = counters["step"] + max(later, 0)
+        if later < 0:
+            self.stages.say(
+                f"replay in {str(self.run.path)!r} is not whole: found {self.memory.env_steps:,} steps, "
+                f"wanted the {counters['replay_steps']:,} that its checkpoint knows of; what is missing is "
+                "not learned from again"
+            )
         self.guard.updates = self.updates
         self.tracker.load_state_dict(state["tracker"])
         self.memory.load_state_dict(state["memory"])
