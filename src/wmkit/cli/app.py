@@ -63,8 +63,8 @@ def reported() -> Iterator[None]:
             raise
         thing = repr(str(error.filename)) if error.filename else "the disk"
         _fail(
-            f"{thing} cannot be used: found {error.strerror}, wanted to read and write there; change that, or "
-            "choose another run_dir",
+            f"{thing} cannot be used: found {error.strerror}, wanted to read and write there; change that, "
+            "or choose another run_dir",
             2,
         )
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@
     affordance/      frames, labels and the fitted affordance model
     evidence/        arrays that the report draws (maps, imagined roll-outs, spans)
     report.html      self-contained, opens without a network
+    .lock            while a process trains the run
 
 Lines are appended whole and flushed, so a killed run loses at most the line being written;
 who appends to a run that was opened first cuts a half-written last line off. Reading leaves every file
