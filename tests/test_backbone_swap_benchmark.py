@@ -374,6 +374,12 @@ def test_a_backbone_measured_again_changes_its_own_rows(swap, docs, tmp_path):
     assert "| recall | 9 |" in after["backbones.md"]
 
 
+def test_several_seeds_show_their_mean_and_their_spread(swap):
+    runs = [{"accuracy": {"32": 0.1, "64": 1.0}}, {"accuracy": {"32": 0.6, "64": 1.0}}]
+    for found, wanted in ((runs, ["0.35 [0.10–0.60]", "1.00"]), (runs[:1], ["0.10", "1.00"])):
+        assert swap.report.over_seeds(found, lambda r: list(r["accuracy"].values())) == wanted
+
+
 def test_rows_with_other_settings_are_not_mixed(swap, docs, tmp_path):
     before = contents(docs)
     runs = json.loads(before["backbones.json"])["recall"]

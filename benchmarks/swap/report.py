@@ -100,6 +100,21 @@ def mean(runs: Iterable[dict], get: Callable[[dict], Any]) -> Any:
     return np.mean(np.array(values, dtype=float), 0) if values else None
 
 
+def spread(runs: Iterable[dict], get: Callable[[dict], Any]) -> tuple[Any, Any]:
+    """The least and the most over seeds, of lists."""
+    values = np.array([get(run) for run in runs], dtype=float)
+    return values.min(0), values.max(0)
+
+
+def over_seeds(runs: list[dict], get: Callable[[dict], Any], form: str = ".2f") -> list[str]:
+    """Means of lists; of several seeds with the least and the most, where these are told apart."""
+    cells = []
+    for value, *ends in zip(mean(runs, get), *spread(runs, get), strict=True):
+        low, high = (format(end, form) for end in ends)
+        cells.append(format(value, form) + (f" [{low}–{high}]" if low != high else ""))
+    return cells
+
+
 def table(head: list[str], rows: list[list[object]]) -> str:
     """Markdown; names to the left, numbers to the right."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -130,8 +145,7 @@ def recall_table(recall: Cells, short: Cells) -> str:
     for found in (recall, short):
         for name, runs in found.items():
             windowed = f", window {runs[0]['window']}" if found is short else ""
-            accuracy = [mean(runs, lambda r, k=k: r["accuracy"][k]) for k in runs[0]["accuracy"]]
-            rows.append([f"`{name}`{windowed}", *(shown(value) for value in accuracy)])
+            rows.append([f"`{name}`{windowed}", *over_seeds(runs, lambda r: list(r["accuracy"].values()))])
     lengths = next(iter(recall.values()))[0]["accuracy"]
     return table(["accuracy at L =", *lengths], rows)
 
@@ -140,8 +154,9 @@ def recall_model_table(model: Cells) -> str:
     """Accuracy of the likeliest imagined state against L, in brackets that of a sample."""
     rows: list[list[object]] = []
     for name, runs in model.items():
-        best, sample = (mean(runs, lambda r, k=k: list(r[k].values())) for k in ("accuracy", "sampled"))
-        rows.append([f"`{name}`", *(f"{x:.2f} ({y:.2f})" for x, y in zip(best, sample, strict=True))])
+        best = over_seeds(runs, lambda r: list(r["accuracy"].values()))
+        sample = mean(runs, lambda r: list(r["sampled"].values()))
+        rows.append([f"`{name}`", *(f"{x} ({y:.2f})" for x, y in zip(best, sample, strict=True))])
     lengths = next(iter(model.values()))[0]["accuracy"]
     return table(["accuracy at L =", *lengths], rows)
 
@@ -151,11 +166,11 @@ def image_table(world: Cells, baseline: dict) -> str:
     last = len(baseline["copy last"]) - 1
     steps = sorted({0, 1, min(4, last), last // 3, 2 * last // 3, last})
 
-    def row(name: str, errors: Any) -> list[object]:
-        return [name, *(f"{1e3 * errors[step]:.2f}" for step in steps)]
+    def row(name: str, runs: list[dict]) -> list[object]:
+        return [name, *over_seeds(runs, lambda r: [1e3 * r["image"][step] for step in steps])]
 
-    rows = [row(name, baseline[name]) for name in ("copy last", "mean frame")]
-    rows += [row(f"`{name}`", mean(runs, lambda r: r["image"])) for name, runs in world.items()]
+    rows = [row(name, [{"image": baseline[name]}]) for name in ("copy last", "mean frame")]
+    rows += [row(f"`{name}`", runs) for name, runs in world.items()]
     return table(["error x 1,000 after", *map(str, steps)], rows)
 
 
@@ -218,10 +233,12 @@ def minutes(numbers: Numbers, parts: Iterable[str]) -> str:
 # -- plots ---------------------------------------------------------------------------------------------
 
 
-def line(axis: Any, name: str, x: Any, runs: Any, **style: Any) -> None:
-    """A thin line per backbone, in its colour."""
+def line(axis: Any, name: str, x: Any, runs: list[dict], get: Callable[[dict], list], **style: Any) -> None:
+    """The mean of a backbone's seeds as a thin line in its colour, from the least to the most as a shade."""
     colour, dash = STYLES.get(name, ("black", "-."))
-    axis.plot(x, runs, **{"color": colour, "ls": dash, "lw": 1.2, "label": name, **style})
+    axis.plot(x, mean(runs, get), **{"color": colour, "ls": dash, "lw": 1.2, "label": name, **style})
+    if len(runs) > 1:
+        axis.fill_between(x, *spread(runs, get), color=colour, alpha=0.1, lw=0)
 
 
 def figure(panels: int) -> tuple[Any, Any]:
@@ -257,7 +274,7 @@ def plot_recall(recall: Cells, short: Cells, model: Cells, reach: Cells, path: P
     if reach:
         far = axes[-1]
         for name, (run,) in reach.items():
-            line(far, name, run["distance"], np.maximum(run["gradient"], 1e-30))
+            line(far, name, run["distance"], [run], lambda r: [max(x, 1e-30) for x in r["gradient"]])
         far.set_yscale("log")
         far.set(ylim=(1e-14, 1e5), xlabel="steps before the query", ylabel="gradient, against the query's")
     save(made, axes[0], path)
@@ -271,8 +288,8 @@ def accuracies(axis: Any, found: Cells, short: Cells) -> None:
         for name, runs in cells.items():
             lengths = [int(key) for key in runs[0]["accuracy"]]
             label = name if cells is found else f"{name}, window {runs[0]['window']}"
-            accuracy = mean(runs, lambda r: list(r["accuracy"].values()))
-            line(axis, name, np.array(lengths) * shift.get(name, 1), accuracy, label=label, **style)
+            x = np.array(lengths) * shift.get(name, 1)
+            line(axis, name, x, runs, lambda r: list(r["accuracy"].values()), label=label, **style)
     chance = next(iter(found.values()))[0]["chance"]
     axis.axhline(chance, color="black", lw=0.8, ls=(0, (1, 2)), label="chance")
     axis.set_xscale("log", base=2)
@@ -287,8 +304,8 @@ def plot_images(data: dict[str, tuple[Cells, dict]], path: Path) -> None:
         for name, colour in (("copy last", "#555555"), ("mean frame", "#aaaaaa")):
             axis.plot(1e3 * np.array(baseline[name]), color=colour, lw=1.6, label=name)
         for name, runs in found.items():
-            errors = 1e3 * mean(runs, lambda r: r["image"])
-            line(axis, name, np.arange(len(errors)), errors)
+            steps = np.arange(len(runs[0]["image"]))
+            line(axis, name, steps, runs, lambda r: [1e3 * error for error in r["image"]])
         axis.set(title=world, xlabel="steps ahead (0: last observed)", ylim=(0, None))
     axes[0].set_ylabel("squared error per value x 1,000")
     save(made, axis, path)
@@ -301,7 +318,7 @@ def plot_scaling(speed: Cells, path: Path) -> None:
         scans = run["scan"]["lengths"]
         lengths = [int(t) for t in scans]
         for axis, key in zip(axes, ("cpu_ms", "kept_mib"), strict=True):
-            line(axis, name, lengths, [scan[key] for scan in scans.values()], marker="o", ms=3)
+            line(axis, name, lengths, [scans], lambda s, k=key: [x[k] for x in s.values()], marker="o", ms=3)
     for axis, label in zip(axes, ("forward and backward, ms", "kept for backward, MiB"), strict=True):
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
