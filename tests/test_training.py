@@ -532,7 +532,7 @@ def test_evaluation_counts_one_record_per_reset_and_keeps_trajectories():
     )
 
 
-def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_path):
+def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_path, monkeypatch):
     config = toy_config(tmp_path / "run")
     run = RunDirectory.create(config)
     run.log(5, "train", {"loss": float("nan")})
@@ -561,6 +561,10 @@ def test_run_directories_repair_half_written_lines_and_are_not_overwritten(tmp_p
     (run.path / "metrics.jsonl").write_bytes(whole)
     with pytest.raises(ConfigError, match="is taken"):
         RunDirectory.create(config)
+    monkeypatch.chdir(tmp_path)
+    config.run_dir = None
+    monkeypatch.setattr("wmkit.training.run.default_name", lambda config: "toy")  # in one second
+    assert [RunDirectory.create(config).path.name for _ in range(3)] == ["toy", "toy-2", "toy-3"]
     with pytest.raises(CheckpointError, match=r"found no config\.yaml"):
         RunDirectory.open(tmp_path)
     for text in ("a: [", "[1]", "\x00", "system: toy"):

@@ -21,6 +21,7 @@ as it is, so a run can be looked at while it goes on.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -94,7 +95,7 @@ class RunDirectory:
         Raises:
             ConfigError: the folder already holds a run or a part of one, or cannot be made.
         """
-        path = Path(str(config.get("run_dir") or Path("runs") / default_name(config)))
+        path = Path(str(config.get("run_dir") or _unused(Path("runs") / default_name(config))))
         if found := [name for name in CONTENTS if (path / name).exists()]:
             raise ConfigError(
                 f"run directory {str(path)!r} is taken: found {found[0]} in it, wanted a folder without "
@@ -283,6 +284,12 @@ def default_name(config: DictConfig) -> str:
     env = str(OmegaConf.select(config, "env.name") or "env").rsplit("/", 1)[-1]
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{config.get('system', 'system')}-{env}-{stamp}-s{config.get('seed', 0)}"
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or the first of ``path-2``, ``path-3``, ... that is not there."""
+    names = (path if n == 1 else path.with_name(f"{path.name}-{n}") for n in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _number(value: Any) -> float | None:
