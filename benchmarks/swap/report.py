@@ -348,13 +348,13 @@ def write(out: Path, docs: Path, parts: Iterable[str]) -> dict[str, str]:
         SystemExit: there are no cells, or rows of a table would have been made with different settings.
     """
     parts, path, page = tuple(parts), docs / "backbones.json", docs / "backbones.md"
-    found = measured(out, parts)
+    found = rounded(measured(out, parts))  # as they are kept, so that a table drawn again is the same
     numbers = merged(json.loads(path.read_text()) if path.is_file() else {}, found, parts)
     new = {key.removesuffix(" baselines") for key in found}
     tables = tables_of(numbers, new, parts)
     docs.mkdir(parents=True, exist_ok=True)
     plot(numbers, new, docs)
-    path.write_text(json.dumps(rounded(numbers), separators=(",", ":")) + "\n")
+    path.write_text(json.dumps(numbers, separators=(",", ":")) + "\n")
     if not page.is_file():
         marks = (f"## {name}\n\n<!-- begin {name} -->\n<!-- end {name} -->\n" for name in tables)
         page.write_text("# Backbones\n\n" + "\n".join(marks))
