@@ -19,7 +19,6 @@ from torchrl.data import (
     Composite,
     MultiCategorical,
     MultiOneHot,
-    NonTensor,
     OneHot,
     TensorSpec,
     Unbounded,
@@ -546,7 +545,6 @@ def test_vectors_of_any_rank_up_to_two_are_read_and_what_is_not_the_agents_is_no
         "log/mass": Unbounded((3,)),
         "reward": Unbounded((1,)),
         "is_first": Binary(1),
-        "text": NonTensor(()),
     }
     system = build(Composite(others | dict(RANKS.items())), OneHot(3))
     assert system.spaces.vectors == ("grid", "speed", "velocity")

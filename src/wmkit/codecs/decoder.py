@@ -25,6 +25,8 @@ from wmkit.nn import (
     init_output,
 )
 
+_NO_MODULES = nn.ModuleDict()
+
 
 class Decoder(nn.Module):
     """The decoder half of a codec: features in, a prediction for every key out.
@@ -86,7 +88,10 @@ class Decoder(nn.Module):
         self.vector = MLP(in_dim, units, layers, style) if self.vectors else None
         widths = {key: vector_width(key, event, self.discrete) for key, event in self._events.items()}
         self.vector_out = nn.ModuleDict(
-            {key: init_output(Linear(units, width), init=style.init) for key, width in widths.items()}
+            {
+                _module_name(key): init_output(Linear(units, width), init=style.init)
+                for key, width in widths.items()
+            }
         )
 
     def forward(self, features: Tensor | Feature) -> dict[str, SquaredError | Categorical]:
@@ -100,7 +105,7 @@ class Decoder(nn.Module):
         if self.vector is not None:
             hidden = self.vector(features)
             for key, event in self._events.items():
-                out = self.vector_out[key](hidden)
+                out = self.vector_out[_module_name(key)](hidden)
                 if key in self.discrete:
                     logits = out.unflatten(-1, (*event, self.discrete[key]))
                     predictions[key] = Categorical(logits, len(event))
@@ -113,3 +118,12 @@ class StateDecoder(Decoder):
     """:class:`Decoder` of the state alone: an autoencoder without history (TWM, STORM)."""
 
     reads = "state"
+
+
+def _module_name(key: str) -> str:
+    """A key's name among modules: the key itself, unless a ModuleDict takes no such name.
+
+    >>> [_module_name(key) for key in ("position", "arm.angle", "items")]
+    ['position', 'arm%2Eangle', 'items%']
+    """
+    return key.replace(".", "%2E") + "%" * hasattr(_NO_MODULES, key)

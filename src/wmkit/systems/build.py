@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
 from wmkit.arguments import check_page, check_range, made
-from wmkit.errors import ConfigError
+from wmkit.errors import ConfigError, SpecError
 from wmkit.heads import ActorChoice
 from wmkit.systems.pages import compose, origin
 from wmkit.systems.spaces import Spaces, read_spaces
@@ -147,6 +147,11 @@ def _expand_auto(config: DictConfig, spaces: Spaces) -> None:
     if "observations" in weights:
         weight = weights.pop("observations")
         for key in (*config.world_model.decoder.images, *config.world_model.decoder.vectors):
+            if key in weights:
+                raise SpecError(
+                    f"observation {key!r} has the name of a term of the world model's loss: found it beside "
+                    f"{', '.join(sorted(weights))}, wanted another one; rename it in the environment"
+                )
             weights[key] = weight
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 from torchrl.data import (
+    Binary,
     Bounded,
     Categorical,
     Composite,
@@ -23,33 +26,35 @@ from torchrl.data import (
 from wmkit.codecs.images import check_image
 from wmkit.codecs.images_2023 import IMAGE_SIZE
 from wmkit.errors import SpecError
+from wmkit.registry import available
+from wmkit.systems.pages import CONF, load_whole
 
-# Keys an environment carries beside its observations; so are those under LOG.
-LOG = "log/"
-BOOKKEEPING = {
-    "is_first",
-    "is_last",
-    "is_terminal",
-    "reward",
-    "state",
-    "belief",
-    "carry",
-    "previous_action",
-    "recent_frames",
-    "recent_steps",
-    "is_init",
-    "arrival_reward",
-    "frame",
-    "goal_mask",
-    "success",
-    "achievements",
-    "step_count",
-    "intrinsic_reward",
-    "jump_probability",
-    "jump",
-    "is_zoomed",
-    "score",
-    "zoomed",
+LOG = "log/"  # keys that begin so are the environment's own business
+# What a run itself puts beside an environment's observations; these names are no environment's.
+TAKEN = {
+    *("action", "index", "next", "done", "terminated", "truncated", "collector", "over", "over_terminated"),
+    *("state", "belief", "carry", "previous_action", "recent_frames", "recent_steps", "arrival_reward"),
+    *("jump_steps", "jump_return", "jump_resolved"),
+}
+# What an environment may show that no encoder reads, and in which form.
+FLAG = "one flag, torch.bool of shape [1]"
+MAPS = "what AffordanceTransform adds"
+NEEDED = {  # a run reads them
+    "reward": "one number",
+    "success": FLAG,
+    "is_init": FLAG,
+    "achievements": "Crafter's 22 flags",
+    "zoomed": MAPS,
+}
+SIDE = {
+    **NEEDED,
+    "is_first": FLAG,
+    "is_last": FLAG,
+    "is_terminal": FLAG,
+    "step_count": "one whole number",
+    "frame": "torch.uint8 of shape [3, 160, 256]",
+    "goal_mask": "torch.bool of shape [1, 160, 256]",
+    **dict.fromkeys(("intrinsic_reward", "score", "jump_probability", "jump", "is_zoomed"), MAPS),
 }
 
 
@@ -145,16 +150,18 @@ def read_spaces(
         SpecError: a key is missing or of the wrong rank or dtype, or the system cannot choose such actions.
     """
     lead = len(observation_spec.shape)
-    leaves = {
-        key: spec
-        for key, spec in observation_spec.items()
-        if key not in BOOKKEEPING and not key.startswith(LOG) and not isinstance(spec, Composite | NonTensor)
-    }
+    leaves = _find_leaves(observation_spec, lead, {"images": images, "vectors": vectors})
     found = {key: tuple(spec.shape[lead:]) for key, spec in leaves.items()}
     if images == "auto":
         images = sorted(k for k, shape in found.items() if len(shape) == 3)
     if vectors == "auto":
         vectors = sorted(k for k, shape in found.items() if len(shape) != 3)
+    if not images and not vectors:
+        raise SpecError(
+            f"system {system} has no observation to read: found "
+            f"{', '.join(sorted(observation_spec.keys())) or 'no key at all'}, wanted an image or a vector; "
+            "show one in the environment, or name one in observations.images or observations.vectors"
+        )
     found.setdefault("reward", (1,))  # every sequence carries it
     if "affordance" in images:  # AffordanceTransform adds it
         found.setdefault("affordance", (1, IMAGE_SIZE, IMAGE_SIZE))
@@ -200,6 +207,94 @@ def read_spaces(
     )
 
 
+def _find_leaves(
+    observation_spec: Composite, lead: int, lists: Mapping[str, str | Sequence[str]]
+) -> dict[str, TensorSpec]:
+    """What can be read, by its key; what cannot is refused, unless it is the library's own or left out.
+
+    Args:
+        observation_spec: of the environment.
+        lead: its batch dimensions.
+        lists: the page's ``images`` and ``vectors``.
+    """
+    specs = {key: spec for key, spec in observation_spec.items() if not key.startswith(LOG)}
+    leaves = {
+        key: spec
+        for key, spec in specs.items()
+        if not (key in TAKEN or key in SIDE or _odd(key) or isinstance(spec, Composite | NonTensor))
+    }
+    for key, spec in specs.items():
+        listed = key != "reward" and any(keys != "auto" and key in keys for keys in lists.values())
+        if key in leaves or (key in SIDE and _fits(key, spec, lead, specs) and not listed):
+            continue
+        parts = list(spec.values(True, True)) if isinstance(spec, Composite) else [spec]
+        auto = {kind for kind in map(partial(_kind, lead), parts) if lists[kind] == "auto"}
+        leave = [
+            f"observations.{kind}=[{', '.join(sorted(k for k in leaves if _kind(lead, leaves[k]) == kind))}]"
+            for kind in sorted(auto)
+        ]
+        must = listed or key in TAKEN or key in NEEDED or _odd(key)
+        if not leave and not must:
+            continue  # the lists leave it out
+        do = "rename it in the environment (a gymnasium wrapper, or torchrl.envs.RenameTransform)"
+        if key in TAKEN:
+            what, wanted = "has a name that a run uses itself", "another one"
+        elif _odd(key):
+            what, wanted = "has a name that pages and files cannot hold", "one without / and ${"
+        elif key in SIDE:
+            what = "has a name with a meaning"
+            wanted = "another one for what is read" if listed else f"{SIDE[key]}, or another name"
+        else:
+            what, wanted = "cannot be read", "an array or classes"
+            do = "flatten it in the environment (gymnasium.wrappers.FlattenObservation)"
+            if isinstance(spec, NonTensor):
+                do = "make it classes or numbers in the environment"
+        if leaves and not must:
+            do += f", or leave it out by {' '.join(leave)}"
+        raise SpecError(f"observation {key!r} {what}: found {_describe(spec, lead)}, wanted {wanted}; {do}")
+    return leaves
+
+
+def _odd(key: str) -> bool:
+    """Whether files or pages would read a name as something else."""
+    return "/" in key or "${" in key or key == "???"
+
+
+def _kind(lead: int, spec: TensorSpec) -> str:
+    return "images" if len(spec.shape) - lead == 3 else "vectors"
+
+
+def _fits(key: str, spec: TensorSpec, lead: int, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether what stands under one of ``SIDE`` is what its name says."""
+    if SIDE[key] == MAPS:
+        maps = specs.get("zoomed")
+        return isinstance(maps, Composite) and "affordance" in maps.keys()
+    if isinstance(spec, Composite | NonTensor):
+        return False
+    shape, flags = spec.shape[lead:], spec.dtype == torch.bool or isinstance(spec, Binary)
+    forms = {
+        "reward": shape.numel() == 1 and spec.dtype.is_floating_point,
+        "step_count": shape.numel() == 1 and not spec.dtype.is_floating_point,
+        "achievements": shape.numel() == 22 and flags,
+        "frame": shape == (3, 160, 256) and spec.dtype == torch.uint8,
+        "goal_mask": shape == (1, 160, 256) and spec.dtype == torch.bool,
+    }
+    return forms.get(key, shape.numel() == 1 and flags)
+
+
+def _describe(spec: TensorSpec, lead: int) -> str:
+    """A spec in words, without its ``lead`` batch dimensions."""
+    if isinstance(spec, Composite):
+        return f"nested keys ({', '.join('/'.join(_path(name)) for name in spec.keys(True, True))})"
+    if isinstance(spec, NonTensor):
+        return "text or another object"
+    return f"{type(spec).__name__} of shape {list(spec.shape[lead:])}"
+
+
+def _path(key: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (key,) if isinstance(key, str) else key
+
+
 def _classes(key: str, spec: TensorSpec | None) -> int | None:
     """How many classes each element of an observation is one of; None where it holds numbers.
 
@@ -227,12 +322,17 @@ def _classes(key: str, spec: TensorSpec | None) -> int | None:
 def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: str) -> tuple[str, int]:
     """Kind and width of an action, after ``lead`` batch dimensions."""
     if isinstance(spec, Composite):
-        leaves = list(spec.values(True, True))
-        if len(leaves) == 1:
-            return _read_actions(leaves[0], lead, actions, system)
+        keys = list(spec.keys(True, True))
+        if keys == ["action"]:
+            return _read_actions(spec["action"], lead, actions, system)
+        if len(keys) == 1:
+            raise SpecError(
+                f"system {system} acts by the key 'action': found {'/'.join(_path(keys[0]))!r}, wanted "
+                "'action'; rename it in the environment (in gymnasium, an action space that is no Dict)"
+            )
     if isinstance(spec, Composite | MultiOneHot | MultiCategorical):
         if isinstance(spec, Composite):
-            found = f"keys {', '.join(map(str, spec.keys(True, True)))}"
+            found = f"keys {', '.join('/'.join(_path(key)) for key in spec.keys(True, True))}"
         else:
             found = f"{type(spec).__name__} of {torch.as_tensor(spec.nvec).tolist()} values"
         raise SpecError(
@@ -251,11 +351,23 @@ def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: s
     if isinstance(spec, Categorical):
         found = f"Categorical with {spec.space.n} values"
     wanted = {"discrete": "OneHot", "continuous": "Bounded floats of shape [A], low < high and finite"}
-    hint = {
-        "discrete": "use discrete actions as one-hot (GymEnv(..., categorical_action_encoding=False))",
-        "continuous": "flatten and bound continuous ones in the environment",
-    }
+    kind = "discrete" if isinstance(spec, OneHot) else "continuous" if spec.dtype.is_floating_point else ""
+    if kind and kind not in actions:
+        hint = f"choose a system that takes {kind} actions ({', '.join(_takers(kind))})"
+    else:
+        hints = {
+            "discrete": "use discrete actions as one-hot (GymEnv(..., categorical_action_encoding=False))",
+            "continuous": "flatten and bound continuous ones in the environment",
+        }
+        hint = ", ".join(hints[kind] for kind in actions)
     raise SpecError(
         f"system {system} cannot take this action space: found {found}, wanted "
-        f"{' or '.join(wanted[kind] for kind in actions)}; {', '.join(hint[kind] for kind in actions)}"
+        f"{' or '.join(wanted[kind] for kind in actions)}; {hint}"
     )
+
+
+def _takers(kind: str) -> list[str]:
+    """The systems whose page has an actor for actions of a kind."""
+    pages = {name: CONF / f"{name}.yaml" for name in available("system")}
+    actors = {name: load_whole(path)["actor"]["_target_"] for name, path in pages.items() if path.is_file()}
+    return [name for name, actor in actors.items() if kind in pkgutil.resolve_name(actor).actions]

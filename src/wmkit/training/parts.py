@@ -90,7 +90,13 @@ def make_training_env(
     """
     from wmkit.envs import make_env
 
-    given = {name: config.env[name] for name in ("name", "num_envs", "parallel") if name in config.env}
+    num_envs = config.env.get("num_envs", 1)
+    if type(num_envs) is not int or num_envs < 1:
+        raise ConfigError(
+            f"env.num_envs is {num_envs!r}: wanted a whole number of at least 1, as a run takes it; "
+            "correct env.num_envs"
+        )
+    given = {name: config.env[name] for name in ("name", "parallel") if name in config.env}
     check_arguments(make_env, given, "env")
     for name in ("options", "evaluation"):
         if not isinstance(block := config.env.get(name), (DictConfig, NoneType)):
@@ -101,7 +107,7 @@ def make_training_env(
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
     env = make_env(
         config.env.name,
-        num_envs=config.env.get("num_envs", 1),
+        num_envs=num_envs,
         parallel=config.env.get("parallel", False),
         seed=seed,
         **options,
@@ -115,7 +121,7 @@ def build_system(config: DictConfig, env: EnvBase, device: torch.device) -> Any:
     """The system of ``config`` for one environment of the batch, computing as ``training.precision`` says."""
     from wmkit import systems
 
-    observation_spec, action_spec = env.observation_spec[0], env.full_action_spec["action"][0]
+    observation_spec, action_spec = env.observation_spec[0], env.full_action_spec[0]
     precision = str(OmegaConf.select(config, "training.precision", default="float32"))
     return systems.build_from(config, observation_spec, action_spec).to(device).compute_in(precision)
 
