@@ -192,7 +192,7 @@ def test_other_actions_are_refused_in_one_sentence(actions: TensorSpec, found: s
 
 
 def test_systems_of_one_hot_actions_refuse_numbers() -> None:
-    with pytest.raises(SpecError, match=r"shape \[6\], wanted OneHot; use discrete actions"):
+    with pytest.raises(SpecError, match=r"shape \[6\], wanted OneHot; choose a system that"):
         build(PROPRIO, SIX, name="dreamer_v3_2023")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,7 @@ from wmkit.codecs import Decoder
 from wmkit.envs import make_env
 from wmkit.envs.crafter_env import ACHIEVEMENTS
 from wmkit.envs.engine import HEIGHT, WIDTH
+from wmkit.envs.gymnasium_env import TAKEN as TORCHRL
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems import compose
 from wmkit.systems.spaces import SIDE, TAKEN, Spaces, read_spaces
@@ -120,6 +122,14 @@ def test_what_environments_may_show_beside_observations_stays_out_of_sight():
         SpecError, match="no observation to read: found log/mass, success, wanted an image or"
     ):
         read({"success": shown["success"], "log/mass": NUMBERS})
+
+
+def test_the_guide_lists_the_names_that_are_not_free():
+    guide = Path(__file__).parents[1] / "docs/guides/environment.md"
+    missing = [
+        key for key in (*TAKEN, *SIDE, *TORCHRL) if f"`{key}`" not in guide.read_text(encoding="utf-8")
+    ]
+    assert not missing
 
 
 @pytest.mark.parametrize("key", ["kl_dynamics", "continuation"])
