@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from test_objectives import build
 from torchrl.collectors import Collector
@@ -19,7 +20,7 @@ import wmkit
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, SpecError
 from wmkit.nn import LayerStyle
-from wmkit.systems import compose
+from wmkit.systems import compose, pages
 from wmkit.systems.pages import choices, defaults
 from wmkit.systems.released import load_ls_imagine
 
@@ -293,6 +294,14 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
         ("ls_imagine", ["critic.outscal=3"], r"or write \+critic.outscal"),
         ("ls_imagine", ["behaviour.horizon.x=3"], "found 14 at behaviour.horizon, wanted a block"),
         ("ls_imagine", ["seed=[1"], "'seed=\\[1' cannot be read"),
+        ("ls_imagine", ["~affordance"], "found ~, which leaves out, .* write affordance=NAME"),
+        ("ls_imagine", ["~affordance=embedded"], "found ~, which leaves out, .* write affordance=NAME"),
+        ("ls_imagine", ["~critic.units"], r"write it like ~critic\.units=VALUE"),
+        ("twm", ["system=storm"], "would only rename the system: .* write wmkit train storm"),
+        ("twm", ["++system=twm"], "would only rename the system"),
+        ("twm", ["~system=twm"], "would only rename the system"),
+        ("twm", ["run_dir=[a]"], r"run_dir is \['a'\]: wanted the path of a folder"),
+        ("ls_imagine", ["affordance.model={a: 1}"], r"model is \{'a': 1\}: wanted the path of a folder"),
         ("ls_imagine", ["seed=${nope}"], "Interpolation key 'nope' not found"),
         ("dreamer_v3", ["learning_rate.world_model=1"], "not read by dreamer_v3: wanted one of joint"),
         ("ls_imagine", ["preset=small", "learning_rate={joint: 1}"], "not read by ls_imagine"),
@@ -303,6 +312,39 @@ def test_bad_configuration_is_refused_in_one_sentence() -> None:
             compose(system, overrides)
         assert "\n" not in str(error.value)
     assert list(compose("dreamer_v3", ["preset=small", "learning_rate.joint=1"]).learning_rate) == ["joint"]
+
+
+def test_paths_are_read_as_they_stand() -> None:
+    for text, path in (
+        ("läufe/2", "läufe/2"),
+        ("größe=3, seed=1", "größe=3, seed=1"),
+        ("007", "007"),
+        ("1e3", "1e3"),
+        ("int(3)", "int(3)"),
+        ("it's", "it's"),
+        ("C:\\läufe\\", "C:\\läufe\\"),
+        ("'a b'", "a b"),
+        ("'[a]'", "[a]"),
+        ("'ü'b'", "ü'b"),
+        ("ö/${seed}", "ö/3"),
+        ("null", None),
+    ):
+        page = compose("ls_imagine", ["seed=3", f"run_dir={text}", f"affordance.model={text}"])
+        assert (page.run_dir, page.affordance.model) == (path, path), text
+
+
+def test_pages_are_read_once_and_belong_to_who_asked(monkeypatch) -> None:
+    for cached in (pages._load, pages._load_whole, pages._reads, choices):
+        cached.cache_clear()
+    read, load = [], OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda path: (read.append(path), load(path))[1])
+    for name in wmkit.available():
+        choices("preset", name)
+    assert len(read) == len(set(read)) > 20
+    path = pages.CONF / "dreamer_v3.yaml"
+    for taken in (pages.load, pages.load_whole):
+        taken(path)["batch"].clear()
+        assert taken(path)["batch"]["size"] == 16
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -451,15 +452,21 @@ def test_settings_are_those_of_the_page_and_checked(tmp_path):
     for key, value, words in (
         ("training.steps", "abc", "training.steps is 'abc': wanted a whole number"),
         ("training.train_ratio", -1, "training.train_ratio is -1: wanted 0 or more"),
-        ("training.collect_length", 0, "training.collect_length is 0: wanted 1 or more"),
+        ("training.train_ratio", math.inf, "training.train_ratio is inf: wanted 0 or more and finite"),
+        ("training.train_ratio", math.nan, "training.train_ratio is nan: wanted 0 or more and finite"),
+        ("training.time_limit", 0, "time_limit is 0: wanted minutes above zero, or null for no limit"),
+        ("training.replay", None, "training.replay is None: wanted a mapping, as"),
+        ("training.collect_length", 0, "training.collect_length is 0: wanted 1 or more; correct"),
         ("training.stepz", 3, "training.stepz is 3, which Settings does not take"),
         ("training.replay.capacity", 8, "found room for 4 records of each of 2 environments, wanted 5"),
         ("training.replay.size", 8, "training.replay.size is 8, which ReplayStreams does not take"),
         *(("training.replay.sampler", {"name": name, **options}, words) for name, options, words in SAMPLERS),
         ("seed", "abc", "seed is 'abc': wanted a whole number"),
-        ("seed", -1, "seed is -1: wanted 0 or more"),
+        ("seed", -1, "seed is -1: wanted 0 or more and at most 2147483647"),
         ("threads", 0, "threads is 0: wanted 1 or more"),
-        ("device", "gpu", "device 'gpu' cannot be used"),
+        ("device", "gpu", "device 'gpu' cannot be used: found no device of that name in PyTorch, wanted cpu"),
+        ("device", "meta", "device 'meta' cannot be used: found none here that PyTorch can compute on, want"),
+        ("device", "fpga", "device 'fpga' cannot be used: found none here that PyTorch can compute on, want"),
     ):
         config = toy_config(tmp_path / "run")
         OmegaConf.update(config, key, value)

@@ -104,7 +104,7 @@ def check_value(path: str, value: Any, wanted: Any, reader: str) -> None:
 def check_range(
     name: str, value: float, least: float, most: float = math.inf, *, open_end: bool = False
 ) -> None:
-    """A number between ``least`` and ``most``, which ``open_end`` leaves out.
+    """A number between ``least`` and ``most``, which ``open_end`` leaves out (of no limit, infinity).
 
     Raises:
         ConfigError: it is outside, or not a number.
@@ -114,8 +114,15 @@ def check_range(
     wmkit.errors.ConfigError: horizon is 0: wanted 1 or more; correct horizon
     """
     if not least <= value <= most or (open_end and value == most):
-        end = "" if most == math.inf else f" and less than {most:g}" if open_end else f" and at most {most:g}"
-        raise ConfigError(f"{name} is {value!r}: wanted {least:g} or more{end}; correct {name}")
+        end = f" and less than {_plain(most)}" if open_end else f" and at most {_plain(most)}"
+        if most == math.inf:
+            end = " and finite" if open_end else ""
+        raise ConfigError(f"{name} is {value!r}: wanted {_plain(least)} or more{end}; correct {name}")
+
+
+def _plain(number: float) -> str:
+    """A limit as one writes it: a whole number with all its digits."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 @contextmanager
@@ -219,7 +226,8 @@ def _describe(wanted: Any) -> str:
     if kind in _WORDS:
         return _WORDS[kind]
     if isinstance(kind, type) and issubclass(kind, Mapping):
-        return f"a mapping to {_describe(inner[1])}" if len(inner) == 2 else "a mapping"
+        named = len(inner) == 2 and inner[1] is not Any
+        return f"a mapping to {_describe(inner[1])}" if named else "a mapping"
     if kind in (tuple, set, frozenset) or (isinstance(kind, type) and issubclass(list, kind)):
         return f"a list of {_describe(inner[0])}" if inner else "a list"
     return f"a part ({getattr(kind, '__name__', kind)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +26,7 @@ from wmkit.registry import available
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = tuple(sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+PATHS = ("run_dir", "resume", "affordance.model", "affordance.scorer.path")
 
 
 def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -90,36 +93,79 @@ def defaults(system: str) -> dict[str, Any]:
 
 def load(path: Path) -> dict[str, Any]:
     """One page as it is written."""
+    return copy.deepcopy(_load(path))
+
+
+@cache
+def _load(path: Path) -> dict[str, Any]:
     page: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return page
 
 
 def load_whole(path: Path) -> dict[str, Any]:
     """A page over those it builds on, key by key."""
-    page = load(path)
+    return copy.deepcopy(_load_whole(path))
+
+
+@cache
+def _load_whole(path: Path) -> dict[str, Any]:
+    page = _load(path)
     bases = [base for base in page.get("defaults", ()) if isinstance(base, str) and base != "_self_"]
-    whole = OmegaConf.merge(*(load_whole(path.with_name(f"{base}.yaml")) for base in bases), page)
+    whole = OmegaConf.merge(*(_load_whole(path.with_name(f"{base}.yaml")) for base in bases), page)
     merged: Any = OmegaConf.to_container(whole, resolve=False)
     return merged
 
 
 def read_value(override: str) -> Any:
-    """What stands behind the first ``=`` of an override, as Hydra reads it.
+    """What stands behind the first ``=`` of an override, as Hydra reads it; a path also as it stands.
 
     Raises:
-        ConfigError: it does not parse.
+        ConfigError: it does not parse, or is a list or mapping in place of a path.
 
     >>> read_value("training.replay={capacity: 1000}")
     {'capacity': 1000}
+    >>> read_value("run_dir=runs/größer(2)"), read_value("run_dir=1e3")
+    ('runs/größer(2)', '1e3')
     """
+    key, _, text = override.partition("=")
+    is_path = key.lstrip("+") in PATHS
     try:
-        return OverridesParser.create().parse_overrides([override])[0].value()
+        value = OverridesParser.create().parse_overrides([override])[0].value()
+        if not is_path or value is None or isinstance(value, str):
+            return value
+        if isinstance(value, (list, dict)):
+            raise ConfigError(
+                f"{key.lstrip('+')} is {value!r}: wanted the path of a folder; put quotes of its own around "
+                "one with brackets or braces"
+            )
+        return text
     except HydraException as error:
+        if is_path:
+            return text[1:-1] if len(text) > 1 and text[0] == text[-1] in "'\"" else text
         text = str(error).splitlines()[0]
         raise ConfigError(
             f"override {override!r} cannot be read: found {text}, wanted key=value in Hydra's grammar; put "
             "quotes around a value with = or brackets in it"
         ) from error
+
+
+def check_system(override: str) -> None:
+    """No run, new or resumed, is made another system's by an override.
+
+    Raises:
+        ConfigError: it would.
+
+    >>> check_system("system=twm")
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: override 'system=twm' would only rename the system: wanted it as the first
+    argument; write wmkit train twm
+    """
+    key, _, value = override.partition("=")
+    if key.lstrip("+~") == "system":
+        raise ConfigError(
+            f"override {override!r} would only rename the system: wanted it as the first argument; write "
+            f"wmkit train {value or 'SYSTEM'}"
+        )
 
 
 def origin(page: Mapping[str, Any], path: str) -> str:
@@ -212,8 +258,20 @@ def _reads(system: str) -> dict[str, set[str]]:
 
 
 def _checked(system: str, override: str) -> str:
-    """An override as Hydra takes it, a choice by the name of its page."""
+    """An override as Hydra takes it, a choice by the name of its page, a path in quotes."""
+    check_system(override)
     key, separator, value = override.partition("=")
+    if (name := key.removeprefix("~")) != key:
+        if name in GROUPS:
+            raise ConfigError(
+                f"override {override!r} does not fit: found ~, which leaves out, before a choice of "
+                f"{system}, wanted another choice; write {name}=NAME"
+            )
+        if not separator:
+            raise ConfigError(
+                f"override {override!r} has no value: found ~, which leaves out, wanted also the value that "
+                f"the page has; write it like {key}=VALUE"
+            )
     if not separator:
         raise ConfigError(f"override {override!r} has no value: wanted key=value; write it like size=small")
     if key.lstrip("+").startswith("_"):
@@ -222,7 +280,9 @@ def _checked(system: str, override: str) -> str:
             "part that it is written out in; override that one"
         )
     if key not in GROUPS:
-        read_value(override)
+        read = read_value(override)
+        if key.lstrip("+") in PATHS and read is not None:
+            return f"{key}={QuotedString(read, Quote.single).with_quotes()}"
         return override
     if key not in (groups := defaults(system)):
         raise ConfigError(

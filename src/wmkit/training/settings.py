@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,9 +59,15 @@ class Settings:
         block = _whole(OmegaConf.to_container(config.training, resolve=True))
         check_arguments(cls, block, "training")
         settings = cls(**block)
+        if settings.time_limit is not None and not 0 < settings.time_limit < math.inf:
+            raise ConfigError(
+                f"training.time_limit is {settings.time_limit!r}: wanted minutes above zero, or null for no "
+                "limit; correct training.time_limit"
+            )
         for name, value in vars(settings).items():
             if isinstance(value, (int, float)):
-                check_range(f"training.{name}", value, 1 if name in _AT_LEAST_ONE else 0)
+                least = 1 if name in _AT_LEAST_ONE else 0
+                check_range(f"training.{name}", value, least, open_end=isinstance(value, float))
         return settings
 
 
@@ -112,15 +119,21 @@ def to_device(key: str, name: str) -> torch.device:
 
     >>> to_device("device", "gpu")
     Traceback (most recent call last):
-    wmkit.errors.ConfigError: device 'gpu' cannot be used: found ..., wanted cpu, cuda or auto; choose ...
+    wmkit.errors.ConfigError: device 'gpu' cannot be used: found no device of that name in PyTorch, wanted
+    cpu, cuda or auto; choose one with device=NAME
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = "no device of that name in PyTorch"
     try:
-        torch.zeros(1, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
+        device = torch.device(name)
+        found = "none here that PyTorch can compute on"
+        torch.zeros(1, device=device).item()  # which a device without data has none of
+        return device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        if name.startswith("cuda"):  # of the others it says too much
+            found = repr(str(error).splitlines()[0].partition(". ")[0])
         raise ConfigError(
-            f"{key} {name!r} cannot be used: found {str(error).splitlines()[0]!r}, wanted cpu, cuda or "
-            f"auto; choose one with {key}=NAME"
+            f"{key} {name!r} cannot be used: found {found}, wanted cpu, cuda or auto; choose one with "
+            f"{key}=NAME"
         ) from error
