@@ -107,7 +107,12 @@ def test_environments_are_listed_as_they_are_chosen():
             ["train", "ls_imagine", "preset=smoke", "affordance.fit.iterations=abc"],
             ["affordance.fit.iterations is 'abc': wanted a whole number"],
         ),
-        (["affordance", "fit", "preset=smoke", "affordance.frames=0"], ["affordance.frames is 0: wanted 1"]),
+        (["affordance", "fit", "preset=smoke", "affordance.frames=1"], ["affordance.frames is 1: wanted 2"]),
+        (
+            ["affordance", "fit", "preset=smoke", "+affordance.scorer.colour=red"],
+            ["affordance.scorer.colour is 'red', which EmbeddedScorer does not take: wanted one of widths"],
+        ),
+        (["affordance", "fit", "preset=smoke", "affordance.scorer.path=no"], ["no config.json in 'no'"]),
         (["doctor", "dreamer_v3", "env=gym", "env.num_envs=abc"], ["env.num_envs is 'abc'"]),
         (["list", "flavour"], ["'flavour'", "backbone", "preset"]),
         (["eval", "/nowhere"], ["'/nowhere'"]),

@@ -26,7 +26,7 @@ import wmkit
 from wmkit.affordance import SmallUNet, save_affordance
 from wmkit.envs.counting import CountingEnv
 from wmkit.systems import compose
-from wmkit.training import CapturedUpdate, Trainer
+from wmkit.training import CapturedUpdate, Trainer, affordance_stage
 from wmkit.training.affordance_stage import prepare_affordance
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.devices import for_env, policy_weights
@@ -138,7 +138,8 @@ def test_the_collector_and_the_evaluation_bring_the_carry_back():
     assert not any(isinstance(x, Away) for x in found.trajectories[0].values(True, True))
 
 
-def test_the_affordance_model_lies_on_the_runs_device(tmp_path):
+def test_the_affordance_model_lies_on_the_runs_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(affordance_stage, "find_device", lambda config: torch.device(config.device))
     unet = SmallUNet(widths=(8, 8), depths=(0, 1), image_size=(32, 32), text_dim=4, blur=(3, 3))
     save_affordance(tmp_path, unet, torch.ones(4), "a tree")
     config = compose("ls_imagine", [f"affordance.model={tmp_path}", "device=meta"])

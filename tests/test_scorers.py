@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from wmkit.affordance.scorers import ClipSource, EmbeddedScorer, LabelScorer, bu
 from wmkit.affordance.scorers.base import fit_affine
 from wmkit.affordance.scorers.clips import GROWN, MOTIONS, UNCHANGED, make_clips
 from wmkit.affordance.scorers.embedded import info_nce
-from wmkit.affordance.scorers.hf_clip import HFClipScorer
 from wmkit.affordance.virtual_exploration import VirtualExploration
 from wmkit.errors import CheckpointError, MissingWeightsError, SpecError
+from wmkit.systems import compose
+from wmkit.training import fit_only
 
 
 def toy_frames(count: int, seed: int = 0, size: tuple[int, int] = (160, 256)) -> tuple[Tensor, Tensor]:
@@ -132,14 +134,53 @@ def test_scorers_without_weights_say_what_to_do(tmp_path) -> None:
         EmbeddedScorer.load(tmp_path)
     with pytest.raises(MissingWeightsError, match="embedded"):
         build_scorer("mineclip")
+
+
+class Reached(BaseException):
+    """Somebody asked for the network; nobody catches this."""
+
+
+@pytest.fixture
+def network(monkeypatch) -> None:
+    """A network that fails whoever asks for it, also where the environment forbids the hub."""
+
+    def reach(*arguments: object, **options: object) -> None:
+        raise Reached
+
     pytest.importorskip("transformers")
-    with pytest.raises(MissingWeightsError, match="no CLIP model") as caught:
-        HFClipScorer(str(tmp_path / "nowhere"), local_files_only=True)
-    assert "\n" not in str(caught.value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.utils.hub._is_offline_mode", False, raising=False)  # up to version 4
+    for where, name in ((socket, "getaddrinfo"), (socket.socket, "connect"), (socket.socket, "connect_ex")):
+        monkeypatch.setattr(where, name, reach)
 
 
-def test_hf_clip_scores_from_a_folder(tmp_path) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_weights_are_looked_for_on_this_disk_before_any_frame_is_collected(
+    tmp_path, network, monkeypatch
+) -> None:
+    monkeypatch.setattr("wmkit.envs.make_env", lambda *_, **__: pytest.fail("an environment was made"))
+    run = tmp_path / "run"
+    clip = ("affordance=hf_clip", "scorer 'hf_clip' has no weights: found no CLIP model at")
+    away = "no such folder, and none of that name among what was downloaded"
+    (tmp_path / "empty").mkdir()
+    for (affordance, words), path, why in (
+        (clip, "wmkit/nothing", away),
+        (clip, str(tmp_path / "nowhere"), away),
+        (clip, str(tmp_path / "empty"), ""),
+        (("affordance=embedded", "scorer 'embedded' has no weights"), str(tmp_path / "empty"), "config.json"),
+    ):
+        overrides = [affordance, f"affordance.scorer.path={path}", "preset=smoke", f"run_dir={run}"]
+        with pytest.raises(MissingWeightsError, match=words) as caught:
+            fit_only(compose("ls_imagine", overrides))
+        text = str(caught.value)
+        assert why in text and path in text and "\n" not in text and not run.exists()
+        assert affordance != clip[0] or "affordance.scorer.path=FOLDER" in text
+    overrides = [*overrides[2:], clip[0], "affordance.scorer.path=wmkit/nothing"]
+    with pytest.raises(Reached):
+        fit_only(compose("ls_imagine", [*overrides, "affordance.scorer.local_files_only=false"]))
+
+
+def test_hf_clip_scores_from_a_folder(tmp_path, network, monkeypatch) -> None:
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {
@@ -167,10 +208,16 @@ def test_hf_clip_scores_from_a_folder(tmp_path) -> None:
         projection_dim=24,
     )
     torch.manual_seed(0)
-    transformers.CLIPModel(config).save_pretrained(tmp_path)
-    fast.save_pretrained(tmp_path)
+    folder = tmp_path / "models--wmkit--clip" / "snapshots" / "0"  # where a download would lie
+    transformers.CLIPModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    (tmp_path / "models--wmkit--clip" / "refs").mkdir()
+    (tmp_path / "models--wmkit--clip" / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
-    scorer = build_scorer("hf_clip", model=str(tmp_path), local_files_only=True)
+    scorer = build_scorer("hf_clip", model=str(folder))
+    downloaded = build_scorer("hf_clip", model="wmkit/clip").state_dict()
+    assert all(torch.equal(value, downloaded[name]) for name, value in scorer.state_dict().items())
     clip = torch.randint(0, 256, (2, 16, 3, 40, 64))
     prompts = ["cut a tree", "obtain water"]
     scores = scorer(clip, prompts)

@@ -1,12 +1,13 @@
 """The stage before training: a scorer, random frames, labels by virtual exploration, a fitted U-Net.
 
     frames     a random agent wanders; one frame out of ``save_every`` is kept
-    scorer     taken as it is, read from a folder, or trained on those frames
+    scorer     taken as it is or read from a folder, before frames are collected; or trained on those frames
     labels     81 virtual zooms per frame
     fit        the U-Net learns to predict the labels in one pass
 
 The result lies in ``RUN/affordance``: ``model`` and ``scorer`` (safetensors beside JSON), and the numbers of
-the fit. A run that already holds a model skips everything; so does ``affordance.model=PATH``.
+the fit. A run that already holds a model skips everything; so does ``affordance.model=PATH``. Whose model is
+gone after checkpoints were written gets no other: its policy learned from that one's maps.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
         None for a system without an ``affordance`` block.
 
     Raises:
-        MissingWeightsError: a scorer or model without its weights.
+        MissingWeightsError: a scorer or model without its weights, or a run that has lost its model.
     """
     block = config.get("affordance")
     if block is None:
@@ -108,11 +109,17 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
     given = block.get("model")
     if given == "mask":
         return oracle()
-    if given is None and not (folder / "model" / "config.json").is_file():
+    path = Path(given) if given is not None else folder / "model"
+    if given is None and not (path / "config.json").is_file():
+        if any((run.path / "checkpoints").glob("step-*")):
+            raise MissingWeightsError(
+                f"affordance model {str(path)!r} is gone: found no config.json in it, wanted the model that "
+                "the run's checkpoints learned with; restore that folder, or say where it lies with "
+                "affordance.model=FOLDER (for wmkit eval in the run's config.yaml)"
+            )
         return _make(config, run, stages, prompt)
     from wmkit.affordance.unet import load_affordance
 
-    path = Path(given) if given is not None else folder / "model"
     saved = load_affordance(path)
     saved.model.to(find_device(config))
     text = saved.text_features[saved.prompts.index(prompt) if prompt in saved.prompts else 0]
@@ -160,10 +167,15 @@ def _check(config: DictConfig) -> None:
     from wmkit.affordance.virtual_exploration import VirtualExploration
 
     block = _options(config.affordance)
-    for name, wanted in (("frames", int), ("save_every", float)):
-        check_value(f"affordance.{name}", block.get(name, 1), wanted, "the stage")
-        check_range(f"affordance.{name}", block.get(name, 1), 1)
-    resolve("scorer", _scorer_name(config))
+    # Of frames one to learn from and one to judge by, in the scorer's fit as in the U-Net's.
+    for name, wanted, least in (("frames", int, 2), ("save_every", float, 1)):
+        check_value(f"affordance.{name}", block.get(name, least), wanted, "the stage")
+        check_range(f"affordance.{name}", block.get(name, least), least)
+    check_value("affordance.scorer", block.get("scorer"), dict | None, "the stage")
+    scorer, path, scorer_options = _scorer(config)
+    check_value("affordance.scorer.path", path, str | None, "the stage")
+    if path is not None and scorer != "embedded":
+        scorer_options["model"] = path
     unet, unet_options = _unet(config.affordance)
     for name, target, options in (
         ("exploration", VirtualExploration, block.get("exploration")),
@@ -171,6 +183,7 @@ def _check(config: DictConfig) -> None:
         ("scorer_fit", EmbeddedScorer.fit, block.get("scorer_fit")),
         ("transform", AffordanceTransform, block.get("transform")),
         ("unet", unet, unet_options),
+        ("scorer", resolve("scorer", scorer), scorer_options),
     ):
         check_value(f"affordance.{name}", options, dict | None, "the stage")
         check_arguments(target, options or {}, f"affordance.{name}")
@@ -186,12 +199,14 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
     count = int(block.get("frames", 400))
     options = _options(config.env.get("options"))
+    scorer = None if _is_trained_here(config) else _find_scorer(config, folder / "scorer")
     if str(config.env.name).startswith("vizdoom/"):
         options |= {"frames": True, "masks": True}
     env = make_env(
         config.env.name, num_envs=int(config.env.get("num_envs", 1)), seed=COLLECTION_SEED + seed, **options
     )
     try:
+        _check_masks(config, scorer, env)
         with stages.stage("collect frames", count, "frames") as bar:
             frames, masks = _collect(
                 env, count, 1 / float(block.get("save_every", 10)), COLLECTION_SEED + seed, bar
@@ -199,14 +214,11 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     finally:
         if not env.is_closed:  # a batch of environments that was never stepped refuses to be closed
             env.close()
-    scorer = _make_scorer(config, folder / "scorer", stages, frames, masks, prompt)
+    if scorer is None:
+        scorer = _train_scorer(config, folder / "scorer", stages, frames, masks, prompt)
     images = frames
     if scorer.reads == "goal_mask":
-        if masks is None:
-            raise ConfigError(
-                f"scorer {_scorer_name(config)!r} reads object masks: found an environment without "
-                "goal_mask, wanted one with it; use a scorer that reads frames"
-            )
+        assert masks is not None
         images = masks[:, None]
     explore = VirtualExploration(scorer, **_options(block.get("exploration")))
     with stages.stage("label frames", count, "frames") as bar:
@@ -271,22 +283,32 @@ def _collect(env: Any, count: int, probability: float, seed: int, bar: Stage) ->
     return frames[order], masks[order]
 
 
-def _make_scorer(
-    config: DictConfig, folder: Path, stages: Stages, frames: Tensor, masks: Tensor | None, prompt: str
-) -> Any:
-    """A ready scorer: as configured, or ``embedded`` trained here and saved in ``folder``."""
-    if _scorer_name(config) != "embedded" or OmegaConf.select(config, "affordance.scorer.path"):
-        return _find_scorer(config, folder)
-    if masks is None:
+def _check_masks(config: DictConfig, scorer: Any | None, env: Any) -> None:
+    """What an environment that shows frames without object masks cannot do, before it is walked in."""
+    shown = env.observation_spec.keys()
+    if "frame" not in shown or "goal_mask" in shown:  # without frames nothing at all, as collecting says
+        return
+    if scorer is None:
         raise MissingWeightsError(
             "scorer 'embedded' has no weights: found none and an environment without object masks to train "
-            "on, wanted either; give affordance.scorer.path=FOLDER or use affordance.scorer.name=hf_clip"
+            "on, wanted either; give affordance.scorer.path=FOLDER or use affordance=hf_clip"
         )
+    if scorer.reads == "goal_mask":
+        raise ConfigError(
+            f"scorer {_scorer(config)[0]!r} reads object masks: found an environment without goal_mask, "
+            "wanted one with it; use a scorer that reads frames"
+        )
+
+
+def _train_scorer(
+    config: DictConfig, folder: Path, stages: Stages, frames: Tensor, masks: Tensor | None, prompt: str
+) -> Any:
+    """An ``embedded`` scorer, saved in ``folder``."""
     from wmkit.affordance.scorers import ClipSource, EmbeddedScorer
 
+    assert masks is not None
     block = config.affordance
-    options = {k: v for k, v in _options(block.get("scorer")).items() if k not in ("name", "path")}
-    scorer = EmbeddedScorer(**options)
+    scorer = EmbeddedScorer(**_scorer(config)[2])
     fit = {"steps": 300, **_options(block.get("scorer_fit"))}
     sparse = torch.ones(len(frames), dtype=torch.bool)  # kept frames are too far apart to be a walk
     with stages.stage("train scorer", int(fit["steps"]), "updates") as bar:
@@ -300,8 +322,7 @@ def _find_scorer(config: DictConfig, folder: Path) -> Any:
     """A scorer by name, with weights from ``affordance.scorer.path`` or ``folder`` where it needs some."""
     from wmkit.affordance.scorers import EmbeddedScorer, build_scorer
 
-    options = _options(config.affordance.get("scorer"))
-    name, path = options.pop("name", "embedded"), options.pop("path", None)
+    name, path, options = _scorer(config)
     if name == "embedded":
         return EmbeddedScorer.load(path or folder)
     if path is not None:
@@ -353,8 +374,15 @@ def _prompt(config: DictConfig) -> str:
     return task_prompt(str(config.env.name))
 
 
-def _scorer_name(config: DictConfig) -> str:
-    return str(OmegaConf.select(config, "affordance.scorer.name", default="embedded"))
+def _scorer(config: DictConfig) -> tuple[str, str | None, dict[str, Any]]:
+    """Name, path and options of the scorer that is asked for."""
+    options = _options(config.affordance.get("scorer"))
+    return str(options.pop("name", "embedded")), options.pop("path", None) or None, options
+
+
+def _is_trained_here(config: DictConfig) -> bool:
+    name, path, _ = _scorer(config)
+    return name == "embedded" and path is None
 
 
 def _options(block: Any) -> dict[str, Any]:

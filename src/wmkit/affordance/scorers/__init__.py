@@ -54,8 +54,8 @@ def build_scorer(name: str, **options: Any) -> Scorer:
     if name == "mineclip":
         raise MissingWeightsError(
             "scorer 'mineclip' has no weights: found no loader for mineclip_attn.pth in this version, "
-            "wanted a scorer that can run; use scorer=embedded (trained on the worlds) or scorer=hf_clip "
-            "(any CLIP)"
+            "wanted a scorer that can run; use affordance=embedded (trained on the worlds) or "
+            "affordance=hf_clip (any CLIP)"
         )
     return resolve("scorer", name)(**options)
 

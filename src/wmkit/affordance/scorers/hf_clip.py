@@ -8,6 +8,7 @@ it there exactly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,12 +26,12 @@ class HFClipScorer(nn.Module):
     """Scores zooms with a CLIP model given by name or path.
 
     Args:
-        model: a name on the Hugging Face hub, or a folder with model, tokenizer and (optionally)
-            preprocessor configuration.
+        model: a folder with model, tokenizer and (optionally) preprocessor configuration, or a name on the
+            Hugging Face hub, which is looked for in the cache of downloads.
         scale: multiplies the logit.
         shift: added after scaling; ``scale=1, shift=0`` keeps CLIP's own logit.
         template: what the prompt is put into, e.g. ``"a photo of: {}"``.
-        local_files_only: never go to the network.
+        local_files_only: never go to the network; False downloads what is not in the cache.
         last: average only the last so many frames of the zoom; all 16 by default.
 
     Raises:
@@ -50,17 +51,18 @@ class HFClipScorer(nn.Module):
         scale: float = 1.0,
         shift: float = 0.0,
         template: str = "{}",
-        local_files_only: bool = False,
+        local_files_only: bool = True,
         last: int = 16,
     ) -> None:
         super().__init__()
-        self.clip, self.tokenizer = _load(model, local_files_only)
+        place = _find(model) if local_files_only else model
+        self.clip, self.tokenizer = _load(model, place)
         self.clip.eval().requires_grad_(False)
         side = int(self.clip.config.vision_config.image_size)
         self.resolution = (side, side)
         self.text_dim = int(self.clip.config.projection_dim)
         self.scale, self.shift, self.template, self.last = scale, shift, template, last
-        mean, std = _pixel_statistics(model, local_files_only)
+        mean, std = _pixel_statistics(place)
         self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1), persistent=False)
         self._texts: dict[str, Tensor] = {}
@@ -123,34 +125,61 @@ class HFClipScorer(nn.Module):
         return self.scale, self.shift
 
 
-def _load(model: str, local_files_only: bool) -> tuple[Any, Any]:
+def _find(model: str) -> str:
+    """The folder of a model: itself one, or of what was downloaded under that name.
+
+    Of a folder transformers asks nobody; of a name it does even with ``local_files_only``, since the hub's
+    client looks something up for the head of a request that it then does not make.
+    """
+    if Path(model).is_dir():
+        return model
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+    except ImportError:
+        raise _no_transformers() from None
+    except ValueError:  # a path can be no name
+        found = None
+    if not isinstance(found, str):
+        why = "no such folder, and none of that name among what was downloaded"
+        also = ", or allow a download with affordance.scorer.local_files_only=false"
+        raise _no_weights(model, why, also)
+    return str(Path(found).parent)
+
+
+def _load(model: str, place: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoTokenizer, CLIPModel
     except ImportError:
-        raise MissingWeightsError(
-            "scorer 'hf_clip' cannot run: found no transformers, wanted transformers>=4.48; "
-            "install it with pip install 'wmkit[clip]'"
-        ) from None
+        raise _no_transformers() from None
     try:
-        return (
-            CLIPModel.from_pretrained(model, local_files_only=local_files_only),
-            AutoTokenizer.from_pretrained(model, local_files_only=local_files_only),
-        )
+        return CLIPModel.from_pretrained(place), AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingWeightsError(
-            f"scorer 'hf_clip' has no weights: found no CLIP model at {model!r} ({first.rstrip('.')}), "
-            "wanted a model name that can be downloaded or a folder written by save_pretrained; pass "
-            "model=FOLDER"
-        ) from None
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise _no_weights(model, why) from None
 
 
-def _pixel_statistics(model: str, local_files_only: bool) -> tuple[Sequence[float], Sequence[float]]:
+def _no_transformers() -> MissingWeightsError:
+    return MissingWeightsError(
+        "scorer 'hf_clip' cannot run: found no transformers, wanted transformers>=4.48; install it with pip "
+        "install 'wmkit[clip]'"
+    )
+
+
+def _no_weights(model: str, why: str, also: str = "") -> MissingWeightsError:
+    return MissingWeightsError(
+        f"scorer 'hf_clip' has no weights: found no CLIP model at {model!r} ({why}), wanted a folder written "
+        f"by save_pretrained; give it with affordance.scorer.path=FOLDER{also}"
+    )
+
+
+def _pixel_statistics(place: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation from the model's preprocessor configuration, CLIP's own without one."""
     from transformers import CLIPImageProcessor
 
     try:
-        processor = CLIPImageProcessor.from_pretrained(model, local_files_only=local_files_only)
+        processor = CLIPImageProcessor.from_pretrained(place)
     except (OSError, ValueError, ImportError):
         return MEAN, STD
     return processor.image_mean, processor.image_std

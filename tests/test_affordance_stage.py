@@ -1,0 +1,56 @@
+"""The stage before training: what it refuses before frames are collected, and a model that went missing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchrl.data import Composite, UnboundedDiscrete
+
+from wmkit.affordance import SmallUNet, save_affordance
+from wmkit.errors import ConfigError, MissingWeightsError
+from wmkit.systems import compose
+from wmkit.training import affordance_stage, fit_only
+from wmkit.training.affordance_stage import prepare_affordance
+from wmkit.training.checkpoints import CheckpointStore
+
+
+def test_a_run_with_checkpoints_gets_no_other_model(tmp_path, monkeypatch):
+    """Its policy learned from the maps of the one that is missing; a run without any goes on to make one."""
+    monkeypatch.setattr(affordance_stage, "_make", lambda *_: "made")
+    run, config = SimpleNamespace(path=tmp_path), compose("ls_imagine")
+    (tmp_path / "affordance" / "scorer").mkdir(parents=True)  # interrupted after the scorer
+    assert prepare_affordance(config, run, None) == "made"
+    CheckpointStore(tmp_path / "checkpoints").save(8, {})
+    with pytest.raises(MissingWeightsError) as caught:
+        prepare_affordance(config, run, None)
+    model = tmp_path / "affordance" / "model"
+    assert str(caught.value).startswith(
+        f"affordance model {str(model)!r} is gone: found no config.json in it"
+    )
+    assert "affordance.model=FOLDER" in str(caught.value) and "\n" not in str(caught.value)
+    unet = SmallUNet(widths=(8, 8), depths=(0, 1), image_size=(32, 32), text_dim=4, blur=(3, 3))
+    for place, given in ((tmp_path / "kept", tmp_path / "kept"), (model, None)):
+        save_affordance(place, unet, torch.ones(4), "a tree")
+        config.affordance.model = None if given is None else str(given)
+        assert prepare_affordance(config, run, None).prompt
+
+
+@pytest.mark.parametrize(
+    ("affordance", "error", "words"),
+    [
+        ("embedded", MissingWeightsError, "an environment without object masks to train on"),
+        ("labels", ConfigError, "scorer 'labels' reads object masks: found an environment without goal_mask"),
+    ],
+)
+def test_an_environment_without_masks_is_refused_before_it_is_walked_in(
+    tmp_path, monkeypatch, affordance, error, words
+):
+    frame = UnboundedDiscrete((3, 32, 32), dtype=torch.uint8)
+    env = SimpleNamespace(observation_spec=Composite(frame=frame), is_closed=True)
+    monkeypatch.setattr("wmkit.envs.make_env", lambda *_, **__: env)
+    monkeypatch.setattr(affordance_stage, "_collect", lambda *_: pytest.fail("frames were collected"))
+    with pytest.raises(error, match=words):
+        fit_only(compose("ls_imagine", [f"affordance={affordance}", f"run_dir={tmp_path / 'run'}"]))
+    assert not (tmp_path / "run").exists()
