@@ -202,8 +202,8 @@ def test_what_a_resumed_run_cannot_take_is_refused(tmp_path):
         ("critic.style.norm=layer", "override that, or critic.style as a whole"),
         ("learning_rate=1e-4", "'learning_rate=1e-4' does not fit run .*`learning_rate` is not a container"),
         ("training.steps=[", "cannot be read"),
-        ("system=twm", "wanted it to stay what and where it is"),
-        (f"run_dir={tmp_path / 'other'}", "wanted it to stay what and where it is"),
+        ("system=twm", "would only rename the system"),
+        (f"run_dir={tmp_path / 'other'}", "wanted it to stay there"),
         ("resume=other", "resume is given 2 times"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -202,20 +202,21 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: an unknown system or override, or a run of another system.
     """
-    named = [_unquoted(o.partition("=")[2]) for o in overrides if o.lstrip("+").startswith("resume=")]
-    if len(set(named)) > 1:
+    from wmkit.systems.pages import GROUPS, check_system, misplaced, read_value
+
+    named = {read_value(o) or "" for o in overrides if o.lstrip("+").startswith("resume=")}
+    if len(named) > 1:
         raise ConfigError(
-            f"resume is given {len(named)} times: found {', '.join(named)}, wanted one run; leave one"
+            f"resume is given {len(named)} times: found {', '.join(sorted(named))}, wanted one run; leave one"
         )
-    resume = named[0] if named else ""
-    if resume in ("", "null"):
+    resume = "".join(named)
+    if not resume:
         from wmkit.systems import compose
 
         return compose(system, overrides)
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from wmkit.systems.pages import GROUPS, misplaced, read_value
     from wmkit.training.run import RunDirectory
 
     run = RunDirectory.open(resume)
@@ -226,14 +227,17 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         )
     config = run.config.copy()
     for override in overrides:
-        name, equals, value = override.partition("=")
+        check_system(override)
+        name, equals, _ = override.partition("=")
         key = name.lstrip("+")
-        if key == "resume" or (key == "run_dir" and Path(_unquoted(value)) == Path(resume)):
+        if key == "resume":
             continue
-        if key in ("system", "run_dir"):
+        if key == "run_dir":
+            if Path(read_value(override) or resume) == Path(resume):
+                continue
             raise ConfigError(
-                f"override {override!r} does not fit a resumed run: found {str(run.config.system)!r} in "
-                f"{resume!r}, wanted it to stay what and where it is; leave that override away"
+                f"override {override!r} does not fit a resumed run: found it in {resume!r}, wanted it "
+                "to stay there; leave run_dir away, or copy the run and resume the copy"
             )
         if not equals or name in GROUPS:
             raise ConfigError(
@@ -252,11 +256,6 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
             ) from error
     config.resume, config.run_dir = str(resume), str(resume)
     return config
-
-
-def _unquoted(text: str) -> str:
-    """Text without the quotes around it, which a shell may have kept."""
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _print_list(kind: str) -> None:
