@@ -14,6 +14,7 @@ from torchrl.data import Binary, Bounded, Composite, NonTensor, OneHot, Unbounde
 
 import wmkit
 from wmkit.codecs import Decoder
+from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 from wmkit.envs.crafter_env import ACHIEVEMENTS
 from wmkit.envs.engine import HEIGHT, WIDTH
@@ -21,6 +22,7 @@ from wmkit.envs.gymnasium_env import TAKEN as TORCHRL
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems import compose
 from wmkit.systems.spaces import SIDE, TAKEN, Spaces, read_spaces
+from wmkit.training import train
 from wmkit.training.parts import build_system, make_training_env
 
 THREE = Box(-1, 1, (3,), np.float32)
@@ -41,7 +43,8 @@ class Room(gymnasium.Env):
     def step(self, action):
         assert self.action_space.contains(action)
         self.actions.append(int(action))
-        return self.observation_space.sample(), 1.0, False, False, {}
+        ends = len(self.actions) % 64 == 0
+        return self.observation_space.sample(), 1.0, ends, False, {}
 
 
 @pytest.fixture
@@ -190,6 +193,16 @@ def test_classes_of_gymnasium_with_a_start_count_from_0(room, start):
     assert set(game.actions) == {start, start + 1, start + 2}
     assert (steps["place"].sum(0) > 0).all() and steps["place"].shape == (60, 4)
     assert (steps["pair"].sum(0) > 0).all() and steps["pair"].shape == (60, 2, 3)
+
+
+@pytest.mark.slow
+def test_a_run_reads_an_image_and_a_vector_and_keeps_no_logs(room, tmp_path):
+    seen = Dict(pixels=Box(0, 255, (3, 64, 64), np.uint8), speed=THREE, **{"log/mass": THREE})
+    overrides = [f"env.name={room(seen)}", f"run_dir={tmp_path / 'run'}", "training.steps=40"]
+    run = train(compose("dreamer_v3", [*SMOKE, *overrides])).run
+    streams = ReplayStreams.open(f"{run}/replay")
+    assert {"pixels", "speed"} <= streams.sample(2, 4).keys() and "log" not in streams.sample(2, 4).keys()
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("count", ["null", "0", "1.5", "two", "true"])

@@ -33,11 +33,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from wmkit.data.schema import Key, as_key
+from wmkit.data.schema import Key
 from wmkit.errors import SpecError
 
 LATENTS = ("state", "belief")
 EXCLUDE = ("frame", "goal_mask", "achievements", "collector", "carry")
+LOG = "log/"  # keys that begin so are the environment's own business and not kept
 _FLAGS = ("done", "terminated", "truncated", "is_init", "reward", "previous_action", "index")
 
 
@@ -141,9 +142,13 @@ def _keys(
 ) -> tuple[list[Key], list[Key]]:
     """Keys that both ends of a transition have, and keys of the arriving end alone."""
     skip = exclude | {*_FLAGS, *latents, action}
-    after = [as_key(k) for k in batch.get("next").keys(include_nested=True, leaves_only=True)]
-    after = [k for k in after if k[0] not in skip]
-    before = {as_key(k) for k in batch.keys(include_nested=True, leaves_only=True)}
+
+    def leaves(part: TensorDictBase) -> list[Key]:
+        keys = part.keys(include_nested=True, leaves_only=True)
+        return [(k,) if isinstance(k, str) else k for k in keys]  # one with a slash is not nested
+
+    after = [k for k in leaves(batch.get("next")) if k[0] not in skip and not k[0].startswith(LOG)]
+    before = set(leaves(batch))
     return [k for k in after if k in before], [k for k in after if k not in before]
 
 

@@ -25,11 +25,11 @@ from torchrl.data import (
 
 from wmkit.codecs.images import check_image
 from wmkit.codecs.images_2023 import IMAGE_SIZE
+from wmkit.data.layout import LOG
 from wmkit.errors import SpecError
 from wmkit.registry import available
 from wmkit.systems.pages import CONF, load_whole
 
-LOG = "log/"  # keys that begin so are the environment's own business
 # What a run itself puts beside an environment's observations; these names are no environment's.
 TAKEN = {
     *("action", "index", "next", "done", "terminated", "truncated", "collector", "over", "over_terminated"),

@@ -29,7 +29,7 @@ from wmkit.training.progress import Stage, Stages
 from wmkit.training.report.evidence import save_evidence
 from wmkit.training.report.pictures import channels_last
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import find_device, set_up
+from wmkit.training.settings import check_num_envs, find_device, set_up
 
 COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these worlds
 
@@ -202,9 +202,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     scorer = None if _is_trained_here(config) else _find_scorer(config, folder / "scorer")
     if str(config.env.name).startswith("vizdoom/"):
         options |= {"frames": True, "masks": True}
-    env = make_env(
-        config.env.name, num_envs=int(config.env.get("num_envs", 1)), seed=COLLECTION_SEED + seed, **options
-    )
+    env = make_env(config.env.name, num_envs=check_num_envs(config), seed=COLLECTION_SEED + seed, **options)
     try:
         _check_masks(config, scorer, env)
         with stages.stage("collect frames", count, "frames") as bar:

@@ -8,7 +8,7 @@ step: taking the first k to finish would favour short ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,10 +21,8 @@ from wmkit.envs.crafter_env import ACHIEVEMENTS, crafter_score
 from wmkit.training.devices import for_env
 from wmkit.training.protocol import EvaluationProtocol
 
-RECORD_KEYS = (
+RECORD_KEYS = (  # beside what the policy reads
     "pixels",
-    "affordance",
-    "observation",
     "is_init",
     "jump",
     "is_zoomed",
@@ -107,10 +105,10 @@ class Evaluation:
 
 
 class Recorder:
-    """Keeps one environment's first episode: small keys at every step, frames at up to ``views`` steps."""
+    """Keeps one environment's first episode: ``keys`` at every step, frames at up to ``views`` steps."""
 
-    def __init__(self, env: int, views: int = 48) -> None:
-        self.env, self.limit, self.stride = env, views, 1
+    def __init__(self, env: int, keys: Iterable[str], views: int = 48) -> None:
+        self.env, self.keys, self.limit, self.stride = env, tuple(keys), views, 1
         self.records: list[TensorDictBase] = []
         self.views: list[TensorDictBase] = []
 
@@ -119,7 +117,7 @@ class Recorder:
     ) -> None:
         """Append one observation's record; ``next_of`` has its reward and ends (None at a reset)."""
         here = observed[self.env]
-        record = here.select(*RECORD_KEYS, strict=False).clone()
+        record = here.select(*self.keys, strict=False).clone()
         zoomed = here.get("zoomed", None)
         if zoomed is not None:
             record.set("zoomed", zoomed.clone())
@@ -172,10 +170,11 @@ def evaluate(
     Returns:
         One record per reset.
     """
+    keys = {*RECORD_KEYS, *getattr(policy, "observations", ("observation",))}
     policy, count = for_env(policy, env), env.batch_size[0]
     episodes, extra = divmod(protocol.episodes, count)
     quota = [episodes + (index < extra) for index in range(count)]
-    recorders = [Recorder(index) for index in range(min(record, count)) if quota[index]]
+    recorders = [Recorder(index, keys) for index in range(min(record, count)) if quota[index]]
     result = Evaluation(protocol=protocol)
     totals, lengths, succeeded = [0.0] * count, [0] * count, [False] * count
     env.set_seed(protocol.seed)

@@ -26,7 +26,7 @@ from wmkit.training.collect import ArrivalReward, with_carry
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.protocol import evaluation_options
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import Settings, find_device, to_device
+from wmkit.training.settings import Settings, check_num_envs, find_device, to_device
 
 LATENT_WAYS = ("raw", "compact", *HALVES)
 
@@ -90,12 +90,7 @@ def make_training_env(
     """
     from wmkit.envs import make_env
 
-    num_envs = config.env.get("num_envs", 1)
-    if type(num_envs) is not int or num_envs < 1:
-        raise ConfigError(
-            f"env.num_envs is {num_envs!r}: wanted a whole number of at least 1, as a run takes it; "
-            "correct env.num_envs"
-        )
+    num_envs = check_num_envs(config)
     given = {name: config.env[name] for name in ("name", "parallel") if name in config.env}
     check_arguments(make_env, given, "env")
     for name in ("options", "evaluation"):

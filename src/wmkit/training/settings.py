@@ -111,6 +111,21 @@ def find_device(config: DictConfig) -> torch.device:
     return to_device("device", str(config.get("device") or "cpu"))
 
 
+def check_num_envs(config: DictConfig) -> int:
+    """How many environments a run takes.
+
+    Raises:
+        ConfigError: none, or no number.
+    """
+    found = config.env.get("num_envs", 1)
+    if type(found) is not int or found < 1:
+        raise ConfigError(
+            f"env.num_envs is {found!r}: wanted a whole number of at least 1, as a run takes it; correct "
+            "env.num_envs"
+        )
+    return found
+
+
 def to_device(key: str, name: str) -> torch.device:
     """The device that the value of ``key`` names.
 
