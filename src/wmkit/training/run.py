@@ -71,7 +71,8 @@ class RunDirectory:
     >>> import tempfile
     >>> from omegaconf import OmegaConf
     >>> folder = tempfile.mkdtemp()
-    >>> run = RunDirectory.create(OmegaConf.create({"system": "toy", "seed": 0, "run_dir": folder + "/r"}))
+    >>> config = {"system": "toy", "env": {"name": "counting"}, "training": {}, "run_dir": folder + "/r"}
+    >>> run = RunDirectory.create(OmegaConf.create(config))
     >>> run.log(10, "train", {"loss/total": 0.5})
     >>> run.episode(10, "train", {"return": 1.0, "length": 7, "success": True})
     >>> run.close()
