@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from wmkit.envs import TASKS, VizdoomEnv, VizdoomSimulator
-from wmkit.envs.walker import MaskWalker, measure, random_policy
+from wmkit.envs.vizdoom.walker import MaskWalker, measure, random_policy
 
 CHUNK = 50  # steps
 

@@ -28,11 +28,11 @@ from wmkit.envs import (
     read_options,
     task_prompt,
 )
-from wmkit.envs.engine import Engine
-from wmkit.envs.layout import WALK
-from wmkit.envs.simulator import shrink
-from wmkit.envs.tasks import ACTORS
-from wmkit.envs.walker import MaskWalker, measure, random_policy
+from wmkit.envs.vizdoom.engine import Engine
+from wmkit.envs.vizdoom.meadow import WALK
+from wmkit.envs.vizdoom.simulator import shrink
+from wmkit.envs.vizdoom.tasks import ACTORS
+from wmkit.envs.vizdoom.walker import MaskWalker, measure, random_policy
 from wmkit.errors import ConfigError, EnvironmentCrashError
 from wmkit.registry import register
 from wmkit.systems import compose

@@ -17,8 +17,8 @@ from wmkit.codecs import Decoder
 from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 from wmkit.envs.crafter_env import ACHIEVEMENTS
-from wmkit.envs.engine import HEIGHT, WIDTH
 from wmkit.envs.gymnasium_env import TAKEN as TORCHRL
+from wmkit.envs.vizdoom.engine import HEIGHT, WIDTH
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems import compose
 from wmkit.systems.spaces import SIDE, TAKEN, Spaces, read_spaces

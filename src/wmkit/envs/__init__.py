@@ -11,10 +11,17 @@ from __future__ import annotations
 from wmkit.envs.actions import unit_actions
 from wmkit.envs.counting import CountingEnv
 from wmkit.envs.make import make_env, read_options, read_rules
-from wmkit.envs.simulator import ACTIONS, VizdoomSimulator
-from wmkit.envs.tasks import TASKS, Task, task_prompt
-from wmkit.envs.vizdoom_env import VizdoomEnv
-from wmkit.envs.walker import MaskWalker, measure, random_policy
+from wmkit.envs.vizdoom import (
+    ACTIONS,
+    TASKS,
+    MaskWalker,
+    Task,
+    VizdoomEnv,
+    VizdoomSimulator,
+    measure,
+    random_policy,
+    task_prompt,
+)
 
 __all__ = [
     "ACTIONS",

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase, SerialEnv
 from wmkit.arguments import check_arguments, made
 from wmkit.envs.names import MINIGRID, is_gymnasium_id, unknown_env
 from wmkit.envs.parallel import ParallelWorlds
-from wmkit.envs.tasks import PREFIX, find_task
+from wmkit.envs.vizdoom.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
 from wmkit.registry import available, resolve
 

@@ -7,7 +7,7 @@ import importlib
 import re
 from contextlib import suppress
 
-from wmkit.envs.tasks import PREFIX, TASKS
+from wmkit.envs.vizdoom.tasks import PREFIX, TASKS
 from wmkit.errors import ConfigError
 from wmkit.registry import available
 

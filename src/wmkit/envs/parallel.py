@@ -18,7 +18,7 @@ from typing import Any
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, EnvCreator, ParallelEnv
 
-from wmkit.envs.vizdoom_env import VizdoomEnv
+from wmkit.envs.vizdoom.env import VizdoomEnv
 from wmkit.errors import EnvironmentCrashError
 
 

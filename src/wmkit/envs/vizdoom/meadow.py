@@ -15,9 +15,9 @@ from functools import cache
 
 import numpy as np
 
-from wmkit.envs import art
-from wmkit.envs.tasks import ACTORS, KINDS, Task
-from wmkit.envs.wad import Lump, encode_png, pack_wad
+from wmkit.envs.vizdoom import art
+from wmkit.envs.vizdoom.tasks import ACTORS, KINDS, Task
+from wmkit.envs.vizdoom.wad import Lump, encode_png, pack_wad
 
 FIRST_NUMBER = 20001  # editor numbers of our actors
 Box = tuple[int, int, int, int, str, int]  # x, y, width, height, floor texture, elevation

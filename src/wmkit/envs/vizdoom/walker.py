@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wmkit.envs.simulator import VizdoomSimulator
-from wmkit.envs.tasks import find_task
+from wmkit.envs.vizdoom.simulator import VizdoomSimulator
+from wmkit.envs.vizdoom.tasks import find_task
 
 ATTENTION = 14  # columns either side of the centre that count as straight ahead: 6 degrees
 GAP = 22  # columns: 10 degrees

@@ -11,13 +11,13 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase
 
-from wmkit.envs.engine import HEIGHT, WIDTH
-from wmkit.envs.simulator import ACTIONS, Observation, VizdoomSimulator
+from wmkit.envs.vizdoom.engine import HEIGHT, WIDTH
+from wmkit.envs.vizdoom.simulator import ACTIONS, Observation, VizdoomSimulator
 from wmkit.errors import ConfigError
 
 
 class VizdoomEnv(EnvBase):
-    """One of the five tasks in generated worlds; see :class:`~wmkit.envs.simulator.VizdoomSimulator`.
+    """One of the five tasks in generated worlds; see :class:`~wmkit.envs.vizdoom.simulator.VizdoomSimulator`.
 
     Keys: ``pixels`` uint8 ``[3, 64, 64]``, ``frame`` uint8 ``[3, 160, 256]``, ``goal_mask`` bool
     ``[1, 160, 256]``, ``success`` bool ``[1]``, ``reward`` float32 ``[1]``, ``done``, ``terminated``,
@@ -29,7 +29,7 @@ class VizdoomEnv(EnvBase):
     Args:
         task: a task's name, with or without ``vizdoom/``.
         seed: of the stream of episodes; :meth:`set_seed` restarts it.
-        **options: of :class:`~wmkit.envs.simulator.VizdoomSimulator`.
+        **options: of :class:`~wmkit.envs.vizdoom.simulator.VizdoomSimulator`.
 
     >>> env = VizdoomEnv("harvest_log_in_plains", world="small", max_steps=4)
     >>> env.rollout(4)["next", "frame"].shape

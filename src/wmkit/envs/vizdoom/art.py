@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from wmkit.envs.tasks import ACTORS
+from wmkit.envs.vizdoom.tasks import ACTORS
 
 Color = tuple[int, int, int]
 TEXEL = 4  # map units

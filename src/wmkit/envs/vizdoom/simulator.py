@@ -1,6 +1,6 @@
 """The embedded worlds as a plain simulator: integers in, numpy arrays out, no TorchRL.
 
-One step is one tic of the engine: a walking action moves exactly :data:`~wmkit.envs.layout.WALK` map
+One step is one tic of the engine: a walking action moves exactly :data:`~wmkit.envs.vizdoom.meadow.WALK` map
 units without inertia, a camera action turns 10 degrees. The camera's pitch is a multiple of 10 degrees
 in [-30, 50] (negative looks up): LS-Imagine clamps at 70, ViZDoom's renderer at 32 and 56.
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from wmkit.envs.art import SHARES, kind_mask
-from wmkit.envs.engine import Engine
-from wmkit.envs.layout import WORLDS, generate, wad
-from wmkit.envs.tasks import ACTORS, AIM, REACH, find_task
+from wmkit.envs.vizdoom.art import SHARES, kind_mask
+from wmkit.envs.vizdoom.engine import Engine
+from wmkit.envs.vizdoom.meadow import WORLDS, generate, wad
+from wmkit.envs.vizdoom.tasks import ACTORS, AIM, REACH, find_task
 from wmkit.errors import ConfigError
 
 Observation = dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class VizdoomSimulator:
     ``reward`` float32 ``[1]`` (1.0 once, on success), ``terminated`` and ``truncated`` bool ``[1]``.
 
     Args:
-        task: one of :data:`wmkit.envs.tasks.TASKS`, with or without ``vizdoom/``.
+        task: one of :data:`wmkit.envs.vizdoom.tasks.TASKS`, with or without ``vizdoom/``.
         world: ``"full"`` (4096 units wide, 1000 steps) or ``"small"`` (512 units, 30 steps).
         seed: of the stream of episodes.
         max_steps: time limit in steps, the world's own by default.
