@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-import test_storm
-import test_twm
 import torch
 from tensordict import TensorDict
 from torch.utils._pytree import tree_leaves
@@ -14,6 +12,7 @@ from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 from torchrl.envs import TransformedEnv
 from torchrl.envs.transforms import InitTracker
 
+from support import storm, twm
 from wmkit import backbones
 from wmkit.data import to_sequence
 from wmkit.dynamics import RSSM, imagine
@@ -96,7 +95,7 @@ def test_a_transformer_sees_the_training_window_of_tokens(system: str, tokens: i
 
 
 @pytest.mark.parametrize("backbone", ["gru", "s5"])
-@pytest.mark.parametrize("system", [test_twm, test_storm])
+@pytest.mark.parametrize("system", [twm, storm])
 def test_token_systems_learn_without_a_transformer(system: ModuleType, backbone: str) -> None:
     system = system.build(f"backbone={backbone}")
     metrics = system.update(system.example_batch())

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
-from test_docs import commands
-from test_dreamer_v3_system import Steer
 from torch import Tensor, nn
 from torch import distributions as torchd
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded, UnboundedDiscrete
 from torchrl.envs import ExplorationType, SerialEnv, set_exploration_type
 
 import wmkit
+from support.pages import commands
+from support.steer import Steer
 from wmkit import backbones
 from wmkit.codecs import ImageDecoder2020
 from wmkit.dynamics import constants, imagine, imagine_through

@@ -7,11 +7,10 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
 from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY
 from torchrl.objectives.value import TDLambdaEstimator
 
-import wmkit
+from support.images import TINY, build
 from wmkit.dynamics import imagine
 from wmkit.errors import ConfigError
 from wmkit.functional import lambda_return_jumpy
@@ -27,25 +26,6 @@ from wmkit.objectives import (
     reduce_terms,
 )
 from wmkit.objectives.token_latents import Spans
-from wmkit.systems import System
-
-TINY = [
-    "size.deter=16",
-    "size.groups=4",
-    "size.classes=4",
-    "size.hidden=8",
-    "size.units=8",
-    "size.layers=1",
-    "size.depth=4",
-    "batch.size=3",
-    "batch.length=5",
-]
-
-
-def build(system: str = "ls_imagine", *overrides: str) -> System:
-    torch.manual_seed(0)
-    spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-    return wmkit.build(system, observation_spec=spec, action_spec=OneHot(12), overrides=[*TINY, *overrides])
 
 
 def transitions() -> TensorDict:

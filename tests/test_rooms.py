@@ -69,6 +69,20 @@ def test_rooms_import_only_from_below():
     assert not wrong, "\n".join(wrong)
 
 
+def test_tests_share_through_support_only():
+    """No test module imports another: what two of them need stands in tests/support."""
+    folder = Path(__file__).parent
+    own = {path.stem for path in folder.glob("*.py")}
+    for path in sorted(folder.rglob("*.py")):
+        imported = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add((node.module or "").split(".")[0])
+        assert not imported & own, f"{path.relative_to(folder)} imports {imported & own}"
+
+
 def run(code: str) -> str:
     """Run ``code`` in a fresh interpreter and return what it printed."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

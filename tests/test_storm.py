@@ -14,14 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
-from test_twm import build as build_twm
-from test_twm import cut, make_start, parameters, steps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
+from torchrl.data import OneHot
 from torchrl.envs import ExplorationType, InitTracker, SerialEnv, TransformedEnv, set_exploration_type
 
 import wmkit
+from support.storm import ATARI, build
+from support.tokens import cut, make_start, parameters, steps
+from support.twm import build as build_twm
 from wmkit.data import VisitBalanced
 from wmkit.dynamics import DreamStart, Steps, dream
 from wmkit.envs.counting import CountingEnv
@@ -32,20 +33,6 @@ from wmkit.objectives import KLBalance, LambdaReturnJumpy, MeanFreeBits, OwnValu
 from wmkit.objectives.token_latents import Spans
 from wmkit.systems import System, compose
 from wmkit.training.memory import ReplayMemory
-
-ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-TINY = [
-    *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.depth=2"),
-    *("batch.size=3", "batch.length=8", "behaviour.starts.count=12", "behaviour.starts.context=3"),
-    "behaviour.horizon=4",
-]
-
-
-def build(*overrides: str, spec: Composite = ATARI, actions: int = 5) -> System:
-    torch.manual_seed(0)
-    return wmkit.build(
-        "storm", observation_spec=spec, action_spec=OneHot(actions), overrides=[*TINY, *overrides]
-    )
 
 
 def paper() -> System:

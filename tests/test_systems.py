@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from tensordict import TensorDict
-from test_objectives import build
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded, UnboundedDiscrete
 from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
 
 import wmkit
+from support.images import build
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, SpecError
 from wmkit.nn import LayerStyle

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
+from torchrl.data import OneHot
 from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
 
 import wmkit
+from support.tokens import cut, make_start, parameters, steps
+from support.twm import ATARI, TINY, build
 from wmkit.data.samplers import VisitBalanced, Windows
 from wmkit.dynamics import DreamStart, dream
 from wmkit.dynamics.token_dynamics import Steps
@@ -25,19 +27,6 @@ from wmkit.nn import Feature
 from wmkit.objectives.token_latents import entropy_hinge
 from wmkit.systems import System, compose
 
-ATARI = Composite(pixels=UnboundedDiscrete((1, 64, 64), dtype=torch.uint8))
-TINY = [
-    *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.layers=1"),
-    *("size.depth=2", "batch.size=3", "batch.length=8", "behaviour.starts.count=12", "training.pretrain=0"),
-]
-
-
-def build(*overrides: str, spec: Composite = ATARI, actions: int = 5) -> System:
-    torch.manual_seed(0)
-    return wmkit.build(
-        "twm", observation_spec=spec, action_spec=OneHot(actions), overrides=[*TINY, *overrides]
-    )
-
 
 def paper(*overrides: str, device: str = "meta") -> System:
     with torch.device(device):
@@ -47,10 +36,6 @@ def paper(*overrides: str, device: str = "meta") -> System:
             action_spec=OneHot(18),
             overrides=["size=paper", "batch.size=100", "batch.length=18", *overrides],
         )
-
-
-def parameters(*modules: nn.Module) -> int:
-    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 # ---- sizes --------------------------------------------------------------------------------------------
@@ -124,23 +109,6 @@ def test_shapes() -> None:
 
 
 # ---- tokens -------------------------------------------------------------------------------------------
-
-
-def steps(dynamics: nn.Module, rows: int, count: int, is_init: Tensor | None = None) -> Steps:
-    classes = torch.randint(dynamics.classes, (rows, count, dynamics.groups))
-    state = dynamics.one_hot(classes)
-    action = F.one_hot(torch.randint(dynamics.action_dim, (rows, count)), dynamics.action_dim).float()
-    never = torch.zeros(rows, count, dtype=torch.bool)
-    return Steps(
-        Feature(state, state[..., :0], classes),
-        action,
-        torch.randn(rows, count, 1),
-        never if is_init is None else is_init,
-    )
-
-
-def cut(x: Steps, begin: int, end: int) -> Steps:
-    return Steps(x.state.map(lambda part: part[:, begin:end]), *(part[:, begin:end] for part in x[1:]))
 
 
 @pytest.mark.parametrize("backbone", ["transformer_xl", "gru"])
@@ -364,19 +332,6 @@ def test_discount_head_learns_a_soft_label() -> None:
 
 
 # ---- dreams -------------------------------------------------------------------------------------------
-
-
-def make_start(system: System, rows: int = 5, context: int = 1) -> DreamStart:
-    dynamics = system.world_model.dynamics
-    init = torch.zeros(rows, context + 1, dtype=torch.bool)
-    init[0, -1] = True
-    return DreamStart(
-        torch.randint(dynamics.classes, (rows, context + 1, dynamics.groups)),
-        torch.randn(rows, context + 1, 1),
-        init,
-        F.one_hot(torch.randint(dynamics.action_dim, (rows, context)), dynamics.action_dim).float(),
-        torch.ones(rows, dtype=torch.bool),
-    )
 
 
 def test_a_dream_is_what_full_passes_say() -> None:

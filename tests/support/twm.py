@@ -1,0 +1,22 @@
+"""TWM at the smallest size."""
+
+from __future__ import annotations
+
+import torch
+from torchrl.data import Composite, OneHot, UnboundedDiscrete
+
+import wmkit
+from wmkit.systems import System
+
+ATARI = Composite(pixels=UnboundedDiscrete((1, 64, 64), dtype=torch.uint8))
+TINY = [
+    *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.layers=1"),
+    *("size.depth=2", "batch.size=3", "batch.length=8", "behaviour.starts.count=12", "training.pretrain=0"),
+]
+
+
+def build(*overrides: str, spec: Composite = ATARI, actions: int = 5) -> System:
+    torch.manual_seed(0)
+    return wmkit.build(
+        "twm", observation_spec=spec, action_spec=OneHot(actions), overrides=[*TINY, *overrides]
+    )
