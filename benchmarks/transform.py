@@ -4,7 +4,7 @@
 
 Rows: environments E; a constant-time stub model ("no model"), the blurred-mask oracle and, where it is
 there, the small U-Net; with and without the video score. The environment is replaced by stored
-frames. "zoomed" is the share of steps on which the second pass ran; "labels off" is what an
+frames. "zoomed" is the share of steps on which the second pass ran; "map only" is what an
 acting agent pays.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
+from torchrl.envs import Transform
 
-from wmkit.affordance.mask import MaskAffordance
-from wmkit.affordance.transform import AffordanceTransform
+from wmkit.affordance import AffordanceMap, AffordanceTransform, ClipReward, MaskAffordance
 
 H, W = 160, 256
 
@@ -72,9 +73,8 @@ def small_unet() -> tuple[torch.nn.Module, torch.Tensor] | None:
     return model, torch.randn(1, model.text_dim)
 
 
-def measure(streams: int, steps: int, model: object, text: torch.Tensor | None = None, **options: object):
+def measure(streams: int, steps: int, transform: Transform):
     """Milliseconds per step of all ``streams``: median, and share of steps with a zoomed view."""
-    transform = AffordanceTransform(model, text, **options)
     frames = torch.randint(0, 256, (32, streams, 3, H, W), dtype=torch.uint8)
     masks = blobs(32 * streams).view(32, streams, 1, H, W) > 0.4
     flag, reward = torch.zeros(streams, 1, dtype=torch.bool), torch.zeros(streams, 1)
@@ -104,19 +104,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     stored = Stored(blobs(8))
-    rows: list[tuple] = [
-        ("no model", stored, None, {}),
-        ("no model, video score", stored, None, {"scorer": Features(), "prompt": "-"}),
-        ("no model, labels off", stored, None, {"labels": False}),
-        ("mask oracle", MaskAffordance(), None, {}),
-    ]
+    rows: dict[str, Callable[[], Transform]] = {
+        "no model": lambda: AffordanceTransform(stored),
+        "no model, video score": lambda: AffordanceTransform(stored, video=ClipReward(Features(), "-")),
+        "no model, map only": lambda: AffordanceMap(stored),
+        "mask oracle": lambda: AffordanceTransform(MaskAffordance()),
+    }
     unet = small_unet()
     if unet is not None:
-        rows += [("small U-Net", *unet, {}), ("small U-Net, labels off", *unet, {"labels": False})]
+        rows["small U-Net"] = lambda: AffordanceTransform(*unet)
+        rows["small U-Net, map only"] = lambda: AffordanceMap(*unet)
     print(f"{'model':26s} {'E':>2s} {'median ms':>10s} {'mean ms':>8s} {'ms per env':>10s} {'zoomed':>7s}")
-    for name, model, text, options in rows:
+    for name, make in rows.items():
         for streams in (1, 4):
-            median, mean, zoomed = measure(streams, arguments.steps, model, text, **options)
+            median, mean, zoomed = measure(streams, arguments.steps, make())
             print(f"{name:26s} {streams:2d} {median:10.2f} {mean:8.2f} {mean / streams:10.2f} {zoomed:7.0%}")
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from wmkit.affordance.jumps import JumpLabeller, RunningStatistics, zoom_view
 from wmkit.affordance.mask import MaskAffordance
-from wmkit.affordance.rewards import ClipReward, DenseGate, PotentialGate, RecordGate, make_gate
+from wmkit.affordance.rewards import ClipReward, DenseGate, PotentialGate, RecordGate
 from wmkit.errors import ConfigError
 
 SIZE = (160, 256)
@@ -167,11 +167,6 @@ def test_potential_gate_telescopes(terminated):
     total = sum(gamma**t * x for t, x in enumerate(paid[1:]))
     last = 0.0 if terminated else gamma**11 * scores[-1]
     assert paid[0] == 0.0 and total == pytest.approx(last - scores[0], abs=1e-6)
-
-
-def test_unknown_gate_names_itself():
-    with pytest.raises(ConfigError, match="one of record, dense, potential"):
-        make_gate("peak")
 
 
 class Brightness:

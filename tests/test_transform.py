@@ -8,11 +8,19 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Binary, Bounded, Composite, LazyTensorStorage, OneHot, ReplayBuffer, Unbounded
-from torchrl.envs import EnvBase, SerialEnv, TransformedEnv
+from torchrl.envs import Compose, EnvBase, RenameTransform, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
-from wmkit.affordance.mask import MaskAffordance
-from wmkit.affordance.transform import AffordanceTransform
+from wmkit.affordance import (
+    AffordanceMap,
+    AffordanceTransform,
+    ClipReward,
+    DenseGate,
+    JumpLabeller,
+    MaskAffordance,
+    PotentialGate,
+    RecordGate,
+)
 from wmkit.errors import ConfigError, SpecError
 
 H, W = 160, 256
@@ -126,31 +134,55 @@ def assert_same(a, b, keys=KEYS):
 
 
 @pytest.mark.parametrize("streams", [None, 3])
-@pytest.mark.parametrize("options", [{}, {"keep_frame": True, "size": (32, 48)}, {"labels": False}])
-def test_specs_and_keys(streams, options):
+@pytest.mark.parametrize("options", [{}, {"del_keys": True, "size": (32, 48)}])
+@pytest.mark.parametrize("kind", [AffordanceTransform, AffordanceMap])
+def test_specs_and_keys(streams, options, kind):
     base = Approach() if streams is None else SerialEnv(streams, Approach)
-    env = TransformedEnv(base, AffordanceTransform(MaskAffordance(), **options))
+    env = TransformedEnv(base, kind(MaskAffordance(), **options))
     check_env_specs(env)
     record = env.reset()
     lead, size = ([] if streams is None else [streams]), options.get("size", (64, 64))
     assert record["affordance"].shape == (*lead, 1, *size) and record["affordance"].dtype == torch.uint8
-    assert ("frame" in record.keys()) == ("goal_mask" in record.keys()) == ("keep_frame" in options)
-    if options.get("labels", True):
+    assert ("goal_mask" in record.keys()) != ("del_keys" in options)
+    if kind is AffordanceTransform:
+        assert ("frame" in record.keys()) != ("del_keys" in options)
         assert record["zoomed", "pixels"].shape == (*lead, 3, *size)
         assert all(record[key].shape == (*lead, 1) for key in KEYS[1:6] + KEYS[8:])
     else:
-        assert set(record.keys()) == {"pixels", "affordance", "done", "terminated", "truncated"}
+        assert not {"score", "jump", "zoomed"} & set(record.keys())
 
 
-@pytest.mark.parametrize("gating", ["record", "dense", "potential"])
-def test_batch_single_and_replay_agree(gating):
+@pytest.mark.parametrize("streams", [None, 2])
+def test_every_key_can_be_renamed(streams):
+    """A nested environment gives what a flat one gives, under the names that were asked for."""
+
+    names = ["frame", "goal_mask", "pixels"]
+
+    def world(transform, *before):
+        one = [lambda: Approach(seed=4)] * 2
+        return TransformedEnv(one[0]() if streams is None else SerialEnv(2, one), Compose(*before, transform))
+
+    def nested(make):
+        check_env_specs(world(make(), RenameTransform(names, [("agent", name) for name in names])))
+        return roll(world(make(), RenameTransform(names, [("agent", name) for name in names])))["agent"]
+
+    flat = roll(world(AffordanceTransform(MaskAffordance())))
+    out_keys = [("agent", *(key if isinstance(key, tuple) else (key,))) for key in AffordanceTransform.KEYS]
+    in_keys = [("agent", "frame"), ("agent", "goal_mask"), "reward", "terminated", ("agent", "is_init")]
+    for keys in (in_keys[:2], in_keys):
+        options = {"in_keys": keys, "out_keys": out_keys, "del_keys": True}
+        assert_same(nested(lambda o=options: AffordanceTransform(MaskAffordance(), **o)), flat)
+    keys = {"in_keys": [("agent", "goal_mask")], "out_keys": [("agent", "map")]}
+    assert torch.equal(nested(lambda: AffordanceMap(MaskAffordance(), **keys))["map"], flat["affordance"])
+
+
+@pytest.mark.parametrize("gate", [RecordGate(), DenseGate(), PotentialGate()])
+def test_batch_single_and_replay_agree(gate):
     """Three streams with episodes of different lengths, each against its own transform, then relabelled."""
     lengths = (3, 5, 8)
 
     def transform():
-        return AffordanceTransform(
-            OneByOne(), gating=gating, scorer=Brightness(), prompt="a square", keep_frame=True
-        )
+        return AffordanceTransform(OneByOne(), gate=gate, video=ClipReward(Brightness(), "a square"))
 
     def world(e):
         return lambda: Approach(lengths[e], seed=e)
@@ -241,8 +273,8 @@ def test_labels_and_rewards_equal_a_literal_reading():
 
     frames = torch.zeros(len(maps), 3, H, W, dtype=torch.uint8)
     frames[:, 0] = torch.arange(len(maps))[:, None, None]
-    transform = AffordanceTransform(Scripted(), alpha=2.0)
-    original = transform.core._predict
+    transform = AffordanceTransform(Scripted(), labeller=JumpLabeller(alpha=2.0))
+    original = transform.core.mapper._predict
     first = torch.zeros(len(maps), 1, dtype=torch.bool)
     first[0] = True
 
@@ -252,7 +284,7 @@ def test_labels_and_rewards_equal_a_literal_reading():
             images[:, 1] = 1
         return original(images)
 
-    transform.core._predict = predict
+    transform.core.mapper._predict = predict
     out = transform(TensorDict({"frame": frames, "is_init": first}, [len(maps)]))
     want = literal(
         [m.double().numpy() for m in maps],
@@ -272,7 +304,6 @@ def test_second_pass_runs_on_what_passed_only_and_weights_are_shared():
     model = Vision()
     transform = AffordanceTransform(model)
     assert not any("weight" in key for key in transform.state_dict())
-    assert any("weight" in key for key in AffordanceTransform(model, save_model=True).state_dict())
     env = TransformedEnv(SerialEnv(2, [lambda: Approach(20, seed=5, masks=False)] * 2), transform)
     roll(env, 15)
     assert model.calls.count(2) >= 16 and sum(model.calls) < 2 * 16 + 16
@@ -281,7 +312,7 @@ def test_second_pass_runs_on_what_passed_only_and_weights_are_shared():
 
 def test_thresholds_survive_a_checkpoint_and_can_be_frozen():
     def build(streams, **options):
-        transform = AffordanceTransform(MaskAffordance(), **options)
+        transform = AffordanceTransform(MaskAffordance(), labeller=JumpLabeller(**options))
         return TransformedEnv(SerialEnv(streams, lambda: Approach(6, seed=7)), transform), transform
 
     env, trained = build(3)
@@ -303,7 +334,9 @@ def test_thresholds_survive_a_checkpoint_and_can_be_frozen():
 
 def test_works_behind_a_replay_buffer():
     buffer = ReplayBuffer(
-        storage=LazyTensorStorage(20), batch_size=6, transform=AffordanceTransform(MaskAffordance())
+        storage=LazyTensorStorage(20),
+        batch_size=6,
+        transform=AffordanceTransform(MaskAffordance(), del_keys=True),
     )
     buffer.extend(TransformedEnv(Approach(30)).rollout(20).select("frame", "goal_mask"))
     sample = buffer.sample()
@@ -315,7 +348,5 @@ def test_bad_input_is_named():
         TransformedEnv(Approach(masks=False), AffordanceTransform(MaskAffordance())).observation_spec  # noqa: B018
     with pytest.raises(SpecError, match="found nothing"):
         AffordanceTransform(Vision())(TensorDict({"pixels": torch.zeros(3, 64, 64)}, []))
-    with pytest.raises(ConfigError, match="gating"):
-        AffordanceTransform(Vision(), gating="max")
-    with pytest.raises(ConfigError, match="prompt"):
-        AffordanceTransform(Vision(), scorer=Brightness())
+    with pytest.raises(ConfigError, match="out_keys"):
+        AffordanceTransform(Vision(), out_keys=["affordance"])

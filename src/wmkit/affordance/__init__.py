@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from wmkit.affordance.maps import ZoomWindow, affordance_score, fuse_scores, jump_probability, zoom_window
     from wmkit.affordance.mask import MaskAffordance
     from wmkit.affordance.recipes import RECIPES, Recipe
-    from wmkit.affordance.rewards import ClipReward
+    from wmkit.affordance.rewards import ClipReward, DenseGate, PotentialGate, RecordGate
     from wmkit.affordance.scorers import EmbeddedScorer, HFClipScorer, LabelScorer, Scorer, build_scorer
-    from wmkit.affordance.transform import AffordanceTransform
+    from wmkit.affordance.transform import AffordanceMap, AffordanceTransform
     from wmkit.affordance.unet.compat import load_swin_unet
     from wmkit.affordance.unet.model import AffordanceUNet
     from wmkit.affordance.unet.save import SavedAffordance, load_affordance, save_affordance
@@ -31,17 +31,21 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AffordanceDataset": "frames",
+    "AffordanceMap": "transform",
     "AffordanceTransform": "transform",
     "AffordanceUNet": "unet.model",
     "ClipReward": "rewards",
+    "DenseGate": "rewards",
     "EmbeddedScorer": "scorers",
     "FitReport": "fit_report",
     "HFClipScorer": "scorers",
     "JumpLabeller": "jumps",
     "LabelScorer": "scorers",
     "MaskAffordance": "mask",
+    "PotentialGate": "rewards",
     "RECIPES": "recipes",
     "Recipe": "recipes",
+    "RecordGate": "rewards",
     "SavedAffordance": "unet.save",
     "Scorer": "scorers",
     "SmallUNet": "unet.small",
@@ -64,16 +68,20 @@ _HOMES = {
 __all__ = [
     "RECIPES",
     "AffordanceDataset",
+    "AffordanceMap",
     "AffordanceTransform",
     "AffordanceUNet",
     "ClipReward",
+    "DenseGate",
     "EmbeddedScorer",
     "FitReport",
     "HFClipScorer",
     "JumpLabeller",
     "LabelScorer",
     "MaskAffordance",
+    "PotentialGate",
     "Recipe",
+    "RecordGate",
     "SavedAffordance",
     "Scorer",
     "SmallUNet",

@@ -170,7 +170,12 @@ class JumpLabeller(nn.Module):
             just below 1, so where the target is in view more than half the time ``mean + std`` passes 1
             and nothing jumps any more: a smaller margin (or a ``decay``) keeps jumps alive.
         rise: standard deviations by which the zoomed score must exceed the current one.
-        chunk: views per call of the model.
+        weight: of the affordance score in rewards and scores.
+        alpha: further factor of the affordance score in the rewards.
+        adapt: let live records update the statistics; switch it off for evaluation.
+
+    Raises:
+        ConfigError: another kurtosis, or a decay out of range.
     """
 
     def __init__(
@@ -182,7 +187,9 @@ class JumpLabeller(nn.Module):
         decay: float = 1.0,
         margin: float = 1.0,
         rise: float = 2.0,
-        chunk: int = 64,
+        weight: float = 0.01,
+        alpha: float = 1.0,
+        adapt: bool = True,
     ) -> None:
         super().__init__()
         if kurtosis not in ("excess", "raw"):
@@ -191,7 +198,8 @@ class JumpLabeller(nn.Module):
                 "raw (paper); pick one of them"
             )
         self.kurtosis, self.sigma, self.normalise = kurtosis, sigma, normalise
-        self.margin, self.rise, self.chunk = margin, rise, chunk
+        self.margin, self.rise = margin, rise
+        self.weight, self.alpha, self.adapt = weight, alpha, adapt
         self.statistics = RunningStatistics(2, decay=decay)  # of P_jump and of the score
 
     @property
@@ -208,7 +216,9 @@ class JumpLabeller(nn.Module):
             decay=self.statistics.decay,
             margin=self.margin,
             rise=self.rise,
-            chunk=self.chunk,
+            weight=self.weight,
+            alpha=self.alpha,
+            adapt=self.adapt,
         )
 
     def score(self, maps: Tensor) -> Tensor:
@@ -276,7 +286,7 @@ class JumpLabeller(nn.Module):
         boxes = torch.stack(windows[:4], 1).tolist()
         picks = zip(rows.tolist(), boxes, strict=True)
         views = torch.stack([zoom_view(sources[row], *box) for row, box in picks])
-        zoomed_maps = torch.cat([predict(part) for part in views.split(self.chunk)])  # [M, H, W]
+        zoomed_maps = predict(views)  # [M, H, W]
         score = self.score(zoomed_maps)  # [M]
         good = score >= bar[rows]
         if not bool(good.any()):

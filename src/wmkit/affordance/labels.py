@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from wmkit.affordance.jumps import JumpLabeller, Zooms
 from wmkit.affordance.rewards import ClipReward, Gate
 
+CHUNK = 64  # images per call of a model
+
 
 class Records(NamedTuple):
     """T consecutive records of n streams; images by key ``[n, T, C, H, W]``, the rest ``[n, T]``."""
@@ -72,61 +74,72 @@ class Memory(NamedTuple):
         return Memory(affordance, clip, zoomed_affordance, zoomed_clip, history)
 
 
-class RecordLabels(nn.Module):
-    """Maps, intrinsic rewards, jump labels and zoomed views of records.
+class Mapper(nn.Module):
+    """A model as a function from images to maps, and from maps to what an agent sees of them.
 
     Args:
-        model: ``predict(images [B, C, H, W], text) -> maps [B, H, W]`` in [0, 1], reading the images
-            of the key ``model.reads`` (``frame`` if it has none). Shared, not copied.
-        text: features of the prompt, or None.
-        gate: when scores are paid.
-        labeller: thresholds and zooms.
-        clip: the video score, or None.
-        weight: of the affordance score.
-        clip_weight: of the video score.
-        alpha: further factor of the affordance score in the rewards.
-        size: of the small images.
-        labels: False for the map only.
-        chunk: images per call of the model.
-        save_model: register the model as a submodule.
+        model: ``predict(images [B, C, H, W], text) -> maps [B, H, W]`` in [0, 1]. It reads the images called
+            ``model.reads``, ``frame`` if it does not say. It is shared, not copied: its weights stay out of
+            ``state_dict`` and of ``.to()``.
+        text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
+        size: height and width of the small images.
+
+    >>> from wmkit.affordance.mask import MaskAffordance
+    >>> mapper = Mapper(MaskAffordance(), size=(64, 64))
+    >>> maps = mapper(torch.zeros(2, 1, 160, 256, dtype=torch.bool))
+    >>> mapper.reads, maps.shape, mapper.small(maps).shape
+    ('goal_mask', torch.Size([2, 160, 256]), torch.Size([2, 1, 64, 64]))
     """
 
     model: Any
     text: Tensor | None
 
-    def __init__(
-        self,
-        model: Any,
-        text: Tensor | None,
-        gate: Gate,
-        labeller: JumpLabeller,
-        clip: ClipReward | None,
-        *,
-        weight: float = 0.01,
-        clip_weight: float = 0.01,
-        alpha: float = 1.0,
-        size: tuple[int, int] = (64, 64),
-        labels: bool = True,
-        chunk: int = 64,
-        save_model: bool = False,
-    ) -> None:
+    def __init__(self, model: Any, text: Tensor | None = None, *, size: tuple[int, int] = (64, 64)) -> None:
         super().__init__()
-        if save_model and isinstance(model, nn.Module):
-            self.model = model
-        else:
-            self.__dict__["model"] = model  # shared: neither in state_dict() nor moved by to()
+        self.__dict__["model"] = model  # not a submodule
         self.register_buffer("text", text, persistent=False)
         self.reads: str = getattr(model, "reads", "frame")
-        self.gate, self.labeller, self.clip = gate, labeller, clip
-        self.weight, self.clip_weight, self.alpha = weight, clip_weight, alpha
-        self.size, self.labels, self.chunk = (int(size[0]), int(size[1])), labels, chunk
+        self.size = (int(size[0]), int(size[1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``[N, C, H, W]`` to maps float32 ``[N, H, W]``, on the device of the images."""
+        if len(images) <= CHUNK:
+            return self._predict(images)
+        return torch.cat([self._predict(part) for part in images.split(CHUNK)])
+
+    def _predict(self, images: Tensor) -> Tensor:
+        weight = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
+        device = images.device if weight is None else weight.device  # the model computes where it lies
+        text = None if self.text is None else self.text.to(device)
+        return self.model.predict(images.to(device), text).to(images.device, torch.float32)
+
+    def small(self, maps: Tensor) -> Tensor:
+        """Maps ``[N, H, W]`` to uint8 ``[N, 1, h, w]``, 0 to 255."""
+        small = F.interpolate(maps[:, None], self.size, mode="bilinear", align_corners=False)
+        return small.mul_(255).round_().to(torch.uint8)
+
+
+class RecordLabels(nn.Module):
+    """Maps, intrinsic rewards, jump labels and zoomed views of records.
+
+    Args:
+        mapper: makes the maps.
+        labeller: thresholds, zooms, and what the affordance score is worth.
+        gate: when scores are paid.
+        video: the video score, or None.
+    """
+
+    def __init__(
+        self, mapper: Mapper, labeller: JumpLabeller, gate: Gate, video: ClipReward | None = None
+    ) -> None:
+        super().__init__()
+        self.mapper, self.labeller, self.gate, self.video = mapper, labeller, gate, video
 
     @property
-    def keys(self) -> list[str]:
-        """The images that :meth:`forward` looks at."""
-        if not self.labels:
-            return [self.reads]
-        return sorted({"frame", self.reads} | ({self.clip.reads} if self.clip is not None else set()))
+    def images(self) -> list[str]:
+        """Names of the images that :meth:`forward` looks at."""
+        seen = {"frame", self.mapper.reads}
+        return sorted(seen if self.video is None else seen | {self.video.reads})
 
     @torch.no_grad()
     def forward(
@@ -145,35 +158,34 @@ class RecordLabels(nn.Module):
             The keys of :class:`~wmkit.affordance.transform.AffordanceTransform`, images
             ``[n, T, C, h, w]`` and scalars ``[n, T]``; and the memory after the last record.
         """
-        shape = records.is_init.shape
-        sources = records.images[self.reads].flatten(0, 1)  # [N, C, H, W], N = n * T
-        maps = self._maps(sources)  # [N, H, W]
-        out: dict[Any, Tensor] = {"affordance": self._small_map(maps).unflatten(0, shape)}
-        if not self.labels:
-            return out, memory
-        score = self.labeller.score(maps).view(shape)
-        probability = self.labeller.probability(maps).view(shape)
+        labeller, shape = self.labeller, records.is_init.shape
+        sources = records.images[self.mapper.reads].flatten(0, 1)  # [N, C, H, W], N = n * T
+        maps = self.mapper(sources)  # [N, H, W]
+        score = labeller.score(maps).view(shape)
+        probability = labeller.probability(maps).view(shape)
         passed, bar = self._thresholds(probability, score, rows, learn)
-        frames = sources if self.reads == "frame" else records.images["frame"].flatten(0, 1)
-        zooms = self.labeller.zoom(frames, sources, maps, passed.flatten(), bar.flatten(), self._predict)
+        frames = sources if self.mapper.reads == "frame" else records.images["frame"].flatten(0, 1)
+        zooms = labeller.zoom(frames, sources, maps, passed.flatten(), bar.flatten(), self.mapper)
         is_zoomed, zoomed, value = (x.view(shape) for x in (zooms.is_zoomed, zooms.score, zooms.value))
 
         paid, best, paid_zoomed, best_zoomed = self._pay(
             score, zoomed, zooms, records, memory.affordance, memory.zoomed_affordance
         )
-        intrinsic, total = self.alpha * self.weight * paid, self.weight * score
-        arrival, promise = self.alpha * self.weight * paid_zoomed, self.weight * zoomed
+        worth = labeller.alpha * labeller.weight
+        intrinsic, total = worth * paid, labeller.weight * score
+        arrival, promise = worth * paid_zoomed, labeller.weight * zoomed
         memory = memory._replace(affordance=best, zoomed_affordance=best_zoomed)
-        if self.clip is not None:
-            video, history = self.clip(records.images[self.clip.reads], records.is_init, memory.history)
+        if (video := self.video) is not None:
+            shown, history = video(records.images[video.reads], records.is_init, memory.history)
             paid, best, paid_zoomed, best_zoomed = self._pay(
-                video, value, zooms, records, memory.clip, memory.zoomed_clip
+                shown, value, zooms, records, memory.clip, memory.zoomed_clip
             )  # the map's mean in the window stands in for the video score of the zoomed view
-            intrinsic, total = intrinsic + self.clip_weight * paid, total + self.clip_weight * video
-            arrival, promise = arrival + self.clip_weight * paid_zoomed, promise + self.clip_weight * value
+            intrinsic, total = intrinsic + video.weight * paid, total + video.weight * shown
+            arrival, promise = arrival + video.weight * paid_zoomed, promise + video.weight * value
             memory = memory._replace(clip=best, zoomed_clip=best_zoomed, history=history)
 
         pixels, small = self._views(zooms, maps)
+        out: dict[Any, Tensor] = {"affordance": self.mapper.small(maps).unflatten(0, shape)}
         out["intrinsic_reward"], out["score"], out["jump_probability"] = intrinsic, total, probability
         out["jump"], out["is_zoomed"] = zooms.jump.view(shape), is_zoomed
         out["zoomed", "pixels"] = pixels.unflatten(0, shape)
@@ -214,31 +226,15 @@ class RecordLabels(nn.Module):
         zoomed_payments = torch.stack(paid_zoomed, 1) if any_zoomed else torch.zeros_like(score)
         return torch.stack(paid, 1), memory, zoomed_payments, zoomed_memory
 
-    def _maps(self, images: Tensor) -> Tensor:
-        if len(images) <= self.chunk:
-            return self._predict(images)
-        return torch.cat([self._predict(part) for part in images.split(self.chunk)])
-
-    def _predict(self, images: Tensor) -> Tensor:
-        """The model's maps ``[B, H, W]``, computed where its weights are, on the device of the images."""
-        weight = next(self.model.parameters(), None) if isinstance(self.model, nn.Module) else None
-        device = images.device if weight is None else weight.device
-        text = None if self.text is None else self.text.to(device)
-        return self.model.predict(images.to(device), text).to(images.device, torch.float32)
-
     def _views(self, zooms: Zooms, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Small zoomed images and maps of all N records, zero where not zoomed."""
-        pixels = maps.new_zeros(len(maps), 3, *self.size, dtype=torch.uint8)
-        small = maps.new_zeros(len(maps), 1, *self.size, dtype=torch.uint8)
+        size = self.mapper.size
+        pixels = maps.new_zeros(len(maps), 3, *size, dtype=torch.uint8)
+        small = maps.new_zeros(len(maps), 1, *size, dtype=torch.uint8)
         if zooms.pixels is not None and zooms.affordance is not None:
-            pixels[zooms.rows] = resize_image(zooms.pixels, self.size)
-            small[zooms.rows] = self._small_map(zooms.affordance)
+            pixels[zooms.rows] = resize_image(zooms.pixels, size)
+            small[zooms.rows] = self.mapper.small(zooms.affordance)
         return pixels, small
-
-    def _small_map(self, maps: Tensor) -> Tensor:
-        """Maps ``[N, H, W]`` to uint8 ``[N, 1, h, w]``."""
-        small = F.interpolate(maps[:, None], self.size, mode="bilinear", align_corners=False)
-        return small.mul_(255).round_().to(torch.uint8)
 
 
 def resize_image(images: Tensor, size: tuple[int, int]) -> Tensor:

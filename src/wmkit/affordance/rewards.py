@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkit.errors import ConfigError
-
 
 class Gate(Protocol):
     """Turns scores into payments, one step of E streams at a time."""
@@ -119,26 +117,6 @@ class PotentialGate:
         return (self.gamma * zoomed - score).masked_fill(~valid, 0.0), zoomed_memory
 
 
-def make_gate(gating: str | Gate, *, gamma: float = 0.997) -> Gate:
-    """The gate called ``record``, ``dense`` or ``potential``; a gate object passes through.
-
-    Raises:
-        ConfigError: no such gate.
-
-    >>> make_gate("potential", gamma=0.9)
-    PotentialGate(gamma=0.9)
-    """
-    if not isinstance(gating, str):
-        return gating
-    gates: dict[str, Gate] = {"record": RecordGate(), "dense": DenseGate(), "potential": PotentialGate(gamma)}
-    if gating not in gates:
-        raise ConfigError(
-            f"gating {gating!r} of the intrinsic reward is unknown: wanted one of {', '.join(gates)}; "
-            "pick one of them"
-        )
-    return gates[gating]
-
-
 class ClipReward(nn.Module):
     """The video score: how well the last 16 frames match the prompt (spec 3.2).
 
@@ -154,6 +132,7 @@ class ClipReward(nn.Module):
         frames: length of the window.
         slope: of the logistic.
         midpoint: of the logistic, in logits.
+        weight: of the video score in rewards and scores.
 
     >>> class Bright:
     ...     def encode(self, images): return images.float().mean((1, 2, 3))[:, None]
@@ -169,11 +148,19 @@ class ClipReward(nn.Module):
     scorer: Any
 
     def __init__(
-        self, scorer: Any, prompt: str, *, frames: int = 16, slope: float = 1.2, midpoint: float = 21.8
+        self,
+        scorer: Any,
+        prompt: str,
+        *,
+        frames: int = 16,
+        slope: float = 1.2,
+        midpoint: float = 21.8,
+        weight: float = 0.01,
     ) -> None:
         super().__init__()
         self.__dict__["scorer"] = scorer  # shared with labelling: not a submodule
-        self.prompt, self.frames, self.slope, self.midpoint = prompt, frames, slope, midpoint
+        self.prompt, self.frames = prompt, frames
+        self.slope, self.midpoint, self.weight = slope, midpoint, weight
         self.reads: str = getattr(scorer, "reads", "frame")
 
     @torch.no_grad()

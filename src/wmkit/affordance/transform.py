@@ -1,9 +1,10 @@
 """AffordanceTransform: from the simulator's frame to everything LS-Imagine adds to a record.
 
-LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3; the computation is in
-:mod:`wmkit.affordance.labels`, here are keys, specs and the state of live environments.
+LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3. The computation is in :mod:`wmkit.affordance.labels`; here
+are keys, specs and the state of live environments.
 
-    reads    frame uint8 [3, H, W], or goal_mask bool [1, H, W], or both; reward, terminated
+    reads    frame uint8 [3, H, W], or goal_mask bool [1, H, W], or both: what the parts look at
+             reward, terminated, is_init             each [1]; zeros where a record has none
     writes   affordance uint8 [1, 64, 64]            the map, 0..255
              intrinsic_reward float32 [1]            gated and weighted scores
              score float32 [1]                       un-gated; decides when a pending jump is reached
@@ -16,29 +17,90 @@ LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3; the computation is in
                intrinsic_reward float32 [1]          what arriving at the view pays
                score float32 [1]                     what a later record's score must beat
 
-Everything below ``zoomed`` is zero where ``is_zoomed`` is false.
+Everything below ``zoomed`` is zero where ``is_zoomed`` is false. All keys can be renamed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 from torchrl.envs import Transform
 
 from wmkit.affordance.jumps import JumpLabeller
-from wmkit.affordance.labels import Memory, RecordLabels, Records, blank
-from wmkit.affordance.rewards import ClipReward, Gate, make_gate
-from wmkit.errors import ConfigError, SpecError
+from wmkit.affordance.labels import Mapper, Memory, RecordLabels, Records, blank
+from wmkit.affordance.rewards import ClipReward, Gate, RecordGate
+from wmkit.errors import SpecError
+from wmkit.plug import as_keys
 
-SCALARS = ("intrinsic_reward", "score", "jump_probability")
+SIDE = ("reward", "terminated", "is_init")  # what is read beside images
+CHANNELS: dict[Any, int] = {"affordance": 1, ("zoomed", "pixels"): 3, ("zoomed", "affordance"): 1}
 FLAGS = ("jump", "is_zoomed")
-ZOOMED_SCALARS = ("reward", "intrinsic_reward", "score")
-LARGE = ("frame", "goal_mask")
-IMAGES = ("affordance", ("zoomed", "pixels"), ("zoomed", "affordance"))
+KEYS: tuple[Any, ...] = (
+    *("affordance", "intrinsic_reward", "score", "jump_probability", "jump", "is_zoomed"),
+    *(("zoomed", key) for key in ("pixels", "affordance", "reward", "intrinsic_reward", "score")),
+)
+
+
+class AffordanceMap(Transform):
+    """Add the affordance map to every record: all that an agent needs to act.
+
+    Args:
+        model: see :class:`~wmkit.affordance.labels.Mapper`.
+        text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
+        size: height and width of the map.
+        in_keys: the images, uint8 or bool ``[*B, C, H, W]``; the model's ``reads`` if not given.
+        out_keys: the map, uint8 ``[*B, 1, h, w]``.
+        del_keys: drop the images that were read; the simulator's frames are large.
+
+    Raises:
+        SpecError: the images are not there, or not ``[C, H, W]``.
+
+    >>> from tensordict import TensorDict
+    >>> from wmkit.affordance.mask import MaskAffordance
+    >>> mask = torch.zeros(2, 1, 160, 256, dtype=torch.bool)
+    >>> AffordanceMap(MaskAffordance())(TensorDict({"goal_mask": mask}, [2]))["affordance"].shape
+    torch.Size([2, 1, 64, 64])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        text: Tensor | None = None,
+        *,
+        size: tuple[int, int] = (64, 64),
+        in_keys: Iterable[Any] | None = None,
+        out_keys: Iterable[Any] = ("affordance",),
+        del_keys: bool = False,
+    ) -> None:
+        mapper = Mapper(model, text, size=size)
+        super().__init__(
+            in_keys=as_keys([mapper.reads] if in_keys is None else in_keys, 1, "in_keys"),
+            out_keys=as_keys(out_keys, 1, "out_keys"),
+        )
+        self.mapper, self.del_keys = mapper, del_keys
+
+    def forward(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        """Records ``[*B]``, alive or from replay."""
+        (key,), (out_key,) = self.in_keys, self.out_keys
+        batch = next_tensordict.batch_size
+        images = _image(next_tensordict, key)
+        small = self.mapper.small(self.mapper(images.flatten(0, len(batch) - 1) if batch else images[None]))
+        next_tensordict.set(out_key, small.view(*batch, *small.shape[1:]))
+        return next_tensordict.exclude(key) if self.del_keys else next_tensordict
+
+    _call = forward
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        return self(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        """Declare the map; drop the images with ``del_keys``."""
+        return _declare(observation_spec, self, self.in_keys, {"affordance": self.out_keys[0]})
 
 
 class AffordanceTransform(Transform):
@@ -46,7 +108,8 @@ class AffordanceTransform(Transform):
 
     Append it to an environment that emits ``frame`` (or ``goal_mask``), single or batched. Outside a
     ``ParallelEnv``, one call of the model serves all environments. Partial resets and partial steps
-    touch only their own streams.
+    touch only their own streams. How long jumps take is known only later: see
+    :class:`~wmkit.data.JumpResolver`.
 
     Append it to a replay buffer, or call it, to label stored frames again: the last batch dimension is
     time, episodes are told apart by ``is_init``, memories start empty at the beginning of each sequence,
@@ -54,37 +117,23 @@ class AffordanceTransform(Transform):
     sequence runs its own.
 
     Args:
-        model: ``predict(images [B, C, H, W], text) -> maps [B, H, W]`` in [0, 1]; its attribute
-            ``reads`` says which key the images come from (``frame`` by default, or ``goal_mask``).
-            The model is shared, not copied, and stays out of ``state_dict`` and of ``.to()``.
+        model: see :class:`~wmkit.affordance.labels.Mapper`.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
-        gating: ``record`` (released), ``dense`` (paper), ``potential``, or a
-            :class:`~wmkit.affordance.rewards.Gate`.
-        scorer: adds the video score (:class:`~wmkit.affordance.rewards.ClipReward`) of ``prompt``. Without
-            it every video term is left out: of the reward, of ``score`` and of the zoomed view's.
-        prompt: the task in words; needed with ``scorer``.
-        weight: of the affordance score in reward and score.
-        clip_weight: of the video score.
-        alpha: further factor of the affordance score in the rewards (not in the scores).
-        gamma: discount of ``potential``.
+        labeller: the affordance score, thresholds and zooms; holds the running statistics.
+        gate: when scores are paid: ``RecordGate()`` (released), ``DenseGate()`` (paper), ``PotentialGate()``.
+        video: the video score. Without it every video term is left out: of the reward, of ``score`` and of
+            the zoomed view's.
         size: height and width of ``affordance`` and of the zoomed pixels.
-        kurtosis: ``excess`` (released) or ``raw`` (paper).
-        sigma: of the score's Gaussian, as fractions of width and height.
-        normalise: divide the score by the Gaussian's mean (released) or not (paper).
-        decay: of the running statistics; 1 is lifetime (released).
-        margin: standard deviations above its mean that P_jump must exceed (1 released).
-        rise: standard deviations by which the zoomed score must exceed the current one (2 released).
-        adapt: let live steps update the statistics; switch off for evaluation.
-        labels: compute rewards, labels and zoomed views; without it only ``affordance`` is added,
-            which is all an agent needs to act.
-        keep_frame: leave ``frame`` and ``goal_mask`` in the output.
-        save_model: put the model's weights in ``state_dict`` after all.
-        chunk: images per call of the model.
+        in_keys: the images that model, labeller and video score look at, in the order of their names
+            (``frame``, ``goal_mask``); after them, if given, reward, terminated and is_init.
+        out_keys: names for all of ``AffordanceTransform.KEYS``, in that order.
+        del_keys: drop the images that were read; the simulator's frames are large.
 
     Raises:
-        ConfigError: an option is unknown or missing.
-        SpecError: the images the model reads are not there, or not ``[C, H, W]``.
+        ConfigError: another number of keys.
+        SpecError: the images are not there, or not ``[C, H, W]``.
 
+    >>> from tensordict import TensorDict
     >>> from wmkit.affordance.mask import MaskAffordance
     >>> mask = torch.zeros(2, 1, 160, 256, dtype=torch.bool)
     >>> mask[..., 70:90, 120:140] = True
@@ -95,64 +144,33 @@ class AffordanceTransform(Transform):
     (torch.Size([2, 1, 64, 64]), torch.Size([2, 3, 64, 64]))
     """
 
+    KEYS = KEYS
+
     def __init__(
         self,
         model: Any,
         text: Tensor | None = None,
         *,
-        gating: str | Gate = "record",
-        scorer: Any | None = None,
-        prompt: str | None = None,
-        weight: float = 0.01,
-        clip_weight: float = 0.01,
-        alpha: float = 1.0,
-        gamma: float = 0.997,
+        labeller: JumpLabeller | None = None,
+        gate: Gate | None = None,
+        video: ClipReward | None = None,
         size: tuple[int, int] = (64, 64),
-        kurtosis: Literal["excess", "raw"] = "excess",
-        sigma: tuple[float, float] = (0.5, 0.5),
-        normalise: bool = True,
-        decay: float = 1.0,
-        margin: float = 1.0,
-        rise: float = 2.0,
-        adapt: bool = True,
-        labels: bool = True,
-        keep_frame: bool = False,
-        save_model: bool = False,
-        chunk: int = 64,
+        in_keys: Iterable[Any] | None = None,
+        out_keys: Iterable[Any] = KEYS,
+        del_keys: bool = False,
     ) -> None:
-        if scorer is not None and prompt is None:
-            raise ConfigError(
-                "the video score of AffordanceTransform has no prompt: found a scorer and prompt=None, "
-                "wanted the task in words; pass prompt="
-            )
         core = RecordLabels(
-            model,
-            text,
-            make_gate(gating, gamma=gamma),
-            JumpLabeller(
-                kurtosis=kurtosis,
-                sigma=sigma,
-                normalise=normalise,
-                decay=decay,
-                margin=margin,
-                rise=rise,
-                chunk=chunk,
-            ),
-            None if scorer is None or prompt is None else ClipReward(scorer, prompt),
-            weight=weight,
-            clip_weight=clip_weight,
-            alpha=alpha,
-            size=size,
-            labels=labels,
-            chunk=chunk,
-            save_model=save_model,
+            Mapper(model, text, size=size),
+            JumpLabeller() if labeller is None else labeller,
+            RecordGate() if gate is None else gate,
+            video,
         )
-        out_keys: list[Any] = ["affordance"]
-        if labels:
-            out_keys += [*SCALARS, *FLAGS, *IMAGES[1:], *(("zoomed", key) for key in ZOOMED_SCALARS)]
-        super().__init__(in_keys=core.keys, out_keys=out_keys)
-        self.core = core
-        self.adapt, self.keep_frame = adapt, keep_frame
+        keys = as_keys(core.images if in_keys is None else in_keys, name="in_keys")
+        if len(keys) == len(core.images):
+            keys += SIDE
+        keys = as_keys(keys, len(core.images) + len(SIDE), "in_keys")
+        super().__init__(in_keys=keys, out_keys=as_keys(out_keys, len(KEYS), "out_keys"))
+        self.core, self.del_keys = core, del_keys
         self.memory: Memory | None = None
 
     @property
@@ -183,7 +201,7 @@ class AffordanceTransform(Transform):
         """One record per environment; ``active`` picks those that were stepped or reset."""
         streams = record.batch_size.numel()
         records = self._records(record, (streams, 1), initial=initial)
-        memory, learn = self.memory, self.adapt and self.core.labels
+        memory, learn = self.memory, self.labeller.adapt
         if memory is None or len(memory.clip) != streams:
             memory = Memory.empty(streams, records.reward.device)
         if learn:
@@ -203,72 +221,87 @@ class AffordanceTransform(Transform):
     ) -> Records:
         """What the core reads, ``[n, T, ...]``; ``initial`` overrules the record's own flags."""
         images = {}
-        for key in self.in_keys:
-            value = record.get(key, None)
-            if value is None or value.ndim < 3:
-                found = "nothing" if value is None else f"shape {list(value.shape)}"
-                raise SpecError(
-                    f"AffordanceTransform reads {key!r}: found {found}, wanted [..., C, H, W]; "
-                    f"make the environment with frames and masks on, or store {key!r} in replay"
-                )
-            images[key] = value.reshape(*shape, *value.shape[-3:])
+        for name, key in zip(self.core.images, self.in_keys, strict=False):
+            value = _image(record, key)
+            images[name] = value.reshape(*shape, *value.shape[-3:])
         device = value.device
 
-        def column(key: str, dtype: torch.dtype) -> Tensor:
-            x = None if initial and key != "is_init" else record.get(key, None)
-            return (
-                torch.zeros(shape, dtype=dtype, device=device)
-                if x is None
-                else x.reshape(shape).to(device, dtype)
-            )
+        def column(key: Any, dtype: torch.dtype, *, known: bool) -> Tensor:
+            x = record.get(key, None) if known else None
+            if x is None:
+                return torch.zeros(shape, dtype=dtype, device=device)
+            return x.reshape(shape).to(device, dtype)
 
+        reward, terminated, is_init = self.in_keys[-len(SIDE) :]
         if initial is None:
-            is_init = column("is_init", torch.bool)
+            first = column(is_init, torch.bool, known=True)
         else:
-            is_init = torch.full(shape, initial, device=device)
-        return Records(images, column("reward", torch.float32), is_init, column("terminated", torch.bool))
+            first = torch.full(shape, initial, device=device)
+        return Records(
+            images,
+            column(reward, torch.float32, known=not initial),
+            first,
+            column(terminated, torch.bool, known=not initial),
+        )
 
     def _write(self, record: TensorDictBase, out: dict[Any, Tensor]) -> TensorDictBase:
-        """Set every output in the shape of its record, and drop the large inputs."""
-        batch = record.batch_size
-        zoomed = {}
-        for key, value in out.items():
-            value = value.reshape(*batch, *(value.shape[2:] if key in IMAGES else (1,)))
-            if isinstance(key, tuple):
-                zoomed[key[1]] = value
-            else:
-                record.set(key, value)
-        if zoomed:
-            record.set("zoomed", TensorDict(zoomed, batch, device=record.device))
-        return record if self.keep_frame else record.exclude(*LARGE)
+        """Set every output in the shape of its record, and drop the images."""
+        for name, key in zip(KEYS, self.out_keys, strict=True):
+            value = out[name]
+            inner = value.shape[2:] if name in CHANNELS else (1,)
+            record.set(key, value.reshape(*record.batch_size, *inner))
+        return record.exclude(*self.in_keys[: -len(SIDE)]) if self.del_keys else record
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
-        """Declare the outputs; drop the inputs unless ``keep_frame``."""
-        lead, device = observation_spec.shape, observation_spec.device
-        found = [str(key) for key in observation_spec.keys()]
-        for key in self.in_keys:
-            if key not in found:
-                raise SpecError(
-                    f"AffordanceTransform reads {key!r}: found only {', '.join(found)}, wanted {key!r} among "
-                    "the observations; make the environment with frames and masks on"
-                )
+        """Declare the outputs; drop the images with ``del_keys``."""
+        names = dict(zip(KEYS, self.out_keys, strict=True))
+        return _declare(observation_spec, self, self.in_keys[: -len(SIDE)], names)
 
-        def image(channels: int) -> Bounded:
-            shape = (*lead, channels, *self.core.size)
-            return Bounded(0, 255, shape=shape, dtype=torch.uint8, device=device)
 
-        def scalar() -> Unbounded:
-            return Unbounded(shape=(*lead, 1), dtype=torch.float32, device=device)
+def _image(record: TensorDictBase, key: Any) -> Tensor:
+    """Images ``[*B, C, H, W]`` of a record.
 
-        observation_spec["affordance"] = image(1)
-        if self.core.labels:
-            for key in SCALARS:
-                observation_spec[key] = scalar()
-            for key in FLAGS:
-                observation_spec[key] = Binary(1, shape=(*lead, 1), dtype=torch.bool, device=device)
-            zoomed = {"pixels": image(3), "affordance": image(1)} | {key: scalar() for key in ZOOMED_SCALARS}
-            observation_spec["zoomed"] = Composite(zoomed, shape=lead, device=device)
-        if not self.keep_frame:
-            for key in set(LARGE) & set(found):
-                del observation_spec[key]
-        return observation_spec
+    Raises:
+        SpecError: there are none, or they have another shape.
+    """
+    value = record.get(key, None)
+    if value is None or value.ndim != record.ndim + 3:
+        found = "nothing" if value is None else f"shape {list(value.shape)}"
+        raise SpecError(
+            f"an affordance transform reads {key!r}: found {found}, wanted {list(record.batch_size)} + "
+            f"[C, H, W]; make the environment with frames and masks on, or store {key!r} in replay"
+        )
+    return value
+
+
+def _declare(
+    spec: TensorSpec, transform: AffordanceMap | AffordanceTransform, images: list[Any], names: dict[Any, Any]
+) -> TensorSpec:
+    """Add the outputs (our name to the user's) to an observation spec; drop the images with ``del_keys``.
+
+    Raises:
+        SpecError: an image that is read is not among the observations.
+    """
+    found = list(spec.keys(True, True))
+    for key in images:
+        if key not in found:
+            raise SpecError(
+                f"{type(transform).__name__} reads {key!r}: found only {', '.join(map(str, found))}, wanted "
+                f"{key!r} among the observations; make the environment with frames and masks on"
+            )
+    mapper = transform.mapper if isinstance(transform, AffordanceMap) else transform.core.mapper
+    lead, device = spec.shape, spec.device
+    for name, key in names.items():
+        leaf: TensorSpec
+        if name in CHANNELS:
+            shape = (*lead, CHANNELS[name], *mapper.size)
+            leaf = Bounded(0, 255, shape=shape, dtype=torch.uint8, device=device)
+        elif name in FLAGS:
+            leaf = Binary(1, shape=(*lead, 1), dtype=torch.bool, device=device)
+        else:
+            leaf = Unbounded(shape=(*lead, 1), dtype=torch.float32, device=device)
+        spec[key] = leaf
+    if transform.del_keys:
+        for key in images:
+            del spec[key]
+    return spec

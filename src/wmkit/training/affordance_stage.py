@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from wmkit.arguments import check_arguments, check_range, check_value
+from wmkit.arguments import check_arguments, check_page, check_range, check_value, made
 from wmkit.errors import ConfigError, MissingWeightsError
 from wmkit.registry import resolve
 from wmkit.training.progress import Stage, Stages
@@ -61,20 +63,20 @@ class AffordanceTools:
         return self.model.predict(views[getattr(self.model, "reads", "frame")], self.text).cpu()
 
     def transform(self, config: DictConfig, *, evaluation: bool = False) -> Any:
-        """The AffordanceTransform of ``config.affordance.transform``.
+        """The transform of ``config.affordance.transform``, whose frames are dropped.
 
         Args:
             config: the whole configuration.
             evaluation: only maps; nothing is learned from what is seen, and frames stay for the report.
         """
-        from wmkit.affordance.transform import AffordanceTransform
+        from wmkit.affordance import AffordanceMap, ClipReward
 
         if evaluation:
-            return AffordanceTransform(self.model, self.text, labels=False, adapt=False, keep_frame=True)
-        options = _options(config.affordance.get("transform"))
-        if self.scorer is not None:
-            options |= {"scorer": self.scorer, "prompt": self.prompt}
-        return AffordanceTransform(self.model, self.text, **options)
+            return AffordanceMap(self.model, self.text)
+        video = None if self.scorer is None else ClipReward(self.scorer, self.prompt)
+        with made("affordance.transform", InstantiationException):
+            make = instantiate(config.affordance.transform, _convert_="all")
+            return make(self.model, self.text, video=video, del_keys=True)
 
 
 def oracle() -> AffordanceTools:
@@ -163,7 +165,6 @@ def _check(config: DictConfig) -> None:
     """
     from wmkit.affordance.fit import fit_affordance
     from wmkit.affordance.scorers import EmbeddedScorer
-    from wmkit.affordance.transform import AffordanceTransform
     from wmkit.affordance.virtual_exploration import VirtualExploration
 
     block = _options(config.affordance)
@@ -181,12 +182,18 @@ def _check(config: DictConfig) -> None:
         ("exploration", VirtualExploration, block.get("exploration")),
         ("fit", fit_affordance, block.get("fit")),
         ("scorer_fit", EmbeddedScorer.fit, block.get("scorer_fit")),
-        ("transform", AffordanceTransform, block.get("transform")),
         ("unet", unet, unet_options),
         ("scorer", resolve("scorer", scorer), scorer_options),
     ):
         check_value(f"affordance.{name}", options, dict | None, "the stage")
         check_arguments(target, options or {}, f"affordance.{name}")
+    transform = block.get("transform")
+    if not isinstance(transform, dict) or "_target_" not in transform:
+        raise ConfigError(
+            f"affordance.transform is {transform!r}: wanted a mapping with _target_, such as "
+            "wmkit.affordance.AffordanceTransform; correct affordance.transform"
+        )
+    check_page(transform, "affordance.transform")
 
 
 def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) -> AffordanceTools:

@@ -60,9 +60,11 @@ class Parts:
 
     def find_transform(self, env: EnvBase) -> Any:
         """An environment's AffordanceTransform, whose statistics a checkpoint keeps; None without one."""
+        from wmkit.affordance import AffordanceTransform
+
         while isinstance(env, TransformedEnv):
             for transform in env.transform if isinstance(env.transform, Compose) else (env.transform,):
-                if hasattr(transform, "labeller"):
+                if isinstance(transform, AffordanceTransform):
                     return transform
             env = env.base_env
         return None
