@@ -1,0 +1,33 @@
+"""Every system still computes what it computed when :mod:`support.golden` recorded it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support import golden
+
+FILES = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def single_threaded() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_case_was_recorded() -> None:
+    assert {path.stem for path in FILES.glob("*.npz")} == set(golden.CASES)
+
+
+@pytest.mark.parametrize("name", golden.CASES)
+def test_nothing_has_changed(name: str) -> None:
+    differences = golden.off(
+        golden.compare(golden.run(golden.CASES[name]), golden.load(FILES / f"{name}.npz"))
+    )
+    lines = [f"{one.phase}: {one.name} {one.what or f'is off by {one.share:.1e}'}" for one in differences]
+    assert not lines, "\n".join([f"{len(lines)} recorded tensors differ, the worst are", *lines[:12]])
