@@ -79,7 +79,10 @@ def read(spec: dict, vectors="auto", images="auto") -> Spaces:
         ("x", Composite(b=Composite(c=NUMBERS)), r"nested keys \(b/c\)"),
         ("x", NonTensor(()), "cannot be read: found text .*; make it classes or numbers"),
         *((key, NUMBERS, "a name with a meaning.*; rename it") for key in sorted(SIDE)),
-        *((key, NUMBERS, "that a run uses itself: found UnboundedContinuous of shape") for key in sorted(TAKEN)),
+        *(
+            (key, NUMBERS, "that a run uses itself: found UnboundedContinuous of shape")
+            for key in sorted(TAKEN)
+        ),
         ("achievements", Binary(3), "wanted Crafter's 22 flags"),
         ("a/b", NUMBERS, "that pages and files cannot hold"),
         ("${a}", NUMBERS, "that pages and files cannot hold"),

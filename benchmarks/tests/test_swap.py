@@ -7,7 +7,6 @@ import json
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from tensordict import TensorDict
 import wmkit
 from wmkit.dynamics import Latent
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[1]
 RESULTS = BENCHMARKS.parent / "docs" / "results"
 MODULES = ("cells", "corridor", "equal", "recall_model", "report", "speed", "worlds")
 
@@ -27,12 +26,8 @@ MODULES = ("cells", "corridor", "equal", "recall_model", "report", "speed", "wor
 @pytest.fixture(scope="module")
 def swap():
     """Its files, found beside it as when it is run."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        modules = {name: importlib.import_module(f"swap.{name}") for name in MODULES}
-        yield SimpleNamespace(**modules, main=runpy.run_path(str(BENCHMARKS / "backbone_swap.py"))["main"])
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+    modules = {name: importlib.import_module(f"swap.{name}") for name in MODULES}
+    return SimpleNamespace(**modules, main=runpy.run_path(str(BENCHMARKS / "backbone_swap.py"))["main"])
 
 
 def records(lengths: list[int], seed: int = 0) -> TensorDict:

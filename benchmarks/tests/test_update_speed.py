@@ -16,15 +16,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[1]
 OPTIONS = {"size": "1m", "obs": "vision", "codec": "pooled", "batch": "2", "length": "8", "keep": "both"}
 DEFAULTS = {"size": "1m", "obs": "proprio", "batch": 16, "length": 64, "keep": "ours", "compile": False}
 ALWAYS = {"system", "threads", "repeats", "warm_up", "json"}
 
 
 @pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def plain() -> ModuleType:
     before = torch.distributions.Distribution._validate_args
     import token_update_plain
 
@@ -176,7 +175,6 @@ def test_the_gpu_suite_measures_both_sides_on_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Cells without a code generator, in processes of their own; their file, their table, going on."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     suite, out = importlib.import_module("gpu_suite"), tmp_path / "gpu_suite.json"
     monkeypatch.chdir(tmp_path)
     options = ["--device", "cpu", "--tiny", "--repeats", "1", "--warm-up", "1"]  # no --json: there is a file
