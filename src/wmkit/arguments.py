@@ -39,6 +39,7 @@ def check_page(node: Any, path: str, origin: Callable[[str], str] = str) -> None
     >>> check_page({"_target_": "wmkit.nn.LayerStyle", "eps": "small"}, "style")
     Traceback (most recent call last):
     wmkit.errors.ConfigError: style.eps is 'small': wanted a number, as LayerStyle takes it; correct style.eps
+    >>> check_page({"_target_": "wmkit.plug.as_keys", "keys": ["state", ["next", "state"]]}, "in_keys")
     """
     if isinstance(node, list):
         for i, value in enumerate(node):
@@ -190,6 +191,8 @@ def _fits(value: Any, wanted: Any) -> bool:
     if wanted is Any or (isinstance(value, dict) and "_target_" in value):
         return True
     kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if _is_key(kind):  # a name, or names one inside the other
+        return isinstance(value, str) or (isinstance(value, list) and all(_fits(one, kind) for one in value))
     if kind in (Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
     if kind is Literal:
@@ -216,9 +219,16 @@ def _fits(value: Any, wanted: Any) -> bool:
     return True
 
 
+def _is_key(kind: Any) -> bool:
+    """Whether an annotation is TensorDict's NestedKey, which parts without TensorDict do not import."""
+    return getattr(kind, "__name__", "") == "NestedKey"
+
+
 def _describe(wanted: Any) -> str:
     """An annotation in words."""
     kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if _is_key(kind):
+        return "a key"
     if kind in (Union, types.UnionType):
         return " or ".join(_describe(choice) for choice in inner)
     if kind is Literal:
