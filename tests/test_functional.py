@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from wmkit.errors import SpecError
 from wmkit.functional import (
@@ -23,13 +22,8 @@ from wmkit.functional import (
     unimix_probs,
 )
 from wmkit.nn import (
-    DoublingConv,
-    Dropout,
-    HalvingConv,
     OneHotCategorical,
     SquaredError,
-    UnpaddedConv,
-    UnpaddedTransposedConv,
 )
 
 
@@ -128,59 +122,6 @@ def test_straight_through_and_kl_gradients() -> None:
     ).sum(-1)
     found = categorical_kl(unimix_probs(p, 0.01), unimix_probs(q, 0.01))
     torch.testing.assert_close(found, oracle, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("channels", [(8, 12, 2), (8, 3, 1), (32, 16, None), (16, 48, 4), (32, 64, None)])
-def test_doubling_and_halving_equal_pytorch(channels) -> None:
-    torch.manual_seed(0)
-    few, many, patch = channels
-    x = torch.randn(2, few, 4, 6, dtype=torch.double, requires_grad=True)
-    layer = DoublingConv(
-        few, many, bias=patch is not None, offset=0.5 if patch else 0.0, patch=patch
-    ).double()
-    bias = None if layer.bias is None else layer.bias + 0.5
-    plain = F.pixel_shuffle(F.conv_transpose2d(x, layer.weight, bias, 2, 1), patch or 1)
-    same_with_gradients(layer(x), plain, [x, *layer.parameters()])
-    large = torch.randn(2, few, 8, 12, dtype=torch.double, requires_grad=True)
-    halving = HalvingConv(few, many).double()
-    plain = F.conv2d(large, halving.weight, stride=2, padding=1)
-    same_with_gradients(halving(large), plain, [large, halving.weight])
-
-
-@pytest.mark.parametrize("side", [4, 6, 7, 13])
-def test_convolutions_without_padding_equal_pytorch(side: int) -> None:
-    """Whichever way is taken for a shape: patches for few positions, one position, phases, few channels."""
-    torch.manual_seed(0)
-    x = torch.randn(3, 8, side, side, dtype=torch.double, requires_grad=True)
-    for bias in (True, False):
-        down = UnpaddedConv(8, 6, 4, bias=bias).double()
-        same_with_gradients(down(x), F.conv2d(x, down.weight, down.bias, 2), [x, *down.parameters()])
-        small = x.detach()[..., : side - 3, : side - 3].requires_grad_()
-        for channels, kernel in ((3, 6), (12, 6), (12, 5), (3, 5)):
-            up = UnpaddedTransposedConv(8, channels, kernel, bias=bias).double()
-            plain = F.conv_transpose2d(small, up.weight, up.bias, 2)
-            same_with_gradients(up(small), plain, [small, *up.parameters()])
-
-
-def test_dropout_drops_its_share_everywhere_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    dropout, x = Dropout(0.1), torch.ones(401, 999, requires_grad=True)  # not a multiple of four
-    y = dropout(x)
-    scale = 2**16 / (2**16 - round(0.1 * 2**16))
-    assert y.detach().unique().tolist() == pytest.approx([0.0, scale])
-    dropped = (y == 0).float().flatten()
-    assert dropped.mean() == pytest.approx(0.1, abs=2e-3)  # four standard errors
-    for lane in range(4):  # of one drawn number
-        assert dropped[lane::4].mean() == pytest.approx(0.1, abs=4e-3)
-    for lag in range(1, 5):  # neighbours know nothing of each other
-        assert (dropped[lag:] * dropped[:-lag]).mean() == pytest.approx(0.01, abs=1e-3)
-    y.sum().backward()
-    torch.testing.assert_close(x.grad, y.detach())
-    torch.manual_seed(0)
-    assert torch.equal(dropout(x), y) and not torch.equal(dropout(x), y)
-    assert dropout.eval()(x) is x
-    for share in (0.0, 1e-9):
-        assert torch.equal(Dropout(share)(x), x)
 
 
 def test_squared_error_has_the_gradient_of_its_definition() -> None:

@@ -100,7 +100,7 @@ print(*[name for name in {heavy.split()!r} if name in sys.modules])
     assert run(code) == ""
 
 
-@pytest.mark.parametrize("room", ["functional", "nn"])
+@pytest.mark.parametrize("room", ["fast", "functional", "nn"])
 def test_lowest_rooms_need_neither_torchrl_nor_tensordict(room):
     code = f"""
 import sys, importlib, pkgutil

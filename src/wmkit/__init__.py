@@ -4,7 +4,7 @@ A *system* (LS-Imagine, DreamerV3, ...) is a YAML page that names parts and numb
 parts live in rooms, each a subpackage that imports only from the rooms below it::
 
     cli > training > systems > envs > data > objectives > affordance > dynamics
-        > heads > codecs > backbones > nn > functional
+        > heads > codecs > backbones > nn > functional > fast
 
 ``import wmkit`` imports none of them: names are looked up on first use (PEP 562), so the
 import costs milliseconds and torch is loaded when something needs it.
@@ -39,6 +39,7 @@ ROOMS = (
     "backbones",
     "nn",
     "functional",
+    "fast",
 )
 """The subpackages from the roof to the ground: each imports only from those after it."""
 

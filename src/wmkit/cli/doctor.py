@@ -60,7 +60,7 @@ def _version(package: str) -> str:
 
 
 def _products() -> str:
-    from wmkit.functional import onednn_is_quicker
+    from wmkit.fast import onednn_is_quicker
 
     if onednn_is_quicker():
         return "float32 by oneDNN, which uses AVX-512 on this processor; MKL would not"

@@ -38,7 +38,7 @@ from wmkit.nn import (
     init_output,
     patches,
 )
-from wmkit.nn.conv_stages import Down, Fill
+from wmkit.nn.conv import Down, Fill
 
 MULTIPLIERS = (2, 3, 4, 4)
 COARSEST = range(3, 17)  # sides that the coarsest grid may have

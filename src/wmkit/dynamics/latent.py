@@ -94,7 +94,7 @@ class Observed(NamedTuple):
     Attributes:
         latent: state at every step, leaves ``[B, T, ...]``.
         posterior_logits: ``[B, T, G, C]``, or whatever statistics describe the latent
-            (:mod:`wmkit.nn.latents`).
+            (:mod:`wmkit.nn.distributions.latents`).
         prior_logits: likewise, what the model expected before seeing each step.
     """
 

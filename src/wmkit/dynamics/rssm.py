@@ -67,7 +67,7 @@ class RSSM(nn.Module):
         prior_layers: hidden layers of the prior.
         posterior_layers: hidden layers of the posterior.
         unimix: share of the uniform in every categorical.
-        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn.latents`).
+        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn.distributions.latents`).
         style: of every layer here; the backbone has its own.
         joint_input: one layer over state and action together; otherwise one over each, side by side
             (the backbone's input is then ``2 * hidden`` wide).

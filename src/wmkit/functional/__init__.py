@@ -1,17 +1,9 @@
 """Pure maths: tensors in, tensors out, no parameters, no TensorDict."""
 
-from wmkit.functional.latents import (
-    categorical_kl,
-    categorical_kl_logits,
-    gaussian_kl,
-    one_hot,
-    sample_index,
-    sample_one_hot,
-    straight_through,
-    unimix_probs,
-)
+from wmkit.fast import block_product, linear, matmul, transposed_matmul
+from wmkit.functional.choices import one_hot, sample_index, sample_one_hot, straight_through, unimix_probs
+from wmkit.functional.divergences import categorical_kl, categorical_kl_logits, gaussian_kl
 from wmkit.functional.precision import autocast_dtype, rounded, widened
-from wmkit.functional.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
 from wmkit.functional.symlog import symexp, symlog
@@ -21,7 +13,6 @@ from wmkit.functional.two_hot import (
     two_hot,
     two_hot_cross_entropy,
     two_hot_mean,
-    two_hot_mean_wide,
 )
 
 __all__ = [
@@ -38,7 +29,6 @@ __all__ = [
     "linear_scan",
     "matmul",
     "one_hot",
-    "onednn_is_quicker",
     "replay_lambda_return",
     "rounded",
     "sample_index",
@@ -52,7 +42,6 @@ __all__ = [
     "two_hot",
     "two_hot_cross_entropy",
     "two_hot_mean",
-    "two_hot_mean_wide",
     "unimix_probs",
     "widened",
 ]

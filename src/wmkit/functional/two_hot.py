@@ -11,12 +11,11 @@ them, and so what a spread-out distribution means, differs.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from wmkit.functional.precision import autocast_dtype
+from wmkit import fast
+from wmkit.functional.precision import widened
 from wmkit.functional.symlog import symexp
 
 
@@ -95,56 +94,17 @@ def two_hot_cross_entropy(
     tensor([1.0986, 1.0986])
     """
     index, mass = two_hot(target, bins)
-    if probs is None:
-        probs = torch.softmax(logits.detach(), -1)
     if target.ndim == logits.ndim:
         index, mass = index.flatten(-2), mass.flatten(-2)  # [*B, 2N]
-    return _CrossEntropy.apply(logits, probs, index, mass)
-
-
-def coded_loss(logits: Tensor, top: Tensor, most: Tensor, index: Tensor, mass: Tensor) -> Tensor:
-    """:func:`two_hot_cross_entropy` from what is left to do once codes and largest values are there.
-
-    Args:
-        logits: ``[*B, K]`` float.
-        top: ``[*B]`` the largest logit.
-        most: ``[*B]`` the largest probability.
-        index: ``[*B, 2N]`` int64, bins of N codes.
-        mass: ``[*B, 2N]`` on them.
-
-    Returns:
-        ``[*B]`` float, nats.
-
-    >>> zero, half = torch.zeros(3), torch.tensor([0.5, 0.5])
-    >>> coded_loss(zero, zero[0], torch.tensor(1 / 3), torch.tensor([1, 2]), half)
-    tensor(1.0986)
-    """
-    # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
-    # the largest before anything else, or their common level would round the loss.
-    below = top.unsqueeze(-1) - logits.gather(-1, index)  # [*B, 2N]
-    return torch.sub((mass * below).sum(-1), most.log(), alpha=index.shape[-1] // 2)
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """``logsumexp`` and a few logits; the gradient in one pass, with no code and no zeros written out."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, probs: Tensor, index: Tensor, mass: Tensor) -> Tensor:
-        ctx.save_for_backward(probs, index, mass)
-        return coded_loss(logits, logits.amax(-1), probs.amax(-1), index, mass)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        probs, index, mass = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
-        whole = grad * (index.shape[-1] // 2)
-        return (probs * whole).scatter_add_(-1, index, -mass * grad), None, None, None
+    return fast.coded_cross_entropy(logits, index, mass, probs)
 
 
 def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     """Expected bin, from the differences of symmetric pairs.
 
-    Uniform probabilities give exactly zero, whatever the magnitude of the outer bins.
+    Uniform probabilities give exactly zero, whatever the magnitude of the outer bins. Multiplied and summed
+    in float32 or wider: TF32 or autocast would round the outer bins of :func:`symexp_bins`, 4.85e8 apart
+    from zero, by more than everything the inner ones say.
 
     Args:
         probs: ``[*B, K]`` float, normalised; ``K`` odd.
@@ -153,35 +113,9 @@ def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     Returns:
         ``[*B]`` float, in the units of ``bins``.
 
-    >>> two_hot_mean(torch.full((1, 255), 1 / 255), symmetric_bins(20.0, 255))
+    >>> two_hot_mean(torch.full((1, 255), 1 / 255), symexp_bins(20.0, 255))
     tensor([0.])
     """
-    half = bins.numel() // 2
+    half, probs = bins.numel() // 2, widened(probs)
     difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
-    if autocast_dtype(probs) is None:
-        return difference @ bins[half + 1 :]
-    return (difference * bins[half + 1 :]).sum(-1)  # a product would be lowered
-
-
-def two_hot_mean_wide(probs: Tensor, bins: Tensor) -> Tensor:
-    """:func:`two_hot_mean` for bins of many magnitudes (:func:`symexp_bins`).
-
-    Multiplied and summed in float32, and as a product only where that stays so: TF32 or autocast would
-    round the outer bins, 4.85e8 apart from zero, by more than everything the inner ones say.
-
-    Args:
-        probs: ``[*B, K]`` float, normalised; ``K`` odd.
-        bins: ``[K]`` float32, mirrored around a centre of zero.
-
-    Returns:
-        ``[*B]`` float32, in the units of ``bins``.
-
-    >>> two_hot_mean_wide(torch.full((1, 255), 1 / 255), symexp_bins(20.0, 255))
-    tensor([0.])
-    """
-    half = bins.numel() // 2
-    probs = probs.float()
-    difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
-    if probs.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-        return difference @ bins[half + 1 :]
-    return (difference * bins[half + 1 :]).sum(-1)
+    return fast.weighted_sum(difference, bins[half + 1 :])

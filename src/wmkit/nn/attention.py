@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
-from wmkit.nn.dropout import Dropout
-from wmkit.nn.linear import Linear
+from wmkit.nn.dense import Dropout, Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
 

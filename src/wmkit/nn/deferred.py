@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wmkit.functional import block_product, linear, transposed_matmul
 from wmkit.nn.block_linear import side_by_side
-from wmkit.nn.linear import Linear
+from wmkit.nn.dense import Linear
 
 _Rows = list[tuple[Tensor, Tensor]]
 _PLAIN = (nn.Linear, Linear)  # another class may multiply otherwise

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from wmkit.functional import linear
+from wmkit.nn.dense import MLP
 from wmkit.nn.features import Feature, Products, one_hot_linear, rows_are_free
-from wmkit.nn.mlp import MLP
 
 _NARROW = 128  # columns; a wider layer is as quick alone, and its products would take memory
 

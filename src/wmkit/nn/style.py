@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
-from wmkit.nn.rms_norm import RMSNorm
+from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
 
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
@@ -28,12 +29,11 @@ class LayerStyle:
         eps: of the norm.
         activation: ``"silu"``, ``"elu"`` or ``"relu"``.
         bias: whether linear maps and convolutions have one, also under a norm.
-        init: see :class:`~wmkit.nn.init.Init`.
+        init: see :mod:`wmkit.nn.init`.
 
     Raises:
         ConfigError: an unknown norm, activation or initialisation.
 
-    >>> import torch
     >>> LayerStyle(norm="rms").make_norm(2)(torch.tensor([[3.0, 4.0]])).square().mean().round().item()
     1.0
     """
@@ -68,3 +68,34 @@ class LayerStyle:
 
 STYLE_2023 = LayerStyle()
 STYLE_2024 = LayerStyle(norm="rms", eps=1e-4, bias=True, init="fan_in")
+
+
+def channel_norm(channels: int, style: LayerStyle = STYLE_2023) -> nn.Module:
+    """A style's norm over the channels of ``[N, C, H, W]``.
+
+    >>> channel_norm(8, LayerStyle(norm="rms"))
+    ChannelRMSNorm()
+    """
+    if style.norm == "none":
+        return nn.Identity()
+    return ChannelNorm(channels, style.eps) if style.norm == "layer" else ChannelRMSNorm(channels, style.eps)
+
+
+class Activation(nn.Module):
+    """A style's activation as a module.
+
+    Args:
+        style: names it.
+        overwrites: write into the input where no gradients are recorded; for inputs that nobody else reads.
+
+    >>> Activation(LayerStyle(activation="relu"))(torch.tensor([-1.0, 1.0]))
+    tensor([0., 1.])
+    """
+
+    def __init__(self, style: LayerStyle = STYLE_2023, *, overwrites: bool = False) -> None:
+        super().__init__()
+        self.style, self.overwrites = style, overwrites
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return self.style.activate(x, inplace=self.overwrites and not torch.is_grad_enabled())

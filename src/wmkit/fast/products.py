@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
+
+from wmkit.fast.switch import enabled, learns
 
 _WORTH = 2**20  # multiplications of a product; below, the call costs what the arithmetic saves
 _ROWS = 4  # of a product; with fewer, reading the weight is all there is to do
@@ -38,7 +39,7 @@ def onednn_is_quicker() -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:func:`torch.nn.functional.linear`, on a CPU by the quicker library.
+    """:func:`torch.nn.functional.linear`.
 
     Args:
         x: ``[*B, K]``.
@@ -54,14 +55,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _by_onednn(x, weight, len(weight) * x.numel()):
         return F.linear(x, weight, bias)
-    learned = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(part.requires_grad for part in learned):
-        return _Linear.apply(x, weight, bias)
-    return _onednn_linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias) if learns(x, weight, bias) else _onednn_linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of matrices ``[N, K]`` and ``[K, M]``, likewise; with gradient."""
+    """``a @ b`` of matrices ``[N, K]`` and ``[K, M]``; with gradient.
+
+    >>> matmul(torch.ones(1, 2), torch.ones(2, 1))
+    tensor([[2.]])
+    """
     return linear(a, b.t())
 
 
@@ -93,8 +95,7 @@ def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     tensor([ 10., 200.])
     """
     blocks, rows, columns = weight.shape
-    wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not wanted and _by_onednn(x, weight, len(x) * weight.numel()):
+    if not learns(x, weight) and _by_onednn(x, weight, len(x) * weight.numel()):
         image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)  # rows as pixels, blocks as groups
         kernel = weight.mT.reshape(-1, rows, 1, 1)
         out = torch.mkldnn_convolution(image, kernel, bias, (0, 0), (1, 1), (1, 1), blocks)
@@ -109,22 +110,10 @@ def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
     return (
         multiplications >= _WORTH
         and x.numel() >= _ROWS * x.shape[-1]
-        and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
+        and enabled(x)
         and onednn_is_quicker()
-        and not _is_transformed()
         and bool(torch.backends.mkldnn.enabled)
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def _is_transformed() -> bool:
-    """Whether a compiler, a tracer or a transform (``vmap``) looks on: they know PyTorch alone."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
     )
 
 

@@ -1,6 +1,6 @@
-"""Continuous actions between -1 and 1, as the first two Dreamers drew them.
+"""Policies over continuous actions: normals that are bounded, squashed or cut.
 
-Both are reparameterised, so that a return's gradient reaches the actor through the action.
+All are reparameterised, so that a return's gradient reaches the actor through the action.
 """
 
 from __future__ import annotations
@@ -13,6 +13,57 @@ from torch.nn import functional as F
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _LIMIT = 0.99999997  # what an inverse tanh still takes
+
+
+class BoundedNormal:
+    """A continuous action: independent normals of bounded mean and spread (DreamerV3, danijar/dreamerv3
+    e3f0224).
+
+    Samples are neither squashed nor clipped: the environment clips, replay and model keep what
+    was drawn, and :meth:`log_prob` is that of the plain normal.
+
+    Args:
+        mean: ``[*B, A]`` float before the tanh.
+        std: ``[*B, A]`` float before the sigmoid; zero gives 0.88 of the way from ``low`` to ``high``.
+        low: smallest standard deviation.
+        high: largest.
+
+    >>> policy = BoundedNormal(torch.zeros(1, 2), torch.zeros(1, 2))
+    >>> policy.mode, policy.entropy / 2
+    (tensor([[0., 0.]]), tensor([1.3055]))
+    >>> policy.sample(torch.tensor([[1.0, -1.0]]))
+    tensor([[ 0.8927, -0.8927]])
+    """
+
+    def __init__(self, mean: Tensor, std: Tensor, low: float = 0.1, high: float = 1.0) -> None:
+        self.mean = torch.tanh(mean.float())  # [*B, A]
+        self.std = (high - low) * torch.sigmoid(std.float() + 2.0) + low  # [*B, A]
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest action, ``[*B, A]``."""
+        return self.mean
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats, summed over the action, ``[*B]``."""
+        return (torch.log(self.std) + (0.5 + _LOG_SQRT_2PI)).sum(-1)
+
+    def sample(self, normal: Tensor | None = None) -> Tensor:
+        """Sample ``[*B, A]`` from standard normals ``[*B, A]`` (drawn here if none are given).
+
+        Reparameterised: gradients reach mean and spread.
+        """
+        if normal is None:
+            normal = torch.randn_like(self.mean)
+        return self.mean + self.std * normal
+
+    rsample = sample
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        distance = (action - self.mean) / self.std
+        return -(0.5 * distance.square() + torch.log(self.std) + _LOG_SQRT_2PI).sum(-1)
 
 
 class TanhNormal:

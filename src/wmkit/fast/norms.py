@@ -10,35 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.nn.features import rows_are_free
+from wmkit.fast.switch import enabled
 
 
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x²) + eps) * scale`` over the last dimension, in float32; no shift.
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``F.rms_norm`` over the last dimension, in float32.
 
     Args:
-        dim: width.
+        x: ``[*B, dim]``.
+        weight: ``[dim]``.
         eps: inside the root.
 
-    >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
+    Returns:
+        ``[*B, dim]``, in the dtype of ``x``.
+
+    >>> rms_norm(torch.tensor([[3.0, 4.0]]), torch.ones(2), 1e-4)
     tensor([[0.8485, 1.1314]])
     """
-
-    def __init__(self, dim: int, eps: float = 1e-4) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
-        if x.dtype == torch.float32 and rows_are_free(x):
-            if torch.is_grad_enabled():
-                return _RMSNorm.apply(x, self.weight, self.eps)
-            return _normalised(x, self.weight, self.eps)[0]
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+    if x.dtype != torch.float32 or not enabled(x, autocast=True):
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _normalised(x, weight, eps)[0]
 
 
 def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

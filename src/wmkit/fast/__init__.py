@@ -1,0 +1,46 @@
+"""Every short cut, behind one switch.
+
+Each function here has the signature of the plain function it replaces, computes it to rounding, and *is* it
+where a short cut may not be taken (:func:`enabled`), also inside :func:`disabled`. A part calls it in one
+place and knows no more of it.
+"""
+
+from wmkit.fast.allocator import keep_freed_memory
+from wmkit.fast.choices import linear_of_parts, one_hot_linear, sample_index, softmax
+from wmkit.fast.conv import (
+    doubling_conv,
+    halving_conv,
+    strided_conv,
+    strided_transposed_conv,
+    upsampling_conv,
+)
+from wmkit.fast.dropout import dropout
+from wmkit.fast.losses import coded_cross_entropy, squared_norm, weighted_sum
+from wmkit.fast.norms import rms_norm
+from wmkit.fast.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
+from wmkit.fast.switch import disabled, enabled
+
+__all__ = [
+    "block_product",
+    "coded_cross_entropy",
+    "disabled",
+    "doubling_conv",
+    "dropout",
+    "enabled",
+    "halving_conv",
+    "keep_freed_memory",
+    "linear",
+    "linear_of_parts",
+    "matmul",
+    "one_hot_linear",
+    "onednn_is_quicker",
+    "rms_norm",
+    "sample_index",
+    "softmax",
+    "squared_norm",
+    "strided_conv",
+    "strided_transposed_conv",
+    "transposed_matmul",
+    "upsampling_conv",
+    "weighted_sum",
+]

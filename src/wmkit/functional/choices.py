@@ -1,0 +1,86 @@
+"""Drawing classes: unimix, sampling by inverse transform, straight-through gradients.
+
+A latent is ``G`` independent categoricals of ``C`` classes (Hafner et al. 2021,
+arXiv:2010.02193, section 2.1). Samples come from uniforms that the caller draws before
+its time loop, so that a scan is a pure function of its inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wmkit import fast
+from wmkit.functional.precision import widened
+
+
+def unimix_probs(logits: Tensor, mix: float) -> Tensor:
+    """Softmax mixed with a uniform: ``(1 - mix) * softmax(logits) + mix / C``.
+
+    Args:
+        logits: ``[*B, C]`` float; below float32 they are computed with in float32.
+        mix: share of the uniform, 0.01 in DreamerV3.
+
+    Returns:
+        ``[*B, C]`` probabilities, none below ``mix / C``, float32 or wider.
+
+    >>> unimix_probs(torch.tensor([100.0, 0.0, 0.0, 0.0]), 0.01)
+    tensor([0.9925, 0.0025, 0.0025, 0.0025])
+    """
+    probs = fast.softmax(widened(logits))
+    return probs * (1.0 - mix) + mix / logits.shape[-1] if mix else probs
+
+
+def sample_index(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw classes by inverting the cumulative distribution.
+
+    Args:
+        probs: ``[*B, C]`` probabilities.
+        uniform: ``[*B, 1]`` in [0, 1), one number per categorical.
+
+    Returns:
+        ``[*B]`` int64.
+
+    >>> sample_index(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
+    tensor(1)
+    """
+    # The last cumulative sum may fall short of one by rounding: it is left out.
+    return fast.sample_index(probs, uniform)
+
+
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``[*B] -> [*B, classes]``, rows of an identity: on a CPU five times as quick as setting the ones.
+
+    >>> one_hot(torch.tensor([2, 0]), 3)
+    tensor([[0., 0., 1.],
+            [1., 0., 0.]])
+    """
+    return F.embedding(index, torch.eye(classes, dtype=dtype, device=index.device))
+
+
+def sample_one_hot(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one-hot samples by inverting the cumulative distribution.
+
+    Args:
+        probs: ``[*B, C]`` probabilities.
+        uniform: ``[*B, 1]`` in [0, 1), one number per categorical.
+
+    Returns:
+        ``[*B, C]`` one-hot, dtype of ``probs``, no gradient.
+
+    >>> sample_one_hot(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
+    tensor([0., 1., 0.])
+    """
+    with torch.no_grad():
+        return one_hot(sample_index(probs, uniform), probs.shape[-1], probs.dtype)
+
+
+def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
+    """Value of ``sample``, gradient of ``probs`` (Bengio et al. 2013, arXiv:1308.3432).
+
+    >>> p = torch.tensor([0.3, 0.7], requires_grad=True)
+    >>> straight_through(torch.tensor([0.0, 1.0]), p).detach()
+    tensor([0., 1.])
+    """
+    return sample + (probs - probs.detach())

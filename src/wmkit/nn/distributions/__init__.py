@@ -1,0 +1,31 @@
+"""What heads and actors return, and what a stochastic state is made of.
+
+A prediction knows its loss, its mean, its mode and, where that makes sense, how to sample. Plain tensors
+inside, no ``torch.distributions``: nothing validates, nothing synchronises. Every ``loss`` is per sample, in
+nats or squared units, with the event dimension removed.
+"""
+
+from wmkit.nn.distributions.categorical import Categorical, OneHotCategorical
+from wmkit.nn.distributions.flag import Bernoulli
+from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
+from wmkit.nn.distributions.normal import BoundedNormal, TanhNormal, TruncatedNormal
+from wmkit.nn.distributions.squared_error import SquaredError, SymlogSquaredError, UnitNormal
+from wmkit.nn.distributions.two_hot import LastLayer, SymexpTwoHot, SymlogTwoHot, total_loss
+
+__all__ = [
+    "Bernoulli",
+    "BoundedNormal",
+    "Categorical",
+    "CategoricalLatent",
+    "GaussianLatent",
+    "LastLayer",
+    "OneHotCategorical",
+    "SquaredError",
+    "SymexpTwoHot",
+    "SymlogSquaredError",
+    "SymlogTwoHot",
+    "TanhNormal",
+    "TruncatedNormal",
+    "UnitNormal",
+    "total_loss",
+]
