@@ -9,8 +9,9 @@ nothing is wrapped.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from tensordict import TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
@@ -77,3 +78,17 @@ def has_all(tensordict: TensorDictBase, keys: Iterable[NestedKey]) -> bool:
     True
     """
     return all(tensordict.get(key, None) is not None for key in keys)
+
+
+class Key(NamedTuple):
+    """A batch key that a part needs beyond its inputs.
+
+    Attributes:
+        shape: of one record.
+        dtype: as replay stores it.
+        default: where a batch does not carry it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    default: float = 0.0

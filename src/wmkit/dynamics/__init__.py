@@ -1,38 +1,36 @@
-"""Dynamics: how a state follows from a state, imagined or observed."""
+"""Dynamics: how states move; the world model that holds them; the one roll-out."""
 
-from wmkit.dynamics.dream import Dream, DreamStart, PairStarts, SampledStarts, dream
-from wmkit.dynamics.imagination import JumpGate, Trajectory, branch, imagine
-from wmkit.dynamics.latent import Latent, Observed
-from wmkit.dynamics.long_short import JumpObserved, LongShortRSSM
+from wmkit.dynamics.dynamics import Dynamics, to_record
+from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart
+from wmkit.dynamics.long_short import LongShortRSSM
+from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
-from wmkit.dynamics.through import constants, imagine_through
-from wmkit.dynamics.token_dynamics import Steps, TokenDynamics
-from wmkit.dynamics.token_world_model import TokenWorldModel
-from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, TokenLayout
+from wmkit.dynamics.second_branch import SecondBranch
+from wmkit.dynamics.state import Latent, Observed, read
+from wmkit.dynamics.token_dynamics import TokenDynamics
+from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, Steps, TokenLayout
 from wmkit.dynamics.world_model import WorldModel
 
 __all__ = [
     "RSSM",
-    "Dream",
-    "DreamStart",
+    "Dynamics",
+    "FromPrior",
     "FusedToken",
+    "Hook",
     "JumpGate",
-    "JumpObserved",
     "LateRewardTokens",
     "Latent",
     "LongShortRSSM",
     "Observed",
-    "PairStarts",
-    "SampledStarts",
+    "Restart",
+    "Rollout",
+    "SecondBranch",
     "Steps",
     "TokenDynamics",
     "TokenLayout",
-    "TokenWorldModel",
-    "Trajectory",
     "WorldModel",
-    "branch",
     "constants",
-    "dream",
-    "imagine",
-    "imagine_through",
+    "read",
+    "rollout",
+    "to_record",
 ]

@@ -26,17 +26,18 @@ Both clip actions; it changes nothing for one-hot ones and is therefore an optio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
 from wmkit.dynamics import filter_loop
+from wmkit.dynamics.dynamics import Dynamics, Record
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
-from wmkit.dynamics.latent import Latent, Observed
+from wmkit.dynamics.state import Latent, Observed
 from wmkit.errors import ConfigError
 from wmkit.functional import rounded
 from wmkit.nn import (
@@ -48,12 +49,10 @@ from wmkit.nn import (
     LayerStyle,
     Linear,
     init_output,
-    kept,
-    loop_weights,
 )
 
 
-class RSSM(nn.Module):
+class RSSM(Dynamics):
     """World-model dynamics with a filtering posterior; latents are categorical unless others are given.
 
     Args:
@@ -67,7 +66,7 @@ class RSSM(nn.Module):
         prior_layers: hidden layers of the prior.
         posterior_layers: hidden layers of the posterior.
         unimix: share of the uniform in every categorical.
-        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn.distributions.latents`).
+        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn`).
         style: of every layer here; the backbone has its own.
         joint_input: one layer over state and action together; otherwise one over each, side by side
             (the backbone's input is then ``2 * hidden`` wide).
@@ -75,17 +74,24 @@ class RSSM(nn.Module):
             constants: ``a / sg(max(1, |a|))``.
         initial_state: state of a rollout that has seen nothing, also after a reset: ``"mode"`` of the prior
             or ``"zeros"``.
+        in_keys: of embedding, previous action and ``is_init``.
+        out_keys: of state, belief, posterior and prior.
 
     Raises:
         ConfigError: an unknown ``initial_state``.
 
     >>> from functools import partial
+    >>> from tensordict import TensorDict
     >>> from wmkit import backbones
     >>> gru = partial(backbones.build, "ln_gru")
     >>> rssm = RSSM(3, 7, backbone=gru, deter=16, groups=4, classes=5, hidden=8)
     >>> latent = rssm.step(rssm.initial(2), torch.zeros(2, 3))
     >>> latent.state.shape, latent.belief.shape
     (torch.Size([2, 20]), torch.Size([2, 16]))
+    >>> window = {"embed": torch.zeros(2, 6, 7), "previous_action": torch.zeros(2, 6, 3),
+    ...           "is_init": torch.zeros(2, 6, 1, dtype=torch.bool)}
+    >>> rssm(TensorDict(window, [2, 6]))["prior_logits"].shape
+    torch.Size([2, 6, 4, 5])
     """
 
     def __init__(
@@ -106,6 +112,8 @@ class RSSM(nn.Module):
         joint_input: bool = True,
         clip_action: bool = False,
         initial_state: Literal["mode", "zeros"] = "mode",
+        in_keys: Iterable[NestedKey] | None = None,
+        out_keys: Iterable[NestedKey] | None = None,
     ) -> None:
         super().__init__()
         if initial_state not in ("mode", "zeros"):
@@ -114,7 +122,6 @@ class RSSM(nn.Module):
             )
         self.latent = CategoricalLatent(groups, classes, unimix) if latent is None else latent
         self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
-        self.feature_dim = self.state_dim + deter
         self.clip_action, self.initial_state = clip_action, initial_state
 
         def logits() -> nn.Linear:
@@ -126,6 +133,7 @@ class RSSM(nn.Module):
         self.prior = nn.Sequential(*MLP(deter, hidden, prior_layers, style), logits())
         self.posterior_in = DenseNormAct(deter + embed_dim, hidden, style)
         self.posterior_out = nn.Sequential(*MLP(hidden, hidden, posterior_layers - 1, style), logits())
+        self.name_keys(in_keys, out_keys)
 
     # -- starting ------------------------------------------------------------------------
 
@@ -137,140 +145,87 @@ class RSSM(nn.Module):
             state, index = belief.new_zeros(1, self.state_dim), None
         else:
             state, index = self.latent.mode(self.prior_logits(belief))
-        latent = Latent(state, belief, belief if self.backbone.carry_is_output else carry, index)
+        latent = Latent(state, belief, None if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
     @property
-    def carry_dim(self) -> int:
-        """Numbers in a row of :meth:`packed`; none where the belief is all there is to carry."""
-        return 0 if self.backbone.carry_is_output else carry_width(self.backbone.initial(1))
+    def pack_shapes(self) -> dict[str, tuple[int, ...]]:
+        """State and belief and, where the backbone carries more than its output, ``carry``."""
+        shapes = {"state": (self.state_dim,), "belief": (self.belief_dim,)}
+        if not self.backbone.carry_is_output:
+            shapes["carry"] = (carry_width(self.backbone.initial(1)),)
+        return shapes
 
-    def packed(self, latent: Latent) -> Tensor:
-        """What the backbone carries, ``[B, carry_dim]``, for :meth:`resume`."""
-        return flatten_carry(latent.carry) if self.carry_dim else latent.belief[:, :0]
+    def pack(self, latent: Latent) -> dict[str, Tensor]:
+        """See :meth:`Dynamics.pack <wmkit.dynamics.Dynamics.pack>`."""
+        packed = {"state": latent.state, "belief": latent.belief}
+        return packed if latent.carry is None else packed | {"carry": flatten_carry(latent.carry)}
 
-    def resume(self, state: Tensor, belief: Tensor, carry: Tensor | None = None) -> Latent:
-        """Latent from a stored state and belief.
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:
+        """Latent of ``state [B, S]``, ``belief [B, U]`` and, where there is one, ``carry [B, N]``.
 
-        Args:
-            state: ``[B, G*C]``.
-            belief: ``[B, U]``.
-            carry: ``[B, carry_dim]``, see :meth:`packed`. Without it a backbone whose carry is more than
-                its output remembers nothing from before: the rollout goes on from the state alone.
+        Without its carry a backbone whose carry is more than its output remembers nothing from before: the
+        rollout goes on from the state alone.
         """
-        if self.backbone.carry_is_output:
-            return Latent(state, belief, belief)
-        if carry is None:
-            return Latent(state, belief, self.backbone.initial(belief.shape[0]))
-        return Latent(state, belief, unflatten_carry(carry, self.backbone.initial(1)))
-
-    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
-        """The chance that ``lead`` samples of a state take, for :meth:`step` and :meth:`sample`."""
-        return self.latent.noise(*lead, device=device)
+        state, belief, carry = tensors["state"].float(), tensors["belief"].float(), None
+        if not self.backbone.carry_is_output:
+            carry = self.backbone.initial(len(belief))
+            if "carry" in tensors:
+                carry = unflatten_carry(tensors["carry"], self.backbone.initial(1))
+        return Latent(state, belief, carry)
 
     # -- one step ------------------------------------------------------------------------
 
-    def step(
-        self, latent: Latent, action: Tensor, noise: Tensor | None = None, *, one_hot: bool = False
-    ) -> Latent:
-        """Imagine one step: ``action [B, A]`` from ``latent`` to a sample of the prior.
+    def bind(self, *, one_hot: bool = False) -> _Steps:
+        """See :meth:`Dynamics.bind <wmkit.dynamics.Dynamics.bind>`."""
+        transition, table = self.input.bind(self.backbone), None
+        if one_hot and not torch.is_grad_enabled():
+            like = self.posterior_in.linear.weight
+            table = transition.ahead(torch.eye(self.action_dim, dtype=like.dtype, device=like.device))
+        return _Steps(self, transition, table)
 
-        Args:
-            latent: where the step starts.
-            action: ``[B, A]`` float.
-            noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
-            one_hot: promises that every action is; what they add is then looked up in a table.
-        """
-        learns = torch.is_grad_enabled()
-        bound = ("transition", id(self), learns)
-        transition = kept(lambda: bound, self, lambda: self.input.bind(self.backbone))
-        if one_hot and not learns:
-            table = kept(
-                lambda: ("actions", id(self)),
-                self,
-                lambda: transition.ahead(
-                    torch.eye(action.shape[-1], dtype=action.dtype, device=action.device)
-                ),
-            )
-            ahead = table.index_select(0, action.argmax(-1))
-        else:
-            ahead = transition.ahead(self._clipped(action))
-        belief, carry = self._carried(
-            *transition.step(latent.state, latent.classes, latent.carry, None, ahead)
-        )
-        state, index = self.sample(self.prior_logits(belief), noise)
-        return Latent(state, belief, carry, index)
-
-    def filter(
-        self, latent: Latent, previous_action: Tensor, embed: Tensor, is_init: Tensor
-    ) -> tuple[Latent, Tensor]:
-        """Acting: take in one observation.
-
-        Args:
-            latent: state before the observation.
-            previous_action: ``[B, A]`` action that led to it.
-            embed: ``[B, E]`` its embedding.
-            is_init: ``[B]`` bool, the observation starts an episode.
-
-        Returns:
-            The posterior latent and its logits ``[B, G, C]``.
-        """
+    def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
+        """Acting: take in one observation."""
         noise = self.noise(*embed.shape[:-1], device=embed.device)
         loop = self._bind()
-        action_in = loop.transition.ahead(self._action(previous_action, is_init))
-        return self._filter(loop, latent, action_in, loop.posterior.ahead(embed), is_init, noise)
+        action_in = loop.transition.ahead(self._action(record))
+        ahead = loop.posterior.ahead(embed)
+        return self._filter(loop, latent, action_in, ahead, record["is_init"], noise)[0]
 
     # -- a window ------------------------------------------------------------------------
 
-    def observe(self, embed: Tensor, previous_action: Tensor, is_init: Tensor, latent: Latent) -> Observed:
-        """Filter a window ``[B, T]``.
-
-        Args:
-            embed: ``[B, T, E]`` embeddings of ``o_t``.
-            previous_action: ``[B, T, A]`` the action that led to ``o_t``.
-            is_init: ``[B, T]`` bool, ``o_t`` starts an episode: state, belief and action of
-                the step before are forgotten.
-            latent: state before the window.
-        """
+    def observe(self, embed: Tensor, record: Record, latent: Latent | None = None) -> Observed:
+        """Filter a window ``[B, T]``: state, belief and action are forgotten where an episode starts."""
+        latent = self.initial(len(embed)) if latent is None else latent
         if filter_loop.applies(self):
-            return self._observe_at_once(embed, previous_action, is_init, latent)
+            return self._observe_at_once(embed, record, latent)
         loop = self._bind()
-        action_in = loop.transition.ahead(self._action(previous_action, is_init))  # [B, T, ...]
+        action_in = loop.transition.ahead(self._action(record))  # [B, T, ...]
         embed_in = loop.posterior.ahead(embed)  # [B, T, H]
         noise = self.noise(*embed.shape[:2], device=embed.device)
         latents, logits = [], []
-        per_step = zip(
-            action_in.unbind(1), embed_in.unbind(1), is_init.unbind(1), noise.unbind(1), strict=True
-        )
-        with loop_weights(self.input, self.backbone, self.posterior_out):
-            for action_t, embed_t, init_t, noise_t in per_step:
-                latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
-                latents.append(latent)
-                logits.append(logits_t)
-        stacked = _stack(latents)
-        return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief))
+        per_step = (action_in, embed_in, record["is_init"], noise)
+        for action_t, embed_t, init_t, noise_t in zip(*(x.unbind(1) for x in per_step), strict=True):
+            latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
+            latents.append(latent)
+            logits.append(logits_t)
+        stacked = Latent.stack(latents, 1)
+        return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief), latent)
 
-    def _observe_at_once(
-        self, embed: Tensor, previous_action: Tensor, is_init: Tensor, latent: Latent
-    ) -> Observed:
+    def _observe_at_once(self, embed: Tensor, record: Record, latent: Latent) -> Observed:
         """:meth:`observe` by :mod:`wmkit.dynamics.filter_loop`."""
         noise = self.noise(*embed.shape[:2], device=embed.device)
-        action = self._action(previous_action, is_init)
-        seen = filter_loop.run(self, embed, action, is_init, latent.state, latent.carry, noise)
-        stacked = Latent(seen.states, seen.beliefs, seen.beliefs, seen.classes)
-        return Observed(stacked, seen.logits, self.prior_logits(seen.beliefs))
+        action, is_init = self._action(record), record["is_init"]
+        seen = filter_loop.run(self, embed, action, is_init, latent.state, latent.belief, noise)
+        stacked = Latent(seen.states, seen.beliefs, None, seen.classes)
+        last = stacked.map(lambda x: x[:, -1])
+        return Observed(stacked, seen.logits, self.prior_logits(seen.beliefs), last)
 
     # -- pieces --------------------------------------------------------------------------
 
     def prior_logits(self, belief: Tensor) -> Tensor:
         """``[*B, U] -> [*B, G, C]``: the latent's statistics, logits unless it is Gaussian."""
         return self.latent.statistics(self.prior(belief))
-
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Sample ``[*B, G*C]`` of statistics ``[*B, G, C]``, and its classes ``[*B, G]`` if it has any."""
-        if noise is None:
-            noise = self.noise(*logits.shape[:-2], device=logits.device)
-        return self.latent.sample(logits, noise)
 
     def _bind(self) -> _Loop:
         transition = self.input.bind(self.backbone)
@@ -286,40 +241,60 @@ class RSSM(nn.Module):
         noise: Tensor,
     ) -> tuple[Latent, Tensor]:
         state = torch.where(is_init.unsqueeze(-1), loop.start, latent.state)
-        belief, carry = self._carried(*loop.transition.step(state, None, latent.carry, is_init, action_in))
+        belief, carry = self._moved(loop.transition, state, None, latent, is_init, action_in)
         hidden = loop.posterior.finish(belief, embed_in)
         logits = self.latent.statistics(self.posterior_out(hidden))
         state, index = self.sample(logits, noise)
         return Latent(state, belief, carry, index), logits
 
-    def _carried(self, belief: Tensor, carry: Any) -> tuple[Tensor, Any]:
-        """Under autocast the belief is carried, and stored, in the precision that is computed in."""
-        belief = rounded(belief)
-        return belief, belief if self.backbone.carry_is_output else carry
+    def _moved(
+        self,
+        transition: Transition,
+        state: Tensor,
+        classes: Tensor | None,
+        latent: Latent,
+        is_init: Tensor | None,
+        action_in: Tensor,
+    ) -> tuple[Tensor, Any]:
+        """The next belief, in the precision that is computed in, and what is carried beside it."""
+        alone = self.backbone.carry_is_output
+        carry = latent.belief if alone else latent.carry
+        belief, carry = transition.step(state, classes, carry, is_init, action_in)
+        return rounded(belief), None if alone else carry
 
-    def _action(self, action: Tensor, is_init: Tensor) -> Tensor:
+    def _action(self, record: Record) -> Tensor:
         """What the transition reads: no action where an episode starts."""
-        return self._clipped(action.masked_fill(is_init.unsqueeze(-1), 0))
+        return self._clipped(record["previous_action"].masked_fill(record["is_init"].unsqueeze(-1), 0))
 
     def _clipped(self, action: Tensor) -> Tensor:
         return action / action.detach().abs().clamp(min=1) if self.clip_action else action
 
 
 class _Loop(NamedTuple):
-    """What a loop over time needs besides its inputs, made once."""
+    """What a loop over observations needs besides its inputs, made once."""
 
     transition: Transition
     posterior: CutLayer
     start: Tensor  # [1, G*C], state after a reset
 
 
-def _stack(latents: list[Latent]) -> Latent:
-    """Latents of T steps to one with leaves ``[B, T, ...]``."""
-    first = latents[0]
-    belief = torch.stack([x.belief for x in latents], 1)
-    carry = belief
-    if first.carry is not first.belief:
-        carry = tree_map(lambda *parts: torch.stack(parts, 1), *(x.carry for x in latents))
-    known = [x.classes for x in latents if x.classes is not None]
-    index = torch.stack(known, 1) if known else None
-    return Latent(torch.stack([x.state for x in latents], 1), belief, carry, index)
+class _Steps(NamedTuple):
+    """What a loop over imagined steps needs."""
+
+    rssm: RSSM
+    transition: Transition
+    table: Tensor | None  # what each one-hot action adds
+
+    def step(
+        self, latent: Latent, action: Tensor, option: Tensor | None = None, noise: Tensor | None = None
+    ) -> Latent:
+        """See :meth:`Dynamics.step <wmkit.dynamics.Dynamics.step>`."""
+        assert option is None, "an RSSM alone has no options: wrap it in LongShortRSSM"
+        rssm = self.rssm
+        if self.table is None:
+            ahead = self.transition.ahead(rssm._clipped(action))
+        else:
+            ahead = self.table.index_select(0, action.argmax(-1))
+        belief, carry = rssm._moved(self.transition, latent.state, latent.classes, latent, None, ahead)
+        state, index = rssm.sample(rssm.prior_logits(belief), noise)
+        return Latent(state, belief, carry, index)

@@ -1,6 +1,6 @@
 """Token dynamics: any sequence model with a myopic posterior and a token layout.
 
-TWM (arXiv:2303.07109, section 2) and STORM (arXiv:2310.09615, section 3.2)::
+TWM (arXiv:2303.07109, section 2), STORM (arXiv:2310.09615, section 3.2) and TransDreamer (arXiv:2202.09481)::
 
     z_t ~ q(z | o_t)      u_t = f(..., tokens(r_t, z_t, a_t))      ẑ_{t+1} ~ p(z | u_t)
 
@@ -11,61 +11,74 @@ the belief on arriving at ``o_t``: u_{t-1}, which has consumed ``(z_{t-1}, a_{t-
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wmkit.arguments import check_range
-from wmkit.backbones import Carry, SequenceModel
-from wmkit.backbones.transformer import Transformer
-from wmkit.dynamics.latent import Latent, Observed
-from wmkit.dynamics.tokens import TokenLayout
-from wmkit.errors import ConfigError
-from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs
-from wmkit.nn import Feature
+from wmkit.backbones import Carry, SequenceModel, carry_width, flatten_carry, unflatten_carry
+from wmkit.dynamics.dynamics import Dynamics, Record
+from wmkit.dynamics.recent_steps import RecentSteps
+from wmkit.dynamics.state import Latent, Observed
+from wmkit.dynamics.tokens import Steps, TokenLayout
+from wmkit.nn import CategoricalLatent
 
 
-class Steps(NamedTuple):
-    """What the tokens of ``n`` time steps are made of.
+class TokenCarry(NamedTuple):
+    """What token dynamics need to go on from a step whose own tokens are not consumed yet.
 
     Attributes:
-        state: ``[B, n, ...]`` z_t, with an empty belief; classes where known.
-        action: ``[B, n, A]`` the action chosen there.
-        reward: ``[B, n, 1]`` received on arriving there, in the reward head's units.
-        is_init: ``[B, n]`` bool, ``o_t`` starts an episode.
+        memory: carry of the sequence model; ``None`` before its first token.
+        arrival: ``[B, 1]`` what was received on arriving here, in the layout's units.
+        is_init: ``[B]`` bool, what was before is to be forgotten.
     """
 
-    state: Feature
-    action: Tensor
-    reward: Tensor
+    memory: Carry
+    arrival: Tensor
     is_init: Tensor
 
 
-class TokenDynamics(nn.Module):
-    """World-model dynamics with categorical latents over a sequence model that reads tokens.
+class Represented(NamedTuple):
+    """Posterior of observations without their history.
+
+    Attributes:
+        logits: ``[*B, G, C]`` statistics.
+        state: ``[*B, S]`` a sample.
+        classes: ``[*B, G]`` int64, of its categoricals if it has any.
+    """
+
+    logits: Tensor
+    state: Tensor
+    classes: Tensor | None
+
+
+class TokenDynamics(Dynamics):
+    """World-model dynamics with a myopic posterior over a sequence model that reads tokens.
 
     Args:
         action_dim: width A of an action.
         embed_dim: width E of an embedding.
         backbone: called as ``backbone(in_dim=..., out_dim=...)``, gives the sequence model.
         tokens: called as ``tokens(state_dim, action_dim, width)``, gives the layout.
-        deter: width U of the belief and of a token.
+        deter: width U of the belief.
+        width: of a token; ``deter`` if not given.
         groups: categoricals G in a state.
         classes: classes C of each.
-        posterior: called as ``posterior(embed_dim, state_dim)``, gives the logits of q.
-        prior: called as ``prior(deter, state_dim)``, gives the logits of p.
+        posterior: called as ``posterior(embed_dim, N)``, gives the N numbers of q's statistics.
+        prior: called as ``prior(deter, N)``, gives those of p.
         unimix: share of the uniform in every categorical.
+        latent: what a state is made of instead of such categoricals (:mod:`wmkit.nn`).
         state_gradient: whether the sequence model's gradient reaches the posterior through the tokens
             (STORM) or states are constants to it (TWM).
         separate_episodes: whether an episode sees nothing of the one before it; the released STORM lets
             attention cross.
-        policy_reads: ``"state"``, or ``"feature"``: the belief too.
-
-    Raises:
-        ConfigError: an unknown ``policy_reads``.
+        acting_window: act on the last so many steps, run through the sequence model anew each time (STORM); its
+            own memory goes from step to step if not given.
+        in_keys: of embedding, previous action, ``is_init`` and the layout's conditions.
+        out_keys: of state, belief, posterior and prior.
 
     >>> from functools import partial
     >>> from wmkit import backbones
@@ -75,12 +88,14 @@ class TokenDynamics(nn.Module):
     >>> gru = partial(backbones.build, "gru")
     >>> dynamics = TokenDynamics(3, 7, backbone=gru, tokens=LateRewardTokens, deter=16, groups=4, classes=5,
     ...                          posterior=head, prior=head)
-    >>> seen = dynamics.observe(torch.zeros(2, 6, 7), torch.zeros(2, 6, 3), torch.zeros(2, 6, 1),
-    ...                         torch.zeros(2, 6, dtype=torch.bool))
+    >>> record = {"previous_action": torch.zeros(2, 6, 3), "reward": torch.zeros(2, 6, 1),
+    ...           "is_init": torch.zeros(2, 6, dtype=torch.bool)}
+    >>> seen = dynamics.observe(torch.zeros(2, 6, 7), record)
     >>> seen.latent.state.shape, seen.latent.belief.shape
     (torch.Size([2, 6, 20]), torch.Size([2, 6, 16]))
     """
 
+    myopic, resumable = True, False
     tokens: Any
 
     def __init__(
@@ -91,120 +106,243 @@ class TokenDynamics(nn.Module):
         backbone: Callable[..., SequenceModel],
         tokens: Callable[..., TokenLayout],
         deter: int,
+        width: int | None = None,
         groups: int = 32,
         classes: int = 32,
         posterior: Callable[..., nn.Module],
         prior: Callable[..., nn.Module],
         unimix: float = 0.0,
+        latent: Any = None,
         state_gradient: bool = False,
         separate_episodes: bool = True,
-        policy_reads: Literal["state", "feature"] = "state",
+        acting_window: int | None = None,
+        in_keys: Iterable[NestedKey] | None = None,
+        out_keys: Iterable[NestedKey] | None = None,
     ) -> None:
         super().__init__()
-        if policy_reads not in ("state", "feature"):
-            raise ConfigError(
-                f"policy_reads is {policy_reads!r}: wanted state or feature; correct dynamics.policy_reads"
-            )
-        check_range("dynamics.unimix", unimix, 0, 1, open_end=True)
-        self.action_dim, self.groups, self.classes, self.unimix = action_dim, groups, classes, unimix
-        self.state_dim, self.belief_dim = groups * classes, deter
-        self.state_gradient, self.policy_reads = state_gradient, policy_reads
-        self.separate_episodes = separate_episodes
-        self.feature_dim = self.state_dim + (deter if policy_reads == "feature" else 0)
-        self.posterior = posterior(embed_dim, self.state_dim)
-        self.tokens = tokens(self.state_dim, action_dim, deter)
+        self.latent = CategoricalLatent(groups, classes, unimix) if latent is None else latent
+        self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
+        self.state_gradient, self.separate_episodes = state_gradient, separate_episodes
+        self.posterior = posterior(embed_dim, self.latent.stats_dim)
+        self.tokens = tokens(self.state_dim, action_dim, deter if width is None else width)
+        self.conditions = self.tokens.conditions
         self.backbone: Any = backbone(in_dim=self.tokens.width, out_dim=deter)
-        self.prior = prior(deter, self.state_dim)
+        self.prior = prior(deter, self.latent.stats_dim)
+        self.recent: RecentSteps | None = None
+        if acting_window is not None:
+            check_range("acting_window", acting_window, 1)
+            self.recent = RecentSteps(acting_window, self.latent, action_dim)
+        self.name_keys(in_keys, out_keys)
 
     # -- a window ------------------------------------------------------------------------
 
-    def observe(self, embed: Tensor, previous_action: Tensor, reward: Tensor, is_init: Tensor) -> Observed:
-        """Encode a window ``[B, T]`` and run the sequence model over it, from nothing.
+    def observe(
+        self,
+        embed: Tensor,
+        record: Record,
+        latent: Latent | None = None,
+        represented: Represented | None = None,
+    ) -> Observed:
+        """Encode a window ``[B, T]`` and run the sequence model over it.
 
         Args:
-            embed: ``[B, T, E]`` embeddings of ``o_t``.
-            previous_action: ``[B, T, A]`` the action that led to ``o_t``.
-            reward: ``[B, T, 1]`` received on arriving at ``o_t``, in the reward head's units.
-            is_init: ``[B, T]`` bool, ``o_t`` starts an episode: nothing before it is seen from there on.
+            embed: ``[B, T, E]``.
+            record: leaves ``[B, T, ...]``.
+            latent: state before the window; with a carry its own step comes first.
+            represented: of these embeddings, where that is known already.
 
         Returns:
-            Beliefs are zero at index 0; where an episode starts they are still about the one before.
+            Beliefs are zero at index 0 of a window that nothing went before; where an episode starts they are still
+            about the one before.
         """
+        seen = self.represent(embed) if represented is None else represented
+        visible = seen.state if self.state_gradient else seen.state.detach()
+        steps = self._steps(visible, seen.classes, record)
+        before, here = steps.map(lambda x: x[:, :-1]), steps.map(lambda x: x[:, -1])
+        start = None if latent is None else latent.carry
+        if latent is not None and start is not None:
+            first = _one_step(latent, start, record["previous_action"][:, 0])
+            before = Steps(
+                *(
+                    None if a is None or b is None else torch.cat([a, b], 1)
+                    for a, b in zip(first, before, strict=True)
+                )  # type: ignore[arg-type]
+            )
+        memory = None if start is None else start.memory
+        belief = visible.new_zeros(len(visible), 0, self.belief_dim)
+        if before.action.shape[1]:
+            belief, memory = self.advance(before, memory)
+        if start is None:
+            belief = torch.nn.functional.pad(belief, (0, 0, 1, 0))  # [B, T, U]
+        last = Latent(here.state, belief[:, -1], TokenCarry(memory, here.arrival, here.is_init), here.classes)
+        latents = Latent(seen.state, belief, None, seen.classes)
+        return Observed(latents, seen.logits, self.prior_logits(belief), last)
+
+    def represent(self, embed: Tensor) -> Represented:
+        """Posterior of ``embed [*B, E]``, and a sample of it."""
         logits = self.posterior_logits(embed)
-        state, classes = self.sample(logits)
-        visible = state if self.state_gradient else state.detach()
-        steps = Steps(
-            Feature(visible, visible[..., :0], classes), previous_action.roll(-1, 1), reward, is_init
-        )
-        before = Steps(steps.state.map(_but_last), *(_but_last(x) for x in steps[1:]))
-        belief, _ = self.advance(before, None)
-        belief = F.pad(belief, (0, 0, 1, 0))  # [B, T, U]
-        return Observed(Latent(state, belief, belief, classes), logits, self.prior_logits(belief))
+        return Represented(logits, *self.sample(logits))
+
+    def remember(self, latent: Latent, record: Record) -> Latent:
+        """State to go on from after records whose states are known.
+
+        Args:
+            latent: of ``c + 1`` records, leaves ``[N, c+1, ...]``; the last is where to go on.
+            record: leaves ``[N, c+1, ...]``.
+        """
+        steps = self._steps(latent.state, latent.classes, record)
+        here, memory = steps.map(lambda x: x[:, -1]), None
+        belief = here.state.new_zeros(len(here.state), self.belief_dim)
+        if steps.state.shape[1] > 1:
+            beliefs, memory = self.advance(steps.map(lambda x: x[:, :-1]), None)
+            belief = beliefs[:, -1]
+        return Latent(here.state, belief, TokenCarry(memory, here.arrival, here.is_init), here.classes)
 
     def advance(
-        self, steps: Steps, carry: Carry | None, loop: Any = None, separate: bool | None = None
+        self, steps: Steps, memory: Carry | None, loop: Any = None, separate: bool | None = None
     ) -> tuple[Tensor, Carry]:
         """Consume ``n`` time steps.
 
         Args:
             steps: leaves ``[B, n, ...]``.
-            carry: of the sequence model; ``None`` before the first step, whose late tokens are left out.
-            loop: the sequence model made ready for a loop, see :meth:`loop`.
+            memory: of the sequence model; ``None`` before the first step, whose late tokens are left out.
+            loop: the sequence model made ready for a loop, see :meth:`bind`.
             separate: whether ``is_init`` cuts off what was before; ``separate_episodes`` if not given.
 
         Returns:
-            Beliefs ``[B, n, U]`` after each step, and the carry.
+            Beliefs ``[B, n, U]`` after each step, and the memory.
         """
-        layout, rows = self.tokens, len(steps.action)
-        x = layout(*steps[:3])  # [B, n, k, D]
+        layout = self.tokens
+        x = layout(steps)  # [B, n, k, D]
         reset = torch.zeros(x.shape[:3], dtype=torch.bool, device=x.device)
         if self.separate_episodes if separate is None else separate:
             reset[:, :, layout.late] = steps.is_init
         x, reset = x.flatten(1, 2), reset.flatten(1)
-        skip = layout.late if carry is None else 0
+        skip = layout.late if memory is None else 0
         x, reset = x[:, skip:], reset[:, skip:]
         read = slice(layout.per_step - 1 - skip, None, layout.per_step)
-        sequence = loop or self.backbone
-        if isinstance(self.backbone, Transformer):  # knows nothing as None, and can do without other outputs
-            return sequence.scan(x, carry, reset, read)
-        u, carry = sequence.scan(x, self.backbone.initial(rows) if carry is None else carry, reset)
-        return u[:, read], carry
+        return (loop or self.backbone).scan(x, memory, reset, read)
 
-    def loop(self) -> Any:
-        """The sequence model for a loop over single steps; good until the weights change."""
-        if isinstance(self.backbone, Transformer):
-            return self.backbone.bind(tokens=self.tokens.per_step)
-        return self.backbone
+    # -- one step ------------------------------------------------------------------------
+
+    def initial(self, batch: int) -> Latent:
+        """Zeros: nothing was seen or consumed."""
+        like = next(self.backbone.parameters())
+        return Latent(like.new_zeros(batch, self.state_dim), like.new_zeros(batch, self.belief_dim))
+
+    def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
+        """Acting: take in one observation; the belief is zero where an episode starts."""
+        seen, first = self.represent(embed), record["is_init"]
+        arrival = self._arrival(record)
+        if self.recent is not None:
+            recent = self.recent.unpack(latent.carry, record["previous_action"])
+            beliefs, _ = self.advance(self.recent.steps(recent), None, separate=True)
+            carry = self.recent.push(recent, seen.state, seen.classes, arrival, first)
+            belief = beliefs[:, -1]
+        elif latent.carry is None:
+            belief = embed.new_zeros(len(embed), self.belief_dim)
+            carry = TokenCarry(None, arrival, first)
+        else:
+            steps = _one_step(latent, latent.carry, record["previous_action"])
+            beliefs, memory = self.advance(steps, latent.carry.memory)
+            belief, carry = beliefs[:, -1], TokenCarry(memory, arrival, first)
+        return Latent(seen.state, belief.masked_fill(first.unsqueeze(-1), 0), carry, seen.classes)
+
+    def bind(self, *, one_hot: bool = False) -> _TokenSteps:
+        """See :meth:`Dynamics.bind`."""
+        return _TokenSteps(self, self.backbone.bind(tokens=self.tokens.per_step))
+
+    def told(self, latent: Latent, conditions: Mapping[str, Tensor]) -> Latent:
+        """The reward that a world model expects here is part of the next step's tokens."""
+        if not self.conditions:
+            return latent
+        return latent._replace(carry=latent.carry._replace(arrival=conditions["reward"]))
+
+    def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
+        """Other states in rows ``mask [B]``; what was before is cut off with their own tokens."""
+        assert latent.carry is not None
+        return Latent(
+            torch.where(mask.unsqueeze(-1), start.state, latent.state),
+            latent.belief,
+            latent.carry._replace(is_init=mask),
+            None if latent.classes is None else torch.where(mask.unsqueeze(-1), start.classes, latent.classes),
+        )
+
+    # -- what a policy carries -------------------------------------------------------------
+
+    @property
+    def pack_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The recent steps of an acting window; else state, belief and ``carry``."""
+        if self.recent is not None:
+            return {"recent_steps": self.recent.shape}
+        width = carry_width(self._carry_like(1))
+        return {"state": (self.state_dim,), "belief": (self.belief_dim,), "carry": (width,)}
+
+    def pack(self, latent: Latent) -> dict[str, Tensor]:
+        """See :meth:`Dynamics.pack`."""
+        if self.recent is not None:
+            return {"recent_steps": latent.carry}
+        carry = latent.carry
+        if carry.memory is None:
+            carry = carry._replace(memory=self.backbone.initial(len(latent.state)))
+        return {"state": latent.state, "belief": latent.belief, "carry": flatten_carry(carry)}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:
+        """See :meth:`Dynamics.unpack`; a state alone is a start without a memory."""
+        if "recent_steps" in tensors:
+            recent = tensors["recent_steps"]
+            return self.initial(len(recent))._replace(carry=recent)
+        state, carry = tensors["state"].float(), None
+        belief = tensors.get("belief", state.new_zeros(len(state), self.belief_dim))
+        if "carry" in tensors:
+            carry = unflatten_carry(tensors["carry"], self._carry_like(1))
+        return Latent(state, belief.float(), carry, self.latent.classes_of(state))
+
+    def _carry_like(self, batch: int) -> TokenCarry:
+        nothing = self.initial(batch).belief[:, :1]
+        return TokenCarry(self.backbone.initial(batch), nothing, nothing[:, 0] > 0)
 
     # -- pieces --------------------------------------------------------------------------
 
-    def view(self, state: Tensor, belief: Tensor, classes: Tensor | None = None) -> Feature:
-        """What actor and critic read of states ``[*B, G*C]`` and beliefs ``[*B, U]``."""
-        return Feature(state, belief if self.policy_reads == "feature" else belief[..., :0], classes)
-
     def posterior_logits(self, embed: Tensor) -> Tensor:
         """``[*B, E] -> [*B, G, C]``."""
-        return self.posterior(embed).unflatten(-1, (self.groups, self.classes))
+        return self.latent.statistics(self.posterior(embed))
 
     def prior_logits(self, belief: Tensor) -> Tensor:
         """``[*B, U] -> [*B, G, C]``."""
-        return self.prior(belief).unflatten(-1, (self.groups, self.classes))
+        return self.latent.statistics(self.prior(belief))
 
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Straight-through sample ``[*B, G*C]`` of logits ``[*B, G, C]``, and its classes ``[*B, G]``."""
-        if noise is None:
-            noise = torch.rand(*logits.shape[:-1], 1, device=logits.device)
-        probs = unimix_probs(logits, self.unimix)
-        index = sample_index(probs.detach(), noise)
-        state = one_hot(index, self.classes, probs.dtype)
-        if torch.is_grad_enabled() and probs.requires_grad:
-            state = straight_through(state, probs)
-        return state.flatten(-2), index
+    def _arrival(self, record: Record) -> Tensor:
+        if not self.conditions:
+            return torch.zeros_like(record["previous_action"][..., :1])
+        return self.tokens.arrival(record["reward"])
 
-    def one_hot(self, classes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Classes ``[*B, G]`` to states ``[*B, G*C]``."""
-        return one_hot(classes, self.classes, dtype).flatten(-2)
+    def _steps(self, state: Tensor, classes: Tensor | None, record: Record) -> Steps:
+        """Steps of a window of records; the last one's action is not known and not to be read."""
+        action = record["previous_action"].roll(-1, 1)
+        return Steps(state, classes, action, self._arrival(record), record["is_init"])
 
 
-def _but_last(x: Tensor) -> Tensor:
-    return x[:, :-1]
+class _TokenSteps(NamedTuple):
+    """What a loop over imagined steps needs."""
+
+    dynamics: TokenDynamics
+    loop: Any
+
+    def step(
+        self, latent: Latent, action: Tensor, option: Tensor | None = None, noise: Tensor | None = None
+    ) -> Latent:
+        """See :meth:`Dynamics.step`."""
+        assert option is None, "token dynamics alone have no options: wrap them in LongShortRSSM"
+        dynamics, nothing = self.dynamics, torch.zeros_like(action[:, :1])
+        carry = latent.carry or TokenCarry(None, nothing, nothing[:, 0] > 0)
+        beliefs, memory = dynamics.advance(_one_step(latent, carry, action), carry.memory, self.loop)
+        belief = beliefs[:, -1]
+        state, classes = dynamics.sample(dynamics.prior_logits(belief), noise)
+        return Latent(state, belief, TokenCarry(memory, nothing, nothing[:, 0] > 0), classes)
+
+
+def _one_step(latent: Latent, carry: TokenCarry, action: Tensor) -> Steps:
+    """A latent and the action chosen there as a step ``[B, 1, ...]``."""
+    parts = Steps(latent.state, latent.classes, action, carry.arrival, carry.is_init)
+    return parts.map(lambda x: x.unsqueeze(1))

@@ -4,24 +4,50 @@ A layout turns a step (what was received on arriving, the state, the action chos
 ``per_step`` tokens. The last of them is where the belief is read out. The first ``late`` ones belong
 to the arrival: an episode begins after them, and where nothing went before they are left out.
 
-==================  ========================  ====================  =========
+==================  ========================  ====================  ===================
 layout              tokens of a step          late                  system
-==================  ========================  ====================  =========
+==================  ========================  ====================  ===================
 LateRewardTokens    reward, state, action     the reward            TWM
-FusedToken          one of state and action   none                  STORM
-==================  ========================  ====================  =========
+FusedToken          one of state and action   none                  STORM, TransDreamer
+==================  ========================  ====================  ===================
 
 The reward is late because a step's belief has to predict it: it is known one step later.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from wmkit.errors import ConfigError
 from wmkit.nn import STYLE_2023, DenseNormAct, Feature, LayerStyle, Linear, init_hidden
+
+_UNITS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "tanh": torch.tanh, "sign": torch.sign}
+
+
+class Steps(NamedTuple):
+    """What the tokens of ``n`` time steps are made of.
+
+    Attributes:
+        state: ``[B, n, S]`` z_t.
+        classes: ``[B, n, G]`` int64, of its categoricals where known.
+        action: ``[B, n, A]`` the action chosen there.
+        arrival: ``[B, n, 1]`` what was received on arriving there, in the layout's units.
+        is_init: ``[B, n]`` bool, ``o_t`` starts an episode.
+    """
+
+    state: Tensor
+    classes: Tensor | None
+    action: Tensor
+    arrival: Tensor
+    is_init: Tensor
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Steps:
+        """The same of every part."""
+        return Steps(*(None if part is None else fn(part) for part in self))  # type: ignore[arg-type]
 
 
 class TokenLayout(Protocol):
@@ -31,14 +57,20 @@ class TokenLayout(Protocol):
         width: of a token, D.
         per_step: tokens k of a step.
         late: how many of them, in front, belong to the arrival.
+        conditions: keys of a record that the late tokens are made of.
     """
 
     width: int
     per_step: int
     late: int
+    conditions: tuple[str, ...]
 
-    def __call__(self, state: Feature, action: Tensor, reward: Tensor) -> Tensor:
-        """State ``[B, n, G*C]``, action ``[B, n, A]``, reward ``[B, n, 1]`` -> ``[B, n, k, D]``."""
+    def arrival(self, reward: Tensor) -> Tensor:
+        """A record's reward ``[*B, 1]`` in the units of the late token."""
+        ...
+
+    def __call__(self, steps: Steps) -> Tensor:
+        """``n`` steps, leaves ``[B, n, ...]`` -> tokens ``[B, n, k, D]``."""
         ...
 
 
@@ -51,54 +83,94 @@ class LateRewardTokens(nn.Module):
         state_dim: width of a state.
         action_dim: width A of an action.
         width: of a token.
+        units: what the reward's token is made of: the reward as it is (``"none"``), its ``"tanh"`` or its
+            ``"sign"``; those of the head that predicts it.
         style: norm, activation, bias and initialisation of the dense layers.
 
+    Raises:
+        ConfigError: unknown ``units``.
+
     >>> layout = LateRewardTokens(6, 3, 8)
-    >>> state = Feature(torch.zeros(2, 5, 6), torch.zeros(2, 5, 0))
-    >>> layout(state, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1)).shape
+    >>> flag = torch.zeros(2, 5, dtype=torch.bool)
+    >>> layout(Steps(torch.zeros(2, 5, 6), None, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1), flag)).shape
     torch.Size([2, 5, 3, 8])
     """
 
-    per_step, late = 3, 1
+    per_step, late, conditions = 3, 1, ("reward",)
 
-    def __init__(self, state_dim: int, action_dim: int, width: int, style: LayerStyle = STYLE_2023) -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        width: int,
+        *,
+        units: Literal["none", "tanh", "sign"] = "none",
+        style: LayerStyle = STYLE_2023,
+    ) -> None:
         super().__init__()
-        self.width = width
+        if units not in _UNITS:
+            raise ConfigError(f"units is {units!r}: wanted one of {', '.join(_UNITS)}; correct units")
+        self.width, self.arrival = width, _UNITS[units]
         self.state = DenseNormAct(state_dim, width, style)
         self.action = Linear(action_dim, width, bias=False)
         nn.init.normal_(self.action.weight)
         self.reward = DenseNormAct(1, width, style)
 
-    def forward(self, state: Feature, action: Tensor, reward: Tensor) -> Tensor:
+    def forward(self, steps: Steps) -> Tensor:
         """See :class:`TokenLayout`."""
-        return torch.stack([self.reward(reward), self.state(state), self.action(action)], -2)
+        state = Feature(steps.state, classes=[steps.classes])
+        parts = self.reward(steps.arrival), self.state(state), self.action(steps.action)
+        return torch.stack(parts, -2)
 
 
 class FusedToken(nn.Module):
-    """State and action mixed to one token (STORM, arXiv:2310.09615, section 3.2).
+    """State and action mixed to one token.
+
+    STORM (arXiv:2310.09615, section 3.2) has a second layer with a norm and no activation; TransDreamer
+    (arXiv:2202.09481) has one layer.
 
     Args:
         state_dim: width of a state.
         action_dim: width A of an action.
         width: of a token.
+        layers: one or two.
+        action_first: the first layer reads the action before the state.
         style: of the first layer; the second has its norm and no activation.
 
     >>> layout = FusedToken(6, 3, 8)
-    >>> state = Feature(torch.zeros(2, 5, 6), torch.zeros(2, 5, 0))
-    >>> layout(state, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1)).shape
+    >>> flag = torch.zeros(2, 5, dtype=torch.bool)
+    >>> layout(Steps(torch.zeros(2, 5, 6), None, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1), flag)).shape
     torch.Size([2, 5, 1, 8])
     """
 
-    per_step, late = 1, 0
+    per_step, late, conditions = 1, 0, ()
 
-    def __init__(self, state_dim: int, action_dim: int, width: int, style: LayerStyle = STYLE_2023) -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        width: int,
+        *,
+        layers: Literal[1, 2] = 2,
+        action_first: bool = False,
+        style: LayerStyle = STYLE_2023,
+    ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.action_first = width, action_first
         self.mixer = DenseNormAct(state_dim + action_dim, width, style)
-        out: nn.Linear = init_hidden(Linear(width, width, bias=style.bias), style.init)
-        self.out = nn.Sequential(out, style.make_norm(width))
+        self.out: Any = nn.Identity()
+        if layers > 1:
+            out: nn.Linear = init_hidden(Linear(width, width, bias=style.bias), style.init)
+            self.out = nn.Sequential(out, style.make_norm(width))
 
-    def forward(self, state: Feature, action: Tensor, reward: Tensor) -> Tensor:
+    def arrival(self, reward: Tensor) -> Tensor:
+        """No token is made of it."""
+        return reward
+
+    def forward(self, steps: Steps) -> Tensor:
         """See :class:`TokenLayout`."""
-        mixed = self.mixer(Feature(state.state, action, state.classes))
-        return self.out(mixed).unsqueeze(-2)
+        parts, classes = [steps.state, steps.action], [steps.classes, None]
+        if self.action_first:
+            parts.reverse()
+            classes.reverse()
+        return self.out(self.mixer(Feature(*parts, classes=classes))).unsqueeze(-2)

@@ -6,26 +6,38 @@ It holds parts and says how they connect. What they are trained on is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from wmkit.dynamics.latent import Latent, Observed
-from wmkit.nn import Feature
+from wmkit.dynamics.dynamics import Dynamics, to_record
+from wmkit.dynamics.state import NEXT, Latent, Observed, read
+from wmkit.errors import ConfigError
+from wmkit.heads import in_keys_of
+from wmkit.plug import Plug
 
 
-class WorldModel(nn.Module):
+class WorldModel(Plug):
     """Encoder, dynamics, decoder and named heads.
+
+    What decoder and heads read is their ``in_keys``: any of the state and belief that the dynamics write, before and,
+    under ``next``, after a transition. ``forward`` encodes and observes a window ``[B, T]``: it writes ``embed`` and
+    what the dynamics write.
 
     Args:
         spaces: shape of one observation for each key.
         action_dim: width A of an action.
         encoder: called as ``encoder(spaces)``.
         dynamics: called as ``dynamics(action_dim, embed_dim)``.
-        decoder: called as ``decoder(feature_dim, spaces)``.
-        heads: each called with the width of what it reads, the feature or a pair of features.
+        decoder: called as ``decoder(width, spaces)`` with the width of what it reads; none decodes nothing.
+        heads: each called with the width of what it reads.
+
+    Raises:
+        ConfigError: a part reads a key that the dynamics do not write.
 
     >>> from functools import partial
     >>> from wmkit import backbones
@@ -40,8 +52,8 @@ class WorldModel(nn.Module):
     ...     heads={"continuation": partial(ContinueHead, units=8, layers=1)})
     >>> batch = {"pixels": torch.zeros(2, 5, 3, 64, 64, dtype=torch.uint8),
     ...          "previous_action": torch.zeros(2, 5, 3), "is_init": torch.zeros(2, 5, 1, dtype=torch.bool)}
-    >>> world_model.observe(batch).latent.feature.shape
-    torch.Size([2, 5, 32])
+    >>> world_model.observe(batch).latent.belief.shape
+    torch.Size([2, 5, 16])
     """
 
     encoder: Any
@@ -54,35 +66,61 @@ class WorldModel(nn.Module):
         action_dim: int,
         *,
         encoder: Callable[..., nn.Module],
-        dynamics: Callable[..., nn.Module],
-        decoder: Callable[..., nn.Module],
+        dynamics: Callable[..., Dynamics],
+        decoder: Callable[..., nn.Module] | None = None,
         heads: Mapping[str, Callable[..., nn.Module]],
     ) -> None:
         super().__init__()
         self.encoder = encoder(spaces)
         self.dynamics = dynamics(action_dim, self.encoder.out_dim)
-        width = self.dynamics.feature_dim
-        self.decoder = decoder(width, spaces)
-        self.heads = nn.ModuleDict()
-        for name, head in heads.items():
-            reads = getattr(getattr(head, "func", head), "reads", "feature")
-            self.heads[name] = head(2 * width if reads == "pair" else width)
+        self.decoder, self.heads = None, nn.ModuleDict()
+        if decoder is not None:
+            self.decoder = decoder(self.width(decoder, "decoder"), spaces)
+        for name, make in heads.items():
+            self.heads[name] = head = make(self.width(make, name))
+            head.named(name)
+        self._noisy = any(map(_is_noisy, self.modules()))
+        dynamics_in = [key for key in self.dynamics.in_keys if key not in self.encoder.out_keys]
+        self.set_plug(
+            [*self.encoder.in_keys, *dynamics_in], [*self.encoder.out_keys, *self.dynamics.out_keys]
+        )
+
+    def width(self, maker: Callable[..., Any], name: str) -> int:
+        """Width of what a part that ``maker`` makes is going to read."""
+        return sum(self.dynamics.width(field) for field in self._fields(in_keys_of(maker), name))
+
+    def _fields(self, keys: Sequence[Any], name: str) -> list[str]:
+        known = self.dynamics.fields
+        for key in keys:
+            if key not in known:
+                raise ConfigError(
+                    f"{name} reads {key!r}, which the dynamics do not write: wanted some of "
+                    f"{', '.join(map(repr, known))}; correct its in_keys"
+                )
+        return [known[key] for key in keys]
+
+    # -- windows -------------------------------------------------------------------------
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Encode and observe a window ``[B, T]``."""
+        return self.dynamics(self.encoder(tensordict))
+
+    def record(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the dynamics read of a batch besides embeddings."""
+        return to_record(batch, self.dynamics.conditions)
 
     def observe(self, batch: Mapping[str, Tensor], latent: Latent | None = None) -> Observed:
-        """Filter a window of records.
+        """Take in a window of records.
 
         Args:
             batch: the sequence layout, ``[B, T, ...]``: the encoder's keys,
                 ``previous_action`` and ``is_init``.
             latent: state before the window; the initial state if not given.
         """
-        embed = self.encoder(batch)
-        if latent is None:
-            latent = self.dynamics.initial(embed.shape[0])
-        is_init = batch["is_init"].squeeze(-1)
-        return self.dynamics.observe(embed, batch["previous_action"].float(), is_init, latent)
+        return self.dynamics.observe(self.encoder.encode(batch), self.record(batch), latent)
 
-    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> tuple[dict[str, Tensor], list[Latent]]:
+    @torch.no_grad()
+    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> tuple[dict[str, Tensor], Latent]:
         """Predictions of a window from its first steps and the real actions alone.
 
         Args:
@@ -90,43 +128,93 @@ class WorldModel(nn.Module):
             context: steps that are observed.
 
         Returns:
-            ``{image key: [B, T, ...]}``, and the latents behind them, leaves ``[B, t, ...]``, all ``t``
-            together T.
+            ``{image key: [B, T, ...]}``, and the latents behind them, leaves ``[B, T, ...]``.
         """
-        seen = self.observe({key: value[:, :context] for key, value in batch.items()}).latent
-        latent, latents = seen.map(lambda x: x[:, -1]), [seen]
-        for action in batch["previous_action"][:, context:].float().unbind(1):
-            latent = self.dynamics.step(latent, action)
-            latents.append(latent.map(lambda x: x.unsqueeze(1)))
-        predictions = self.decoder(torch.cat([x.feature for x in latents], 1))
-        return {key: predictions[key].mean for key in self.decoder.images}, latents
+        with self.evaluating():
+            seen = self.observe({key: value[:, :context] for key, value in batch.items()})
+            steps, latent, latents = self.bind(), seen.last, _unbind(seen.latent)
+            for action in batch["previous_action"][:, context:].float().unbind(1):
+                latent = steps.step(latent, action)
+                latents.append(latent)
+            stacked = Latent.stack(latents, 1)
+            predictions = {} if self.decoder is None else self.decoder.predict(self.read(self.decoder, stacked))
+        return {key: predictions[key].mean for key in getattr(self.decoder, "images", ())}, stacked
 
-    def resume(self, start: Mapping[str, Tensor]) -> Latent:
-        """Latent from stored ``state``, ``belief`` and, where there is one, the policy's ``carry``."""
-        carried = {"carry": start["carry"]} if "carry" in start.keys() else {}
-        return self.dynamics.resume(start["state"], start["belief"], **carried)
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Without dropout, and with running statistics, inside."""
+        return _evaluating(self) if self._noisy else nullcontext()
 
-    def predict(self, features: Tensor) -> dict[str, Any]:
-        """Every prediction made from a single feature ``[*B, F]``: decoded keys and heads."""
-        predictions = dict(self.decoder(features))
-        for name, head in self.heads.items():
-            if head.reads == "feature":
-                predictions[name] = head(features)
-        return predictions
+    # -- predictions -----------------------------------------------------------------------
 
-    def labels(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Targets of :meth:`predict` under the same names."""
-        labels = {key: batch[key] for key in self.decoder.targets}
-        head: Any
-        for name, head in self.heads.items():
-            if head.reads == "feature":
-                labels[name] = head.label(batch)
-        return labels
+    def read(self, part: Any, latent: Latent, following: Latent | None = None) -> Any:
+        """What a decoder, head, actor or critic reads of a latent, or of a transition's two."""
+        return read(latent, self._fields(part.in_keys, type(part).__name__), following)
 
-    def continuation(self, features: Tensor | Feature) -> Tensor:
-        """Probability ``[*B, 1]`` of going on from features ``[*B, F]``; one without such a head."""
+    def reads_transition(self, part: Any) -> bool:
+        """Whether a part reads the state after a transition too."""
+        return any(field.startswith(NEXT) for field in self._fields(part.in_keys, type(part).__name__))
+
+    def predict(self, name: str, latent: Latent, following: Latent | None = None) -> Any:
+        """Prediction of the head ``name`` from a latent, or from a transition's two."""
+        head: Any = self.heads[name]
+        return head.predict(self.read(head, latent, following))
+
+    def continuation(self, latent: Latent) -> Tensor:
+        """Probability, or discount, ``[*B, 1]`` of going on from a state; one without such a head."""
         if "continuation" not in self.heads:
-            like = features if isinstance(features, Tensor) else features.belief
-            return torch.ones_like(like[..., :1])
+            return torch.ones_like(latent.belief[..., :1])
         head: Any = self.heads["continuation"]
-        return head.continuation(head(features))
+        return head.continuation(self.predict("continuation", latent))
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def bind(self, *, one_hot: bool = False) -> ModelSteps:
+        """The model made ready for a loop of imagined steps; good until its weights change."""
+        return ModelSteps(self, self.dynamics.bind(one_hot=one_hot))
+
+    def step(
+        self, latent: Latent, action: Tensor, option: Tensor | None = None, noise: Tensor | None = None
+    ) -> Latent:
+        """:meth:`Dynamics.step`, and what the heads say of the conditions of the next one."""
+        return self.bind().step(latent, action, option, noise)
+
+
+class ModelSteps(NamedTuple):
+    """Imagined steps of a world model, see :meth:`WorldModel.bind`."""
+
+    world_model: WorldModel
+    steps: Any
+
+    def step(
+        self, latent: Latent, action: Tensor, option: Tensor | None = None, noise: Tensor | None = None
+    ) -> Latent:
+        """See :meth:`WorldModel.step`."""
+        after, model = self.steps.step(latent, action, option, noise), self.world_model
+        if not model.dynamics.conditions:
+            return after
+        expected = {name: model.predict(name, after).mean for name in model.dynamics.conditions}
+        return model.dynamics.told(after, expected)
+
+
+def _unbind(latent: Latent) -> list[Latent]:
+    """Leaves ``[B, T, ...]`` to T latents."""
+    return [latent.map(lambda x, t=t: x[:, t]) for t in range(latent.belief.shape[1])]  # type: ignore[misc]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    learning = [part for part in module.modules() if part.training]
+    for part in learning:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in learning:
+            part.training = True
+
+
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether a module does something else in training: drops numbers out, or takes a batch's statistics."""
+    rates = (getattr(module, "p", 0.0), getattr(module, "dropout", 0.0))
+    drops = any(isinstance(rate, float) and rate > 0 for rate in rates)
+    return drops or isinstance(module, nn.modules.batchnorm._NormBase)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
-from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, FeaturePair, LayerStyle, Linear, init_output
+from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, LayerStyle, Linear, init_output
 
 LABELS = ("continue", "end", "discount")
 
@@ -47,7 +47,7 @@ class FlagHead(nn.Module):
         self.trunk = MLP(in_dim, units, layers, style)
         self.out = init_output(Linear(units if layers else in_dim, 1), outscale, style.init)
 
-    def forward(self, features: Tensor | Feature | FeaturePair) -> Bernoulli:
+    def forward(self, features: Tensor | Feature) -> Bernoulli:
         """Predict from ``[*B, in_dim]``."""
         return Bernoulli(self.out(self.trunk(features)))
 

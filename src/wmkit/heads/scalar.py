@@ -15,7 +15,6 @@ from wmkit.nn import (
     MLP,
     STYLE_2023,
     Feature,
-    FeaturePair,
     LastLayer,
     LayerStyle,
     Linear,
@@ -86,7 +85,7 @@ class TwoHotHead(nn.Module):
         self.bins: Tensor
         self.register_buffer("bins", _BINS[code](limit, bins), persistent=False)
 
-    def forward(self, features: Tensor | Feature | FeaturePair) -> SymlogTwoHot | SymexpTwoHot:
+    def forward(self, features: Tensor | Feature) -> SymlogTwoHot | SymexpTwoHot:
         """Predict from ``[*B, in_dim]``."""
         # One column more that says "never": a CPU's product of 256 columns takes half the time of 255.
         weight, bias = (

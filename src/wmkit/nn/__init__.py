@@ -32,8 +32,7 @@ from wmkit.nn.distributions import (
     UnitNormal,
     total_loss,
 )
-from wmkit.nn.features import Feature, FeaturePair, Products, rows_are_free
-from wmkit.nn.first_layers import FirstLayers
+from wmkit.nn.features import Feature, rows_are_free
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
@@ -57,9 +56,7 @@ __all__ = [
     "Down",
     "Dropout",
     "Feature",
-    "FeaturePair",
     "Fill",
-    "FirstLayers",
     "GaussianLatent",
     "HalvingConv",
     "LastLayer",
@@ -68,7 +65,6 @@ __all__ = [
     "LoopWeight",
     "OneHotCategorical",
     "Perceptron",
-    "Products",
     "RMSNorm",
     "SquaredError",
     "SymexpTwoHot",

@@ -1,42 +1,32 @@
 """The long-term branch: learning what a jump leads to (LS-Imagine, arXiv:2410.03618, section 3.2).
 
 Positions of a window that carry a zoomed view are gathered into rows, of a fixed number;
-each is one jump from its posterior. Per-sample losses: the released code scores every
-prediction against the batch mean of the targets (:class:`BatchMeanTargets`).
+each is one jump from its posterior. What is minimised along the window is minimised at the views too, and all
+positions, ordinary and zoomed, share one mean.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wmkit.dynamics import Latent, WorldModel
+from wmkit.dynamics import Observed, WorldModel
 from wmkit.nn import rows_are_free
+from wmkit.objectives.objective import Objective, Score
+from wmkit.objectives.scene import Scene, Start
 from wmkit.objectives.terms import Term
+from wmkit.plug import Key
 
-_ZOOMED = ("pixels", "affordance", "reward", "intrinsic_reward")
-
-
-class LongBranchOutput(NamedTuple):
-    """What the long branch adds.
-
-    Attributes:
-        terms: its losses, ``[K]`` each, masked.
-        latent: posterior after the jump, leaves ``[K, ...]``.
-        mask: ``[K]`` bool, rows that hold a zoomed view.
-        continuation: ``[K, 1]`` float.
-        dropped: scalar, share of the zoomed views for which there was no row.
-    """
-
-    terms: dict[str, Term]
-    latent: Latent
-    mask: Tensor
-    continuation: Tensor
-    dropped: Tensor
+NEEDS = {
+    "is_zoomed": Key((1,), torch.bool),
+    "jump_resolved": Key((1,), torch.bool),
+    "jump_steps": Key((1,), torch.float32, 1.0),
+    "jump_return": Key((1,), torch.float32),
+}
 
 
 class PerSampleTargets(nn.Module):
@@ -66,62 +56,110 @@ class BatchMeanTargets(nn.Module):
         return (crossed * mask).sum(1) / mask.sum().clamp(min=1)
 
 
-class LongBranch(nn.Module):
-    """Losses of jumps at the zoomed positions of a window.
+class LongBranch(Objective):
+    """Objectives along a window and, prefixed with ``zoomed_``, at its zoomed views; and those of the jumps.
+
+    Each view is a jump from its position's posterior. The states after real jumps are starts of imagination too.
 
     Args:
+        weights: of the heads that read a jump's two states: ``jump_steps`` and ``jump_return``.
+        short: what is minimised along the window, by name; the views have the same weights.
         capacity: rows set aside, as a share of the window's positions; views beyond it are
             left out at random and counted.
-        weight: factor on all terms but the KLs.
+        weight: factor on all predictions at the views.
         targets: how predictions meet targets.
+        views: keys of a zoomed view, under ``zoomed``: observations, and rewards on arriving there.
+        world_model: what is trained, with :class:`~wmkit.dynamics.LongShortRSSM`; :meth:`attach` gives it later.
     """
 
     def __init__(
-        self, *, capacity: float = 0.25, weight: float = 1.0, targets: nn.Module | None = None
+        self,
+        weights: Mapping[str, float],
+        *,
+        short: Mapping[str, Objective],
+        capacity: float = 0.25,
+        weight: float = 1.0,
+        targets: nn.Module | None = None,
+        views: Sequence[str] = ("affordance", "pixels", "reward", "intrinsic_reward"),
+        world_model: WorldModel | None = None,
     ) -> None:
-        super().__init__()
-        self.capacity, self.weight = capacity, weight
+        super().__init__(weights)
+        self.views = tuple(views)
+        self.short, self.capacity, self.weight = nn.ModuleDict(dict(short)), capacity, weight
         self.targets = targets if targets is not None else PerSampleTargets()
+        if world_model is not None:
+            self.attach(world_model)
 
-    def forward(
-        self, world_model: WorldModel, before: Latent, batch: Mapping[str, Tensor], kl: nn.Module
-    ) -> LongBranchOutput:
-        """Score the jumps of a batch.
+    def attach(self, world_model: WorldModel) -> Objective:
+        """See :meth:`Objective.attach <wmkit.objectives.Objective.attach>`."""
+        for objective in self._short():
+            objective.attach(world_model)
+        return super().attach(world_model)
 
-        Args:
-            world_model: with long-short dynamics and ``jump_steps`` / ``jump_return`` heads.
-            before: posteriors of all positions, leaves ``[B*T, ...]``, with gradients.
-            batch: the sequence layout; without zoomed views every row is masked.
-            kl: the KL terms.
-        """
-        rows = math.ceil(self.capacity * before.state.shape[0])
-        index, mask, dropped = self._select(batch, before.state, rows)
-        before = before.map(lambda x: x[index])
-        records = self._records(batch, index)
-        after = world_model.dynamics.observe_jump(before, world_model.encoder(records))
-        feature = after.latent.feature
+    def batch_keys(self, shapes: Mapping[str, Sequence[int]]) -> dict[Any, Key]:
+        """Flags and labels of jumps, and the views."""
+        images = {key: Key(tuple(shape), torch.uint8) for key, shape in shapes.items() if len(shape) == 3}
+        views = {("zoomed", key): images.get(key, Key((1,), torch.float32)) for key in self.views}
+        return {**NEEDS, **views}
 
-        labels = world_model.labels(records)
-        terms = {
-            f"zoomed_{name}": Term(self.weight * self.targets(prediction, labels[name], mask), mask)
-            for name, prediction in world_model.predict(feature).items()
+    def weigh(self, world_model: WorldModel) -> dict[str, float]:
+        """Those of the window's terms, of the views' and of the jumps'."""
+        short = {name: weight for objective in self._short() for name, weight in objective.weights.items()}
+        return short | {f"zoomed_{name}": weight for name, weight in short.items()} | self.given
+
+    def names(self, world_model: WorldModel) -> tuple[str, ...]:
+        """See :meth:`Objective.names <wmkit.objectives.Objective.names>`."""
+        short = [name for objective in self._short() for name in objective.names(world_model)]
+        return (*short, *(f"zoomed_{name}" for name in short), *self._jump_heads(world_model))
+
+    def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:
+        """See :meth:`Objective.terms <wmkit.objectives.Objective.terms>`; leaves starts in the scene."""
+        model, observed = scene.world_model, scene.observed
+        whole = observed.latent.map(lambda x: x.flatten(0, 1))
+        positions = len(whole.state)
+        index, mask, dropped = self._select(scene.batch, whole.state, math.ceil(self.capacity * positions))
+        before, records = whole.map(lambda x: x[index]), self._records(scene.batch, index)
+        after = model.dynamics.observe_jump(before, model.encoder.encode(records), model.record(records))
+        count = positions + mask.sum()
+
+        def at_view(prediction: Any, target: Tensor) -> Tensor:
+            return self.weight * self.targets(prediction, target, mask)
+
+        found = {
+            name: term._replace(positions=count)
+            for objective in self._short()
+            for name, term in objective.terms(scene, score).items()
         }
-        pair = torch.cat([before.feature, feature], -1)
+        view = Scene(model, records, observed=after)
+        for objective in self._short():
+            for name, term in objective.terms(view, at_view).items():
+                found[f"zoomed_{name}"] = Term(term.value, mask, term.group, count)
         resolved = mask & records["jump_resolved"].squeeze(-1)
-        head: Any
-        for name, head in world_model.heads.items():
-            if head.reads == "pair":
-                loss = self.targets(head(pair), head.label(records), mask)
-                terms[name] = Term(self.weight * loss, resolved)
-        for name, term in kl(after.posterior_logits, after.prior_logits).items():
-            terms[f"zoomed_{name}"] = Term(term.value, mask)
-        continuation = 1 - records["terminated"].float()
+        for name in self._jump_heads(model):
+            head: Any = model.heads[name]
+            prediction = model.predict(name, before, after.latent)
+            found[name] = Term(at_view(prediction, head.label(records)), resolved, "dynamics", count)
+        self._leave_start(scene, after, before, mask, records)
+        scene.metrics |= {"zoomed_fraction": mask.sum() / positions, "zoomed_dropped": dropped}
+        return found
+
+    def _leave_start(
+        self, scene: Scene, after: Observed, before: Any, mask: Tensor, records: Mapping[str, Tensor]
+    ) -> None:
         # Rows without a view stand in for the state before: never counted, yet a state the model knows.
-        latent = after.latent.where(mask, before)
-        return LongBranchOutput(terms, latent, mask, continuation, dropped)
+        latent = after.latent.where(mask, before).detach()
+        scene.starts.append(Start(latent, mask.unsqueeze(-1), 1 - records["terminated"].float()))
+
+    def _short(self) -> list[Any]:
+        return list(self.short.values())
 
     @staticmethod
-    def _select(batch: Mapping[str, Tensor], like: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _jump_heads(world_model: WorldModel) -> list[str]:
+        heads: dict[str, Any] = dict(world_model.heads.items())
+        return [name for name, head in heads.items() if world_model.reads_transition(head)]
+
+    @staticmethod
+    def _select(batch: Mapping[str, Any], like: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Positions of zoomed views, in ``rows`` rows; which rows hold one; the share dropped."""
         flat = _get(batch, "is_zoomed")
         if flat is None:
@@ -138,33 +176,23 @@ class LongBranch(nn.Module):
         return index, mask, (total - mask.sum()) / total.clamp(min=1)
 
     @staticmethod
-    def _records(batch: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-        """The zoomed views as records ``[K, ...]`` under the ordinary names."""
+    def _records(batch: Mapping[str, Any], index: Tensor) -> dict[str, Tensor]:
+        """The zoomed views as records ``[K, ...]`` under the ordinary names; the rest as it is at their place."""
 
         def take(x: Tensor) -> Tensor:
             return x.flatten(0, 1)[index]
 
-        records = {"terminated": take(batch["terminated"])}
-        for key in _ZOOMED:
-            view = _get(batch, ("zoomed", key))
-            plain = _get(batch, key)
-            if view is not None:
-                records[key] = take(view)
-            elif plain is not None:
-                records[key] = torch.zeros_like(take(plain))
-        ones = torch.ones_like(records["terminated"])
-        records["jump"] = torch.zeros_like(ones)  # no second jump right after one
-        for key, default in (("jump_steps", 1.0), ("jump_return", 0.0), ("jump_resolved", 0.0)):
-            stored = _get(batch, key)
-            records[key] = take(stored) if stored is not None else ones.float() * default
+        views = _get(batch, "zoomed")
+        records = {key: take(batch[key]) for key in batch.keys() if isinstance(batch[key], Tensor)}
+        records |= {key: take(views[key]) for key in (() if views is None else views.keys())}
+        records["jump"] = torch.zeros_like(records["terminated"], dtype=torch.bool)  # no second jump after one
+        for key, (_, dtype, default) in NEEDS.items():
+            if key not in records:
+                records[key] = torch.full_like(records["terminated"], default, dtype=dtype)
         records["jump_resolved"] = records["jump_resolved"].bool()
         return records
 
 
-def _get(batch: Any, key: str | tuple[str, str]) -> Tensor | None:
-    """A key of a TensorDict or of nested mappings, or ``None``."""
-    for part in (key,) if isinstance(key, str) else key:
-        if batch is None or part not in batch.keys():
-            return None
-        batch = batch[part]
-    return batch
+def _get(batch: Any, key: str) -> Any:
+    """A key of a TensorDict or of a mapping, or ``None``."""
+    return batch[key] if key in batch.keys() else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
-from functools import reduce
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +17,14 @@ class Term(NamedTuple):
     Attributes:
         value: one loss per position, any shape.
         mask: which positions count (broadcastable to ``value``); all of them if ``None``.
+        group: whom it teaches: a learner takes the terms of the groups that it is ``on``.
+        positions: over how many positions the loss is a mean; over those that count if ``None``.
     """
 
     value: Tensor
     mask: Tensor | None = None
+    group: str = "dynamics"
+    positions: Tensor | float | None = None
 
     @property
     def total(self) -> Tensor:
@@ -42,36 +44,24 @@ class Term(NamedTuple):
             return self.value.mean()
         return self.total / self.mask.sum().clamp(min=1)
 
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised: :attr:`mean`, or the sum divided by :attr:`positions`."""
+        return self.mean if self.positions is None else self.total / self.positions
 
-def check_weights(terms: Mapping[str, Any], weights: Mapping[str, float]) -> None:
+
+def check_weights(terms: Iterable[str], weights: Mapping[str, float]) -> None:
     """Raise :class:`ConfigError` unless every term has a weight and every weight a term.
 
-    >>> check_weights({"reward": Term(torch.zeros(1))}, {"rewrd": 1.0})
+    >>> check_weights(["reward"], {"rewrd": 1.0})
     Traceback (most recent call last):
-    wmkit.errors.ConfigError: loss weights do not match the loss terms: found weights for rewrd and none for \
-reward, wanted exactly reward; correct the weights on the system's page
+    wmkit.errors.ConfigError: weights do not match the terms: 'rewrd' has a weight but no term, 'reward' a term but \
+no weight; name exactly reward
     """
     extra, missing = sorted(set(weights) - set(terms)), sorted(set(terms) - set(weights))
     if extra or missing:
+        found = [f"{name!r} has a weight but no term" for name in extra]
+        found += [f"{name!r} {'has ' if not found else ''}a term but no weight" for name in missing]
         raise ConfigError(
-            "loss weights do not match the loss terms: found weights for "
-            f"{', '.join(extra) or 'nothing else'} and none for {', '.join(missing) or 'nothing'}, wanted "
-            f"exactly {', '.join(terms)}; correct the weights on the system's page"
+            f"weights do not match the terms: {', '.join(found)}; name exactly {', '.join(terms) or 'none'}"
         )
-
-
-def reduce_terms(terms: Mapping[str, Term], weights: Mapping[str, float], count: Tensor | float) -> Tensor:
-    """Weighted sum of all terms over all positions, divided by ``count`` positions.
-
-    Args:
-        terms: named losses.
-        weights: one weight per name.
-        count: how many positions share the mean (LS-Imagine: B·T short plus N long ones).
-
-    Returns:
-        Scalar.
-
-    >>> reduce_terms({"a": Term(torch.ones(4))}, {"a": 2.0}, 4).item()
-    2.0
-    """
-    return reduce(operator.add, (weights[name] * term.total for name, term in terms.items())) / count

@@ -1,41 +1,31 @@
-"""What a batch must look like before an update touches it, and what is known of that before there is one."""
+"""Validate batches and, at build time, everything about them that is already known."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 
 from wmkit.errors import ConfigError, SpecError
-from wmkit.objectives import check_weights
 from wmkit.systems.spaces import Spaces
 
 _FLAGS = ("is_init", "terminated")
 
 
-def check_window(length: int, world_model_loss: Any, behaviour: Any, schedule: Any) -> None:
+def check_window(length: int, objectives: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     """Raise :class:`ConfigError` unless ``length`` records are enough for everything that reads a window.
 
-    A loss that cannot do with a single one says so as ``shortest``. Starts of dreams are drawn from the
-    window without the records ahead.
+    A part states the shortest window it accepts in ``shortest``.
     """
-    wanted = {"world_model_loss": getattr(world_model_loss, "shortest", 1)}
-    wanted["schedule.replay_critic"] = getattr(getattr(schedule, "replay_critic", None), "shortest", 1)
-    starts = getattr(behaviour, "starts", None)
-    wanted["behaviour.starts"] = getattr(starts, "shortest", 1) + getattr(world_model_loss, "ahead", 0)
+    read = {f"objectives.{name}": objective for name, objective in objectives.items()} | dict(parts)
+    wanted = {name: getattr(part, "shortest", 1) for name, part in read.items()}
     name = max(wanted, key=lambda part: wanted[part])
     if length < wanted[name]:
         raise ConfigError(
             f"batch.length is {length}: wanted {wanted[name]} or more, as {name} needs; correct batch.length"
         )
-
-
-def check_weighed(world_model: Any, loss: Any) -> None:
-    """Raise :class:`ConfigError` unless ``loss`` has one weight per term, where its terms are known."""
-    terms = loss.terms(world_model) if hasattr(loss, "terms") else None
-    if terms is not None:
-        check_weights(dict.fromkeys(terms), loss.weights)
 
 
 def check_batch(batch: TensorDictBase, spaces: Spaces) -> None:

@@ -27,6 +27,7 @@ from wmkit.codecs.images import check_image
 from wmkit.codecs.images_2023 import IMAGE_SIZE
 from wmkit.data.layout import LOG
 from wmkit.errors import SpecError
+from wmkit.plug import Key
 from wmkit.registry import available
 from wmkit.systems.pages import CONF, load_whole
 
@@ -67,9 +68,8 @@ class Spaces:
         images: image keys.
         vectors: vector keys.
         action_dim: width A of an action.
-        optional: scalar labels beyond reward and flags, with their dtypes; filled with zeros where
-            a batch does not carry them.
-        zoomed: whether batches carry zoomed views.
+        needs: batch keys that parts need beyond these, reward and flags (:class:`~wmkit.plug.Key`); nested ones of
+            every record that has the whole group.
         actions: ``"discrete"``, one-hot, or ``"continuous"``, floats of the order of [-1, 1], unclipped.
         classes: of vector keys that hold classes, how many; they are read as one-hot.
         dtypes: of vector keys, as the environment shows them.
@@ -79,8 +79,7 @@ class Spaces:
     images: tuple[str, ...]
     vectors: tuple[str, ...]
     action_dim: int
-    optional: dict[str, torch.dtype] = field(default_factory=dict)
-    zoomed: bool = False
+    needs: dict[Any, Key] = field(default_factory=dict)
     actions: str = "discrete"
     classes: dict[str, int] = field(default_factory=dict)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
@@ -117,14 +116,18 @@ class Spaces:
             if key in self.classes:
                 value = (value * self.classes[key]).to(self.dtypes.get(key, torch.int64))
             batch.setdefault(key, value)
-        for key, dtype in self.optional.items():
-            batch[key] = (rand(1) < 0.15) if dtype == torch.bool else rand(1).to(dtype)
-        if self.zoomed:
-            views: dict[str, Any] = {k: (rand(*self.shapes[k]) * 255).to(torch.uint8) for k in self.images}
-            views |= {"reward": rand(1), "intrinsic_reward": rand(1)}
-            batch["zoomed"] = TensorDict(views, shape)
-            batch["jump_steps"] = 1 + (50 * rand(1)).floor()
-        return TensorDict(batch, shape)
+        plain = {key: need for key, need in self.needs.items() if isinstance(key, str)}
+        for key, need in plain.items():
+            batch[key] = (rand(*need.shape) < 0.15) if need.dtype == torch.bool else rand(*need.shape)
+        whole = TensorDict(batch, shape)
+        for key, need in self.needs.items():
+            if key not in plain:
+                value = rand(*need.shape)
+                whole[key] = (value * 255).to(torch.uint8) if need.dtype == torch.uint8 else value
+        for key, need in plain.items():
+            if need.default:  # a count, not a share
+                whole[key] = need.default + (50 * rand(*need.shape)).floor()
+        return whole
 
 
 def read_spaces(

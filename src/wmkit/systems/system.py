@@ -1,4 +1,4 @@
-"""A system: world model, actor, critic, losses and schedule, ready to act and to learn."""
+"""A system: world model, objectives, controller and schedule, ready to act and to learn."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from wmkit.arguments import made
 from wmkit.codecs import FrameStack
-from wmkit.dynamics import Latent
+from wmkit.control import Policy
 from wmkit.errors import ConfigError, SpecError
-from wmkit.systems.checks import check_batch, check_weighed, check_window
-from wmkit.systems.policy import recurrent_policy
+from wmkit.objectives import Scene
+from wmkit.optim import Loss
+from wmkit.plug import Key
+from wmkit.systems.checks import check_batch, check_window
 from wmkit.systems.spaces import Spaces
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,15 +31,14 @@ class System(nn.Module):
         name: the page's name.
         spaces: what the environment shows and takes.
         world_model: called as ``world_model(shapes, action_dim)``.
-        actor: called as ``actor(feature_dim, action_dim)``.
-        critic: called as ``critic(feature_dim)``.
-        world_model_loss: see :class:`~wmkit.objectives.WorldModelLoss`.
-        behaviour: see :class:`~wmkit.objectives.ActorCriticLoss`.
-        schedule: called as ``schedule(system)``, gives the order of learning.
+        objectives: what the world model is trained on, by name (:mod:`wmkit.objectives`).
+        actor: called as ``actor(width, action_dim)``; none where nothing acts.
+        critic: called as ``critic(width)``; none where there is no value function.
+        controller: called as ``controller(actor, critic)``, turns the model into behaviour (:mod:`wmkit.control`).
+        schedule: called as ``schedule(modules)``, gives the order of learning (:class:`~wmkit.optim.Schedule`).
         batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
-        exploration: by kind of action, what the policy adds to its samples
-            (:mod:`wmkit.systems.exploration`).
-        policy: called as ``policy(system)``, gives what acts in the environment.
+        exploration: by kind of action, what the policy adds to its samples (:mod:`wmkit.control`).
+        policy: called as :class:`~wmkit.control.Policy`, gives what acts in the environment.
         frames: how images of a window are stacked; single frames as they are if not given.
 
     Raises:
@@ -51,13 +52,15 @@ class System(nn.Module):
         context: leading steps that only supply stored latents or older frames.
         carry_dtype: precision in which acting and learning compute and carry the belief from step to step
             (:meth:`compute_in`); replay stores it so without loss.
-        dream_windows: windows, and records of each, that :meth:`update` expects for dreams alone; none where
-            these start, and restart, from its batch.
+        dream_windows: ``(N, length)`` of the extra windows that :meth:`update` takes; None if imagination starts from
+            the batch.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
     carry_dtype = torch.float32
-    behaviour: Any
+    actor: Any
+    critic: Any
+    controller: Any
     schedule: Any
     policy: Any
 
@@ -66,15 +69,15 @@ class System(nn.Module):
         name: str,
         spaces: Spaces,
         *,
-        world_model: Callable[..., Any],  # a module that dynamics are part of
-        actor: Callable[..., nn.Module],
-        critic: Callable[..., nn.Module],
-        world_model_loss: nn.Module,
-        behaviour: nn.Module,
+        world_model: Callable[..., Any],
+        objectives: Mapping[str, Any],
+        actor: Callable[..., nn.Module] | None = None,
+        critic: Callable[..., nn.Module] | None = None,
+        controller: Callable[..., Any] | None = None,
         schedule: Callable[..., Any],
         batch: Mapping[str, int],
         exploration: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        policy: Callable[[Any], nn.Module] = recurrent_policy,
+        policy: Callable[..., nn.Module] = Policy,
         frames: FrameStack | None = None,
     ) -> None:
         super().__init__()
@@ -92,34 +95,43 @@ class System(nn.Module):
                 f"first stack; set batch.context={self.frames.count - 1}"
             )
         stacked = self.frames.shapes({key: spaces.shapes[key] for key in spaces.images})
-        with made("world_model"):
-            self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
-        width = self.world_model.dynamics.feature_dim
-        with made("actor"):
-            self.actor = actor(width, spaces.action_dim)
-        with made("critic"):
-            self.critic = critic(width)
-        self.world_model_loss, self.behaviour = world_model_loss, behaviour
         self.context = batch["context"]
         self.batch_shape = (batch["size"], batch["length"] + self.context)
+        with made("world_model"):
+            self.world_model: Any = world_model(spaces.shapes | stacked, spaces.action_dim)
+        with made("actor"):
+            self.actor = actor and actor(self.world_model.width(actor, "the actor"), spaces.action_dim)
+        with made("critic"):
+            self.critic = critic and critic(self.world_model.width(critic, "the critic"))
+        self.objectives: Any = nn.ModuleDict()
+        for key, objective in objectives.items():
+            with made(f"objectives.{key}"):
+                self.objectives[key] = objective.attach(self.world_model)
+        with made("controller"):
+            self.controller = controller and controller(self.actor, self.critic)
+        modules = {"world_model": self.world_model, "actor": self.actor, "critic": self.critic}
         with made("schedule"):
-            self.schedule = schedule(self)
-        check_window(batch["length"], world_model_loss, behaviour, self.schedule)
-        check_weighed(self.world_model, world_model_loss)
-        starts = getattr(behaviour, "starts", None)
-        self.dream_windows: tuple[int, int] | None = getattr(starts, "windows", None)
-        if self.dream_windows is not None and not getattr(self.schedule, "takes_dreams", False):
-            raise ConfigError(
-                f"behaviour.starts of {name!r} is {type(starts).__name__}, with windows of its own, which "
-                f"{type(self.schedule).__name__} does not take: wanted starts from the batch; set "
-                "behaviour.starts._target_=wmkit.dynamics.PairStarts"
-            )
-        if restart_states := getattr(behaviour, "restart_states", 0):
-            self.dream_windows = (restart_states, self.frames.count)  # older frames stand before each
+            self.schedule = schedule({key: module for key, module in modules.items() if module is not None})
+        starts = getattr(self.controller, "starts", None)
+        check_window(batch["length"], self.objectives, {"controller": self.controller, "controller.starts": starts})
+        self.dream_windows: tuple[int, int] | None = starts and starts.windows(self.frames.count)
+        spaces.needs |= self._needs()
         self.exploration = (exploration or {}).get(spaces.actions)
-        self.pretraining: int | None = getattr(self.schedule, "pretraining", None)
         with made("policy"):
-            self.policy = policy(self)
+            self.policy = self.actor and policy(
+                self.world_model,
+                self.actor,
+                images={key: spaces.shapes[key] for key in spaces.images},
+                vectors=spaces.vectors,
+                frames=self.frames,
+                continuous=spaces.actions == "continuous",
+                exploration=self.exploration,
+            )
+
+    @property
+    def pretraining(self) -> int | None:
+        """Updates before the first step that the policy chooses; None where the schedule has no phases."""
+        return self.schedule.pretraining
 
     def compute_in(self, precision: str) -> System:
         """Let the policy act, and trainers learn and store beliefs, in a precision; weights stay float32.
@@ -134,11 +146,15 @@ class System(nn.Module):
             raise ConfigError(
                 f"training.precision is {precision!r}: wanted {' or '.join(PRECISIONS)}; correct it"
             )
-        self.carry_dtype = self.policy.precision = PRECISIONS[precision]
+        self.carry_dtype = PRECISIONS[precision]
+        if self.policy is not None:
+            self.policy.precision = self.carry_dtype
         return self
 
+    # -- learning ------------------------------------------------------------------------
+
     def update(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> TensorDict:
-        """One full training update.
+        """One full training update: encode and observe, score, imagine, score, step.
 
         Args:
             batch: the sequence layout ``[B, L]``; with :attr:`context` steps in front whose
@@ -153,30 +169,69 @@ class System(nn.Module):
         Raises:
             SpecError: a key is missing or has the wrong rank or dtype, or ``dreams`` are not what is wanted.
         """
+        schedule, scene, metrics = self.schedule, self.scene(batch, dreams), {}
+        phase = schedule.now
+        for learners in phase.order:  # those of one inner list learn at once
+            losses: dict[str, Loss] = {}
+            with schedule.alone(learners):
+                if self._models(learners):
+                    losses |= self._score(scene, metrics, phase.objectives)
+                if self._behaves(learners):
+                    learn = self.controller.learn_records if phase.records else self.controller.learn
+                    learned = learn(scene, dict(schedule.slow.items()))
+                    losses |= {name: Loss(term.loss, term.group) for name, term in learned.terms.items()}
+                    metrics |= learned.metrics
+            metrics |= schedule.learn(learners, losses)
+        schedule.follow()
+        return self._result(scene, metrics)
+
+    def scene(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> Scene:
+        """What :meth:`update` learns from, checked: the window without its context, and where it starts."""
         check_batch(batch, self.spaces)
-        beside = {}
         shape = None if dreams is None else tuple(dreams.shape)
         if shape != self.dream_windows:
             raise SpecError(
-                f"windows for dreams are {shape}: wanted {self.dream_windows}, as behaviour.starts says; "
+                f"windows for dreams are {shape}: wanted {self.dream_windows}, as the controller's starts say; "
                 "give update what System.example_batches shows"
             )
+        beside = None
         if dreams is not None:
             check_batch(dreams, self.spaces)
-            beside["dreams"] = self.fill(dreams)
-        latent = None
-        if self.context and "state" in batch.keys():
+            beside = self.fill(dreams)
+        latent, dynamics = None, self.world_model.dynamics
+        if self.context and dynamics.resumable and "state" in batch.keys():
             first = batch[:, self.context - 1]
-            latent = self.world_model.dynamics.resume(first["state"].float(), first["belief"].float())
-        filled = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
-        metrics, observed = self.schedule.update(self, filled, latent, **beside)
-        if observed is None:  # nothing that a later window could start from
+            latent = dynamics.unpack({key: first[key] for key in ("state", "belief")})
+        window = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
+        return Scene(self.world_model, window, latent, beside=beside)
+
+    def _score(self, scene: Scene, metrics: dict, names: tuple[str, ...] | None = None) -> dict[str, Loss]:
+        """Weighted losses of the world model, by term."""
+        losses = {}
+        for name, objective in self.objectives.items():
+            if names is not None and name not in names:
+                continue
+            for term_name, term in objective.terms(scene).items():
+                losses[term_name] = Loss(objective.weights[term_name] * term.loss, term.group)
+                metrics[f"loss_{term_name}"] = term.mean.detach()
+        metrics["loss_world_model"] = torch.stack([loss.value.detach() for loss in losses.values()]).sum()
+        metrics |= scene.metrics
+        return losses
+
+    def _behaves(self, learners: tuple[str, ...]) -> bool:
+        return self.controller is not None and self.schedule.wants(learners, ("actor", "critic"))
+
+    def _models(self, learners: tuple[str, ...]) -> bool:
+        return any(set(self.schedule.on[name]) - {"actor", "critic"} for name in learners)
+
+    def _result(self, scene: Scene, metrics: dict[str, Tensor]) -> TensorDict:
+        if not self.world_model.dynamics.resumable:  # nothing that a later window could start from
             return TensorDict(metrics)
-        fresh = observed.latent
-        context = TensorDict(
-            {"state": fresh.state.detach(), "belief": fresh.belief.detach()}, fresh.state.shape[:2]
-        )
-        return TensorDict({**metrics, "replay_context": context})
+        fresh = scene.observed.latent
+        context = {"state": fresh.state.detach(), "belief": fresh.belief.detach()}
+        return TensorDict({**metrics, "replay_context": TensorDict(context, fresh.state.shape[:2])})
+
+    # -- dreaming ------------------------------------------------------------------------
 
     @torch.no_grad()
     def imagine(self, start: TensorDictBase, horizon: int) -> TensorDict:
@@ -188,10 +243,10 @@ class System(nn.Module):
             horizon: transitions H.
 
         Returns:
-            TorchRL transitions ``[N, H]``, see :meth:`ActorCriticLoss.transitions
-            <wmkit.objectives.ActorCriticLoss.transitions>`.
+            TorchRL transitions ``[N, H]``, see :class:`~wmkit.control.Outcome`.
         """
-        return self.behaviour.imagine(self.world_model, self.actor, start, horizon)
+        packed = {key: start[key] for key in ("state", "belief", "carry") if key in start.keys()}
+        return self.controller.imagine(self.world_model, self.world_model.dynamics.unpack(packed), horizon)
 
     @torch.no_grad()
     def open_loop(self, batch: TensorDictBase, context: int) -> dict[str, Tensor]:
@@ -202,19 +257,18 @@ class System(nn.Module):
             context: steps that are observed; the rest is imagined with the real actions.
 
         Returns:
-            ``{key: [B, T, ...]}``: a prediction in [0, 1] for every image key, and where the system
-            jumps, ``jump`` ``[B, T]`` (probability) and ``jump_steps`` ``[B, T]`` (predicted span Δ
-            of a jump from that step).
+            ``{key: [B, T, ...]}``: a prediction in [0, 1] for every image key, and what the hooks of the
+            controller's roll-outs expect (of a jump gate ``jump`` ``[B, T]``, a probability, and ``jump_steps``
+            ``[B, T]``, the predicted span Δ of a jump from that step).
         """
-        out, latents = self.world_model.open_loop(self.fill(batch), context)
+        out, latent = self.world_model.open_loop(self.fill(batch), context)
         for key, stack in out.items():
             out[key] = self.frames.newest(stack, self.spaces.shapes[key][0])
-        if "jump" in self.world_model.heads:
-            feature = torch.cat([latent.feature for latent in latents], 1)
-            spans = [self._spans(x.map(lambda y: y.flatten(0, 1))).view(x.belief.shape[:2]) for x in latents]
-            out["jump"] = self.world_model.heads["jump"](feature).mean.squeeze(-1)
-            out["jump_steps"] = torch.cat(spans, 1)
+        for hook in getattr(self.controller, "hooks", ()):
+            out |= hook.outlook(self.world_model, latent)
         return out
+
+    # -- batches -------------------------------------------------------------------------
 
     def example_batch(self, seed: int = 0) -> TensorDict:
         """A random valid batch of :attr:`batch_shape`."""
@@ -228,20 +282,22 @@ class System(nn.Module):
         return batch, self.spaces.example_batch(self.dream_windows, seed + 1)
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
-        """The batch as a mapping: images stacked, in [0, 1]; neutral values for labels it lacks."""
+        """The batch as a mapping: images stacked, in [0, 1]; defaults for keys that parts need and it lacks."""
         filled = {key: batch[key] for key in batch.keys()}
         init = filled["is_init"]
         filled |= {key: self.frames.window(filled[key], init) for key in self.spaces.images}  # not per reader
-        zero = torch.zeros_like(batch["reward"])
-        for key, label in self.spaces.optional.items():
-            filled.setdefault(key, zero.to(label))
+        for key, need in self.spaces.needs.items():
+            if isinstance(key, str) and key not in filled:
+                filled[key] = torch.full((*init.shape[:2], *need.shape), need.default, device=init.device).to(need.dtype)
         return filled
 
-    def _spans(self, before: Latent) -> Tensor:
-        """Predicted span ``[N]`` of a jump from each latent, leaves ``[N, ...]``."""
-        jump = torch.ones(len(before.belief), dtype=torch.bool, device=before.belief.device)
-        blank = before.belief.new_zeros(len(jump), self.spaces.action_dim)
-        after = self.world_model.dynamics.step(before, blank, jump)
-        head: Any = self.world_model.heads["jump_steps"]
-        span = head(torch.cat([before.feature, after.feature], -1)).mean
-        return span.squeeze(-1).clamp(1, self.behaviour.max_span)
+    def _needs(self) -> dict[Any, Key]:
+        """Batch keys that heads and objectives read beyond observations, reward and flags."""
+        known = {*self.spaces.shapes, "reward", "terminated"}
+        needs: dict[Any, Key] = {}
+        for head in self.world_model.heads.values():
+            needs |= {key: need for key, need in head.needs.items() if key not in known}
+        for objective in self.objectives.values():
+            needs |= objective.batch_keys(self.spaces.shapes)
+        return needs
+

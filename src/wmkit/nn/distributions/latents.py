@@ -66,6 +66,14 @@ class CategoricalLatent:
         index = statistics.argmax(-1)
         return one_hot(index, self.classes, statistics.dtype).flatten(-2), index
 
+    def one_hot(self, classes: Tensor) -> Tensor:
+        """Classes ``[*B, G]`` to states ``[*B, G*C]``."""
+        return one_hot(classes, self.classes, torch.float32).flatten(-2)
+
+    def classes_of(self, state: Tensor) -> Tensor | None:
+        """States ``[*B, G*C]`` to classes ``[*B, G]``."""
+        return state.unflatten(-1, (self.groups, self.classes)).argmax(-1)
+
 
 class GaussianLatent:
     """``D`` independent normals (DreamerV1, arXiv:1912.01603, section 4).
@@ -110,3 +118,7 @@ class GaussianLatent:
     def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
         """The mean ``[*B, D]``; there are no classes."""
         return statistics.select(-2, 0), None
+
+    def classes_of(self, state: Tensor) -> Tensor | None:
+        """There are none."""
+        return None

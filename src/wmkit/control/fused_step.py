@@ -32,8 +32,6 @@ from wmkit.dynamics.inputs import SplitInput
 from wmkit.functional import symlog
 from wmkit.heads import ContinuousActor, DiscreteActor
 from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, Linear, RMSNorm
-from wmkit.systems import acting_images
-from wmkit.systems.acting_images import usual
 
 KNOWN = (nn.Linear, Linear, RMSNorm, DenseNormAct, MLP, nn.Sequential, SplitInput)
 Array = np.ndarray
@@ -192,27 +190,10 @@ def _dense(layers: Any) -> Callable[[Array], Array]:
 
 
 def _reader(encoder: Any) -> Reader:
-    """The encoder; what it has beside vectors and few images of few channels is called as it is."""
-
-    def whole(views: Mapping[str, Tensor]) -> Array:
-        return encoder(views).numpy()
-
+    """The encoder; one with images is called as it is."""
     if not encoder.images:
         return _vectors(encoder)
-    if not acting_images.knows(encoder.image) or not _knows_vectors(encoder):
-        return whole
-    image, vectors = acting_images.ImageStep(encoder.image), encoder.vector and _vectors(encoder)
-
-    def read(views: Mapping[str, Tensor]) -> Array:
-        images = [views[key].numpy() for key in encoder.images]
-        if len(images[0]) > acting_images.FEW:
-            return whole(views)
-        if vectors is None:
-            return image(images)
-        parts = [image(images), vectors(views)]
-        return np.concatenate(parts[::-1] if encoder.vectors_first else parts, -1)
-
-    return read
+    return lambda observations: encoder.encode(observations).numpy()
 
 
 def _knows_vectors(encoder: Any) -> bool:
@@ -278,7 +259,12 @@ def _plain(part: nn.Module) -> bool:
     """Whether a part is made of layers that are known here."""
     modules = list(part.modules())
     styles = [module.style for module in modules if isinstance(module, DenseNormAct)]
-    return all(type(module) in KNOWN for module in modules) and all(map(usual, styles))
+    return all(type(module) in KNOWN for module in modules) and all(map(_usual, styles))
+
+
+def _usual(style: LayerStyle) -> bool:
+    """Whether a layer has RMSNorm, SiLU and a bias, as all of today's DreamerV3 have."""
+    return (style.norm, style.activation, style.bias) == ("rms", "silu", True)
 
 
 def fuse(world_model: Any, actor: Any) -> FusedStep | None:
@@ -286,7 +272,7 @@ def fuse(world_model: Any, actor: Any) -> FusedStep | None:
 
     It knows an :class:`~wmkit.dynamics.RSSM` that starts from zeros over a
     :class:`~wmkit.backbones.BlockGRU`, RMSNorm and SiLU throughout, weights in float32 on the CPU; an
-    encoder with images is called as it is, unless :mod:`wmkit.systems.acting_images` knows a quicker way.
+    encoder with images is called as it is.
 
     Args:
         world_model: encoder and dynamics are read.
@@ -314,7 +300,7 @@ def fuse(world_model: Any, actor: Any) -> FusedStep | None:
     if not all(map(_plain, (rssm.input, rssm.posterior_in, rssm.posterior_out, actor.trunk))):
         return None
     entering = (rssm.backbone.belief_in, rssm.input.state, rssm.input.action)
-    if len({layer.linear.out_features for layer in entering}) != 1 or not usual(rssm.backbone.style):
+    if len({layer.linear.out_features for layer in entering}) != 1 or not _usual(rssm.backbone.style):
         return None
     weights = (weight for module in (rssm, actor, world_model.encoder) for weight in module.parameters())
     if any(weight.dtype != torch.float32 or weight.device.type != "cpu" for weight in weights):

@@ -17,11 +17,12 @@ class Learner:
     Args:
         parameters: what it trains.
         optimizer: called as ``optimizer(parameters)``, gives the optimiser.
-        clip: largest norm of the whole gradient; ``None`` where the optimiser sees to that.
+        clip: largest norm of the whole gradient; ``None`` where the optimiser clips.
 
     >>> weight = nn.Parameter(torch.ones(2))
     >>> learner = Learner([weight], lambda p: torch.optim.SGD(p, lr=1.0), clip=1.0)
-    >>> learner.step((10 * weight).sum()).item()
+    >>> learner.backward((10 * weight).sum())
+    >>> learner.step().item()
     14.1421...
     >>> weight.data
     tensor([0.2929, 0.2929])
@@ -37,27 +38,34 @@ class Learner:
         self.optimizer = optimizer(self.parameters)
         self.clip = clip
         self._prepared: list[Any] | None = None
+        self._grads: tuple[Tensor, ...] = ()
 
     def prepare(self) -> None:
         """Get ready to be compiled: what :meth:`step` changes is laid out for a compiler to see.
 
         Raises:
-            ConfigError: the optimiser cannot be, or clipping is not its own affair.
+            ConfigError: the optimiser has no traceable step, or this learner clips (``clip`` must be None).
         """
         make = getattr(self.optimizer, "prepared", None)
         if make is None or self.clip is not None:
             raise ConfigError(
                 f"an update cannot be compiled as one graph: found {type(self.optimizer).__name__}, wanted "
-                "wmkit.objectives.LaProp; set training.compile=false (training.cuda_graph captures any)"
+                "wmkit.optim.LaProp; set training.compile=false (training.cuda_graph captures any)"
             )
         self._prepared = make()
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Minimise ``loss`` once; returns the gradient's norm before clipping."""
+    def backward(self, loss: Tensor, *, retain: bool = False) -> None:
+        """The gradient of ``loss``; ``retain`` keeps its graph for another learner."""
         if torch.compiler.is_compiling():
-            return self._traced(loss)
+            self._grads = torch.autograd.grad(loss, self.parameters, retain_graph=retain)
+            return
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.parameters)
+        loss.backward(inputs=self.parameters, retain_graph=retain)
+
+    def step(self) -> Tensor:
+        """Clip and step once; returns the gradient's norm before clipping."""
+        if torch.compiler.is_compiling():
+            return self._traced()
         if self.clip is None:
             norm = nn.utils.get_total_norm(
                 [p.grad for p in self.parameters if p.grad is not None], foreach=True
@@ -68,12 +76,11 @@ class Learner:
         torch.clear_autocast_cache()  # of the weights as they were
         return norm.detach()
 
-    def _traced(self, loss: Tensor) -> Tensor:
+    def _traced(self) -> Tensor:
         """:meth:`step` as a compiler reads it, after :meth:`prepare`."""
         assert self._prepared is not None, "prepare() comes before compiling"
-        grads = torch.autograd.grad(loss, self.parameters)
-        norm = nn.utils.get_total_norm(grads, foreach=True)
-        by_parameter = iter(grads)
+        norm = nn.utils.get_total_norm(self._grads, foreach=True)
+        by_parameter = iter(self._grads)
         with torch.no_grad():
             for step in self._prepared:
                 step([next(by_parameter) for _ in step.params])

@@ -1,0 +1,281 @@
+"""The actor-critic that learns in imagination: one class for every system that has one.
+
+=====================  ==============  ============  ============  ============  =============  ============
+part                   DreamerV1, V2   DreamerV3     LS-Imagine    TWM           STORM          TransDreamer
+=====================  ==============  ============  ============  ============  =============  ============
+``starts``             all states      all states    and jumps'    pairs         sampled        a prefix
+``hooks``              -               -             jump gate     restarts      from prior     -
+``returns``            state           transition    transition    transition    transition     transition
+``gradient``           dynamics, mix   REINFORCE     REINFORCE     REINFORCE     REINFORCE      REINFORCE
+``return_norm``        -               percentiles   percentiles   -             percentiles    -
+``also_to``            -               slow value    slow value    -             slow return    -
+=====================  ==============  ============  ============  ============  =============  ============
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from wmkit.arguments import check_range
+from wmkit.control.actor_gradients import Reinforce
+from wmkit.control.entropy import EntropyBonus, EntropyFloor
+from wmkit.control.replay_critic import ReplayCritic
+from wmkit.control.returns import Outcome, StateReturns, Targets, TransitionReturns
+from wmkit.dynamics import Hook, Latent, Restart, Rollout, WorldModel, constants, rollout
+from wmkit.errors import ConfigError
+from wmkit.nn import total_loss
+from wmkit.objectives import Scene, Start, Term, episode_ends
+
+
+class Learned(NamedTuple):
+    """What a controller learns from.
+
+    Attributes:
+        terms: losses of actor and critic, weighted.
+        metrics: detached scalars by name.
+    """
+
+    terms: dict[str, Term]
+    metrics: dict[str, Tensor]
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value function that learn in roll-outs of the world model.
+
+    The actor's distribution needs ``sample``, ``log_prob`` and ``entropy``, the critic's prediction
+    ``loss`` and ``mean``: one-hot or continuous actions are all the same here. Both are read, not owned.
+
+    Args:
+        actor: ``policy(features)`` gives a distribution over actions.
+        critic: ``predict(features)`` gives a prediction of the return.
+        horizon: transitions H of a roll-out.
+        starts: where roll-outs start (:mod:`wmkit.control.starts`).
+        returns: how they are valued (:mod:`wmkit.control.returns`).
+        rewards: heads whose predictions add up to the reward, with their factors.
+        hooks: what changes them on their way (:mod:`wmkit.dynamics.hooks`).
+        gradient: what the actor climbs (:mod:`wmkit.control.actor_gradients`), or one for each kind of action,
+            ``"discrete"`` and ``"continuous"``.
+        entropy: factor on the policy's entropy, or :class:`~wmkit.control.EntropyFloor`.
+        return_norm: divides advantages by the range of returns; none leaves them raw.
+        also_to: a second target of the critic: its slow copy's value (``"slow_value"``) or the return that the
+            slow copy's values make (``"slow_return"``).
+        replay: the critic's loss on replay.
+        weights: factors on ``actor``, ``critic`` and ``replay_critic``; one where they are not named.
+
+    Raises:
+        ConfigError: a horizon that is too short, an unknown option, a gradient through the dynamics with an estimator
+            that keeps none, or no gradient for the actor's kind of action.
+    """
+
+    return_norm: Any
+
+    def __init__(
+        self,
+        actor: Any,
+        critic: Any,
+        *,
+        horizon: int,
+        starts: Any,
+        returns: TransitionReturns | StateReturns,
+        rewards: Mapping[str, float],
+        hooks: Sequence[Hook] | Mapping[str, Hook | None] = (),
+        gradient: Any = None,
+        entropy: float | EntropyFloor = 3e-4,
+        return_norm: nn.Module | None = None,
+        also_to: Literal["slow_value", "slow_return"] | None = None,
+        replay: ReplayCritic | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        check_range("horizon", horizon, 1)
+        if also_to not in (None, "slow_value", "slow_return"):
+            raise ConfigError(f"also_to is {also_to!r}: wanted slow_value, slow_return or null; correct also_to")
+        self.__dict__["actor"], self.__dict__["critic"] = actor, critic  # the system registers both
+        self.horizon, self.starts, self.returns, self.return_norm = horizon, starts, returns, return_norm
+        listed = list(hooks.values()) if isinstance(hooks, Mapping) else list(hooks)
+        self.hooks = tuple(hook for hook in listed if hook is not None)
+        self.entropy = EntropyBonus(entropy) if isinstance(entropy, int | float) else entropy
+        self.also_to, self.replay = also_to, replay
+        self.weights = {"actor": 1.0, "critic": 1.0, "replay_critic": 1.0} | dict(weights or {})
+        self.gradient = self._gradient(gradient or Reinforce())
+        self.states, self.acting = returns.scored(horizon)
+        self.shortest = 1 if replay is None else replay.shortest
+        self.outcome = Outcome(rewards, self.hooks, returns)
+        if self.gradient.through and not getattr(returns.estimator, "differentiable", False):
+            raise ConfigError(
+                "the actor climbs through the dynamics with an estimator that keeps no gradient: found "
+                "differentiable false, wanted true; set differentiable of the estimator"
+            )
+
+    def _gradient(self, given: Any) -> Any:
+        kind = self.actor.actions[0]
+        if not isinstance(given, Mapping):
+            return given
+        if kind not in given:
+            raise ConfigError(
+                f"there is no gradient for {kind} actions: found {', '.join(given) or 'none'}, wanted {kind}; add it "
+                "to gradient"
+            )
+        return given[kind]
+
+    # -- learning ------------------------------------------------------------------------
+
+    def learn(self, scene: Scene, slow: Mapping[str, Any] | None = None) -> Learned:
+        """Imagine from states of ``scene`` and score actor and critic.
+
+        Args:
+            scene: what the world model made of a batch; no gradient reaches it but the critic's on replay.
+            slow: slow copies by name; the critic itself where there is no ``critic`` among them.
+        """
+        slow_critic = (slow or {}).get("critic", self.critic)
+        start = self.starts(scene)
+        model, through = scene.world_model, self.gradient.through
+        frozen = (model, slow_critic) if through else ()
+        with constants(*frozen):
+            found = self.dream(model, start, gradient=through)
+            mask = start.mask[found.rows] & found.valid  # [N, 1]
+            scored = found.latent.map(lambda x: x[self.states].detach())
+            if not through:
+                online = self.critic.predict(model.read(self.critic, scored))
+            values = {
+                "online": lambda latent: self.critic.predict(model.read(self.critic, latent)).mean,
+                "slow": lambda latent: slow_critic.predict(model.read(slow_critic, latent)).mean,
+            }
+            shown = None if through else online.mean
+            with torch.set_grad_enabled(through):
+                targets = self.returns(model, found, start, self.outcome, shown, values)
+        if through:  # outside, where the critic is no constant
+            online = self.critic.predict(model.read(self.critic, scored))
+        critic_loss = self._critic_loss(model, online, scored, found, targets, values, mask)
+        actor_loss, metrics = self._actor_loss(model, found, targets, mask)
+        terms = {"actor": Term(actor_loss, None, "actor"), "critic": Term(critic_loss, None, "critic")}
+        metrics |= {"loss_actor": actor_loss, "loss_critic": critic_loss}
+        if self.replay is not None:
+            latent = scene.observed.latent
+            window = latent.state.shape[:2]
+            bootstrap = targets.critic[0, : window.numel()].unflatten(0, window)  # [B, T, 1]
+            read = partial(model.read, self.critic)
+            replayed = self.replay(self.critic, slow_critic, read(latent.light()), scene.batch, bootstrap)
+            terms["replay_critic"] = Term(replayed.loss, None, "critic")
+            metrics |= replayed.metrics
+        terms = {name: term._replace(value=self.weights[name] * term.value) for name, term in terms.items()}
+        return Learned(terms, {name: value.detach() for name, value in metrics.items()})
+
+    def dream(self, world_model: WorldModel, start: Start, *, gradient: bool = False) -> Rollout:
+        """Roll the policy out."""
+        states = (start.latent if start.restarts is None else start.restarts).light()
+        hooks = [hook.of(states) if isinstance(hook, Restart) else hook for hook in self.hooks]
+        return rollout(world_model, start.latent, self.actor, self.horizon, gradient=gradient, hooks=hooks)
+
+    def _critic_loss(
+        self,
+        model: WorldModel,
+        online: Any,
+        scored: Latent,
+        found: Rollout,
+        targets: Targets,
+        values: Mapping[str, Any],
+        mask: Tensor,
+    ) -> Tensor:
+        also = []
+        with torch.no_grad():
+            if self.also_to == "slow_value":
+                also.append(values["slow"](scored))
+            elif self.also_to == "slow_return":
+                assert isinstance(self.returns, TransitionReturns) and targets.transitions is not None
+                also.append(self.returns.returns(targets.transitions, values["slow"](found.latent)))
+        loss = total_loss(online, targets.critic, *also).unsqueeze(-1)  # [C, N, 1]
+        return mean_of(targets.critic_weight * loss, mask)
+
+    def _actor_loss(
+        self, model: WorldModel, found: Rollout, targets: Targets, mask: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        advantage = (targets.actor - targets.baseline).detach()
+        if self.return_norm is not None:
+            self.return_norm.update(_swap(targets.actor.detach()))
+            advantage = self.return_norm.normalize(advantage)
+        # All steps at once: as many layers applied to few rows each cost more, backwards above all.
+        policy = self.actor.policy(model.read(self.actor, found.latent.map(lambda x: x[: self.acting].detach())))
+        log_prob = None
+        if self.gradient.scored:
+            log_prob = policy.log_prob(found.actions[: self.acting].detach()).unsqueeze(-1)
+        acted = ~found.options[: self.acting]  # an option is no choice of the policy's
+        weight = targets.actor_weight
+        loss = -mean_of(weight * self.gradient(targets.actor, advantage, log_prob) * acted, mask)
+        metrics = {
+            "imagined_return": mean_of(targets.critic, mask),
+            "imagined_value": mean_of(targets.value[: self.horizon], mask),
+            "imagined_reward": mean_of(targets.reward, mask),
+        }
+        if self.gradient.scored or self.entropy.scale:  # not every policy knows its entropy
+            entropy = policy.entropy.unsqueeze(-1)
+            loss = loss + self.entropy(mean_of(weight * entropy, mask), found.actions.shape[-1])
+            metrics["policy_entropy"] = mean_of(entropy, mask)
+        if any(hook.durations.__func__ is not Hook.durations for hook in self.hooks):  # type: ignore[attr-defined]
+            jumps, transitions = found.options.float(), targets.transitions
+            assert transitions is not None
+            steps = _swap(transitions["next", "steps_to_next_obs"])
+            metrics["jump_rate"] = mean_of(jumps, mask)
+            metrics["jump_span"] = (steps * jumps).sum() / jumps.sum().clamp(min=1)
+        if any(isinstance(hook, Restart) for hook in self.hooks):
+            metrics["restart_rate"] = mean_of(found.restarts.float(), mask)
+        if self.return_norm is not None:
+            metrics["return_scale"] = self.return_norm.scale().squeeze()
+        return loss, metrics
+
+    # -- beside the roll-outs --------------------------------------------------------------
+
+    def learn_records(self, scene: Scene, slow: Mapping[str, Any] | None = None) -> Learned:
+        """Score the critic on real rewards, and the actor on nothing but its entropy.
+
+        For the time before the model's dreams are worth anything, with records of a random policy (TWM's
+        pretraining, arXiv:2303.07109). Both kinds of end stop the return here.
+        """
+        model, batch = scene.world_model, scene.batch
+        ahead = getattr(self.starts, "ahead", 0)
+        with torch.no_grad(), model.evaluating():
+            latent = scene.observed.latent
+        keep = latent.state.shape[1] - ahead
+        latent = latent.light().map(lambda x: x[:, :keep].detach())
+        reward, continuation = model.heads["reward"], model.heads["continuation"]
+        goes_on = ~(episode_ends(batch) | batch["is_init"])[:, 1:keep]  # [B, T-1, 1]
+        after = {
+            "reward": reward.label(batch)[:, 1:keep],  # type: ignore[operator]
+            "continuation": goes_on * float(continuation.discount),  # type: ignore[arg-type]
+        }
+        online = self.critic.predict(model.read(self.critic, latent.map(lambda x: x[:, :-1])))
+        with torch.no_grad():
+            last = self.critic.predict(model.read(self.critic, latent.map(lambda x: x[:, -1:]))).mean
+        transitions = TensorDict({"next": after}, list(goes_on.shape[:2]))
+        value = _swap(torch.cat([online.mean.detach(), last], 1))
+        target = _swap(self.returns.returns(transitions, value))  # type: ignore[union-attr]
+        real = ~batch["is_init"][:, 1:keep, 0]
+        critic_loss = (real * online.loss(target)).sum() / real.sum().clamp(min=1)
+        entropy = self.actor.policy(model.read(self.actor, latent)).entropy.mean()
+        largest = math.log(max(batch["previous_action"].shape[-1], 2))
+        actor_loss = -self.entropy.scale * entropy / largest
+        terms = {"actor": Term(actor_loss, None, "actor"), "critic": Term(critic_loss, None, "critic")}
+        metrics = {"loss_actor": actor_loss, "loss_critic": critic_loss, "policy_entropy": entropy}
+        return Learned(terms, {name: value.detach() for name, value in metrics.items()})
+
+    @torch.no_grad()
+    def imagine(self, world_model: WorldModel, latent: Latent, horizon: int) -> TensorDict:
+        """Roll the policy out from ``latent``, leaves ``[N, ...]``: transitions ``[N, horizon]`` (:class:`Outcome`)."""
+        hooks = [hook for hook in self.hooks if not isinstance(hook, Restart)]
+        return self.outcome(world_model, rollout(world_model, latent, self.actor, horizon, hooks=hooks))
+
+
+def mean_of(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``[T, N, 1]`` over the roll-outs ``mask [N, 1]`` that count."""
+    return (x * mask).sum() / (mask.sum() * len(x))
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)

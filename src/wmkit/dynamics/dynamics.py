@@ -1,0 +1,192 @@
+"""The contract of all dynamics: how a state moves when something is seen, done or imagined.
+
+At step t the agent sees ``o_t`` and picks ``a_t``; ``u_t`` is the output of the sequence model after it has
+consumed everything up to ``(z_t, a_t)``::
+
+    prior       p(z_{t+1} | u_t)
+    posterior   q(z_{t+1} | o_{t+1}, u_t)  filtering: RSSM       q(z_{t+1} | o_{t+1})  myopic: TokenDynamics
+    state       s_{t+1} = (z_{t+1}, u_t)   the keys ``state`` and ``belief`` of record t+1
+
+A *record* is what is known of each step besides its observation: ``previous_action`` ``[*B, A]`` float, ``is_init``
+``[*B]`` bool, and the ``conditions`` of the dynamics (:func:`to_record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from wmkit.dynamics.state import Latent, Observed
+from wmkit.plug import Plug, as_keys, has_all
+
+Record = Mapping[str, Tensor]
+IN_KEYS = ("embed", "previous_action", "is_init")
+OUT_KEYS = ("state", "belief", "posterior_logits", "prior_logits")
+BEFORE = "before"  # where a TensorDict holds the state before its window
+
+
+class Dynamics(Plug):
+    """Base of all dynamics: a Plug over a window, with tensor methods for loops and losses.
+
+    ``forward`` filters a window ``[B, T]``: it reads ``embed`` ``[B, T, E]``, ``previous_action``, ``is_init`` and the
+    conditions, and writes ``state``, ``belief``, ``posterior_logits`` and ``prior_logits``. The window starts from
+    ``("before", "state")`` and ``("before", "belief")`` (and ``("before", "carry")``), of which the first step is
+    read, where they are there, and from the initial state where they are not.
+
+    A subclass implements :meth:`initial`, :meth:`observe`, :meth:`filter`, :meth:`bind`, :meth:`pack`,
+    :meth:`unpack` and :attr:`pack_shapes`.
+
+    Attributes:
+        action_dim: width A of an action.
+        state_dim: width S of a state.
+        belief_dim: width U of a belief.
+        latent: what a state is made of (:mod:`wmkit.nn`): its statistics, chance and samples.
+        myopic: whether the posterior looks at the observation alone.
+        conditions: keys of a record that the dynamics read beyond action and ``is_init``.
+        resumable: whether a stored state and belief are enough to start a window from.
+        options: how many kinds of transition :meth:`step` knows besides an ordinary step.
+    """
+
+    action_dim: int
+    state_dim: int
+    belief_dim: int
+    latent: Any
+    myopic = False
+    conditions: tuple[str, ...] = ()
+    resumable = True
+    options = 0
+
+    def name_keys(self, in_keys: Iterable[NestedKey] | None, out_keys: Iterable[NestedKey] | None) -> None:
+        """Name what :meth:`forward` reads and writes; None for the usual names."""
+        usual = (*IN_KEYS, *self.conditions)
+        found = as_keys(usual if in_keys is None else in_keys, len(usual), "in_keys")
+        self.set_plug(found, as_keys(OUT_KEYS if out_keys is None else out_keys, len(OUT_KEYS), "out_keys"))
+
+    @property
+    def fields(self) -> dict[Any, str]:
+        """From the keys that heads read to the fields of a :class:`Latent`."""
+        state, belief = self.out_keys[:2]
+        here = {state: "state", belief: "belief"}
+        return here | {as_keys([("next", key)])[0]: f"next_{field}" for key, field in here.items()}
+
+    def width(self, field: str) -> int:
+        """Width of one of :attr:`fields`."""
+        return self.state_dim if field.endswith("state") else self.belief_dim
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Filter a window ``[B, T]``."""
+        embed, *values = (tensordict.get(key) for key in self.in_keys)
+        record = to_record(dict(zip((*IN_KEYS[1:], *self.conditions), values, strict=True)), self.conditions)
+        before = {name: (BEFORE, name) for name in self.pack_shapes if name in ("state", "belief", "carry")}
+        latent = None
+        if before and has_all(tensordict, before.values()):
+            latent = self.unpack({name: tensordict.get(key)[:, 0] for name, key in before.items()})
+        seen = self.observe(embed, record, latent)
+        written = (seen.latent.state, seen.latent.belief, seen.posterior_logits, seen.prior_logits)
+        for key, value in zip(self.out_keys, written, strict=True):
+            tensordict.set(key, value)
+        return tensordict
+
+    # -- what a subclass implements --------------------------------------------------------
+
+    def initial(self, batch: int) -> Latent:
+        """Latent of ``batch`` roll-outs that have seen nothing, leaves ``[batch, ...]``."""
+        raise NotImplementedError
+
+    def observe(self, embed: Tensor, record: Record, latent: Latent | None = None) -> Observed:
+        """Take in a window ``[B, T]``.
+
+        Args:
+            embed: ``[B, T, E]`` embeddings of ``o_t``.
+            record: leaves ``[B, T, ...]``; where ``is_init`` is set, what was before is forgotten.
+            latent: state before the window, leaves ``[B, ...]``; the initial one if not given.
+        """
+        raise NotImplementedError
+
+    def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
+        """Take in one observation while acting: ``embed [B, E]``, record leaves ``[B, ...]``."""
+        raise NotImplementedError
+
+    def bind(self, *, one_hot: bool = False) -> Any:
+        """These dynamics made ready for a loop of steps; good until the weights change.
+
+        Args:
+            one_hot: promises that every action of the loop is; what it adds may then be looked up.
+
+        Returns:
+            An object with ``step(latent, action, option, noise)``, see :meth:`step`.
+        """
+        raise NotImplementedError
+
+    def pack(self, latent: Latent) -> dict[str, Tensor]:
+        """What a policy carries from step to step, by key, each ``[B, N]`` float."""
+        raise NotImplementedError
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:
+        """Undo :meth:`pack`; a carry that is missing is that of a sequence model that has seen nothing."""
+        raise NotImplementedError
+
+    @property
+    def pack_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each tensor of :meth:`pack`."""
+        raise NotImplementedError
+
+    # -- what follows from it --------------------------------------------------------------
+
+    @property
+    def latent_spec(self) -> Any:
+        """:attr:`pack_shapes` as a TorchRL ``Composite``, for primers and replay."""
+        from torchrl.data import Composite, Unbounded
+
+        return Composite({key: Unbounded(shape) for key, shape in self.pack_shapes.items()})
+
+    def step(
+        self, latent: Latent, action: Tensor, option: Tensor | None = None, noise: Tensor | None = None
+    ) -> Latent:
+        """Imagine one transition per row, to a sample of the prior.
+
+        Args:
+            latent: where it starts, leaves ``[B, ...]``.
+            action: ``[B, A]`` float.
+            option: ``[B]`` bool, rows that take the option instead; only where there is one.
+            noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
+        """
+        return self.bind().step(latent, action, option, noise)
+
+    def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
+        """Rows ``mask [B]`` begin anew from the states of ``start``, leaves ``[B, ...]``."""
+        return start.where(mask, latent)
+
+    def told(self, latent: Latent, conditions: Mapping[str, Tensor]) -> Latent:
+        """A latent that knows what a world model expects on arriving there (the conditions)."""
+        return latent
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """The chance that ``lead`` samples of a state take, for :meth:`step` and :meth:`sample`."""
+        return self.latent.noise(*lead, device=device)
+
+    def sample(self, statistics: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Sample ``[*B, S]`` of statistics ``[*B, G, C]``, and its classes ``[*B, G]`` if it has any."""
+        if noise is None:
+            noise = self.noise(*statistics.shape[:-2], device=statistics.device)
+        return self.latent.sample(statistics, noise)
+
+    def prior_logits(self, belief: Tensor) -> Tensor:
+        """``[*B, U] -> [*B, G, C]``: what is expected; statistics of the latent, logits unless it is Gaussian."""
+        raise NotImplementedError
+
+
+def to_record(batch: Mapping[str, Tensor], conditions: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What dynamics read of the sequence layout ``[*B, ...]`` besides the embedding.
+
+    >>> batch = {"previous_action": torch.zeros(2, 5, 3), "is_init": torch.zeros(2, 5, 1, dtype=torch.bool)}
+    >>> {key: tuple(value.shape) for key, value in to_record(batch).items()}
+    {'previous_action': (2, 5, 3), 'is_init': (2, 5)}
+    """
+    record = {"previous_action": batch["previous_action"].float(), "is_init": batch["is_init"].squeeze(-1)}
+    return record | {key: batch[key].float() for key in conditions}
