@@ -14,7 +14,6 @@ part                   DreamerV1, V2   DreamerV3     LS-Imagine    TWM          
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from wmkit.arguments import check_range
 from wmkit.control.actor_gradients import Reinforce
-from wmkit.control.entropy import EntropyBonus, EntropyFloor
+from wmkit.control.entropy import EntropyBonus, EntropyFloor, largest_entropy
 from wmkit.control.replay_critic import ReplayCritic
 from wmkit.control.returns import Outcome, StateReturns, Targets, TransitionReturns
 from wmkit.dynamics import Hook, Latent, Restart, Rollout, WorldModel, constants, rollout
@@ -62,7 +61,8 @@ class ActorCritic(nn.Module):
         hooks: what changes them on their way (:mod:`wmkit.dynamics.hooks`).
         gradient: what the actor climbs (:mod:`wmkit.control.actor_gradients`), or one for each kind of action,
             ``"discrete"`` and ``"continuous"``.
-        entropy: factor on the policy's entropy, or :class:`~wmkit.control.EntropyFloor`.
+        entropy: factor on what the policy's entropy costs.
+        entropy_term: what it costs: :class:`~wmkit.control.EntropyBonus` if not given.
         return_norm: divides advantages by the range of returns; none leaves them raw.
         also_to: a second target of the critic: its slow copy's value (``"slow_value"``) or the return that the
             slow copy's values make (``"slow_return"``).
@@ -87,7 +87,8 @@ class ActorCritic(nn.Module):
         rewards: Mapping[str, float],
         hooks: Sequence[Hook] | Mapping[str, Hook | None] = (),
         gradient: Any = None,
-        entropy: float | EntropyFloor = 3e-4,
+        entropy: float = 3e-4,
+        entropy_term: EntropyBonus | EntropyFloor | None = None,
         return_norm: nn.Module | None = None,
         also_to: Literal["slow_value", "slow_return"] | None = None,
         replay: ReplayCritic | None = None,
@@ -101,7 +102,7 @@ class ActorCritic(nn.Module):
         self.horizon, self.starts, self.returns, self.return_norm = horizon, starts, returns, return_norm
         listed = list(hooks.values()) if isinstance(hooks, Mapping) else list(hooks)
         self.hooks = tuple(hook for hook in listed if hook is not None)
-        self.entropy = EntropyBonus(entropy) if isinstance(entropy, int | float) else entropy
+        self.entropy, self.entropy_term = entropy, entropy_term or EntropyBonus()
         self.also_to, self.replay = also_to, replay
         self.weights = {"actor": 1.0, "critic": 1.0, "replay_critic": 1.0} | dict(weights or {})
         self.gradient = self._gradient(gradient or Reinforce())
@@ -214,9 +215,10 @@ class ActorCritic(nn.Module):
             "imagined_value": mean_of(targets.value[: self.horizon], mask),
             "imagined_reward": mean_of(targets.reward, mask),
         }
-        if self.gradient.scored or self.entropy.scale:  # not every policy knows its entropy
+        if self.gradient.scored or self.entropy:  # not every policy knows its entropy
             entropy = policy.entropy.unsqueeze(-1)
-            loss = loss + self.entropy(mean_of(weight * entropy, mask), found.actions.shape[-1])
+            actions = found.actions.shape[-1]
+            loss = loss + self.entropy * self.entropy_term(mean_of(weight * entropy, mask), actions)
             metrics["policy_entropy"] = mean_of(entropy, mask)
         if any(hook.durations.__func__ is not Hook.durations for hook in self.hooks):  # type: ignore[attr-defined]
             jumps, transitions = found.options.float(), targets.transitions
@@ -259,8 +261,7 @@ class ActorCritic(nn.Module):
         real = ~batch["is_init"][:, 1:keep, 0]
         critic_loss = (real * online.loss(target)).sum() / real.sum().clamp(min=1)
         entropy = self.actor.policy(model.read(self.actor, latent)).entropy.mean()
-        largest = math.log(max(batch["previous_action"].shape[-1], 2))
-        actor_loss = -self.entropy.scale * entropy / largest
+        actor_loss = -self.entropy * entropy / largest_entropy(batch["previous_action"].shape[-1])
         terms = {"actor": Term(actor_loss, None, "actor"), "critic": Term(critic_loss, None, "critic")}
         metrics = {"loss_actor": actor_loss, "loss_critic": critic_loss, "policy_entropy": entropy}
         return Learned(terms, {name: value.detach() for name, value in metrics.items()})

@@ -79,8 +79,8 @@ class LambdaReturnJumpy(ValueEstimatorBase):
         differentiable: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_range("behaviour.estimator.gamma", gamma, 0, 1)
-        check_range("behaviour.estimator.lmbda", lmbda, 0, 1)
+        check_range("gamma", gamma, 0, 1)
+        check_range("lmbda", lmbda, 0, 1)
         super().__init__(value_network=value_network, differentiable=differentiable, **kwargs)
         self.register_buffer("gamma", torch.tensor(gamma), persistent=False)  # the page's, not a checkpoint's
         self.register_buffer("lmbda", torch.tensor(lmbda), persistent=False)

@@ -21,10 +21,10 @@ from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
 
 BLOCKS = (
-    *("observations", "batch", "world_model_loss", "world_model_loss.weights"),
+    *("observations", "batch", "objectives"),
     *("world_model", "world_model.encoder", "world_model.decoder", "world_model.heads"),
 )
-OPTIONAL = ("observations.frames", "exploration", "policy")  # parts without which a system has its usual ones
+OPTIONAL = ("observations.frames", "actor", "critic", "controller", "exploration", "policy")  # parts without which a system has its usual ones
 
 
 def build(
@@ -78,18 +78,11 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     )
     _expand_auto(config, spaces)
     _drop_absent(config)
-    heads = config.world_model.heads
-    for name, head in heads.items():
-        if name in ("intrinsic_reward", "jump"):
-            spaces.optional[head.target] = torch.bool if name == "jump" else torch.float32
-    if config.world_model_loss.get("long_branch"):
-        spaces.zoomed = True
-        spaces.optional |= {"is_zoomed": torch.bool, "jump_resolved": torch.bool}
-        spaces.optional |= {"jump_steps": torch.float32, "jump_return": torch.float32}
-    parts = ("world_model", "critic", "world_model_loss", "behaviour", "schedule", "exploration", "policy")
+    parts = ("world_model", "critic", "controller", "schedule", "exploration", "policy")
     return System(
         config.system,
         spaces,
+        objectives={name: _make(config, f"objectives.{name}", page) for name in config.objectives},
         actor=actor.of(spaces.actions) if isinstance(actor, ActorChoice) else actor,
         batch=dict(config.batch),
         frames=_make(config, "observations.frames", page),
@@ -143,21 +136,11 @@ def _expand_auto(config: DictConfig, spaces: Spaces) -> None:
         discrete = {key: count for key, count in spaces.classes.items() if key in codec.vectors}
         if discrete:  # a codec without classes need not know the word
             codec.setdefault("discrete", discrete)
-    weights = config.world_model_loss.weights
-    if "observations" in weights:
-        weight = weights.pop("observations")
-        for key in (*config.world_model.decoder.images, *config.world_model.decoder.vectors):
-            if key in weights:
-                raise SpecError(
-                    f"observation {key!r} has the name of a term of the world model's loss: found it beside "
-                    f"{', '.join(sorted(weights))}, wanted another one; rename it in the environment"
-                )
-            weights[key] = weight
 
 
 def _drop_absent(config: DictConfig) -> None:
-    """Leave out heads, and loss weights, that a group has set to null."""
-    for block in (config.world_model.heads, config.world_model_loss.weights):
+    """Leave out heads, and objectives, that a group has set to null."""
+    for block in (config.world_model.heads, config.objectives):
         for name in [name for name, value in block.items() if value is None]:
             del block[name]
 

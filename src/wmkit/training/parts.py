@@ -145,7 +145,7 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     pairs = None
     if config.get("affordance") is not None:
         limit = OmegaConf.select(config, "env.options.max_steps", default=1000)
-        gamma = OmegaConf.select(config, "behaviour.estimator.gamma", default=0.997)
+        gamma = OmegaConf.select(config, "controller.returns.estimator.gamma", default=0.997)
         check_arguments(PendingPairs, settings.pairs, "training.pairs")
         pairs = {"max_steps": int(limit), "gamma": float(gamma), **settings.pairs}
     return ReplayMemory(
