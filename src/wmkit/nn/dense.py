@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit import fast
-from wmkit.nn.features import Feature, FeaturePair
+from wmkit.nn.features import Feature
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.style import STYLE_2023, Activation, LayerStyle
 
@@ -63,7 +63,7 @@ class DenseNormAct(nn.Module):
         out = self.norm(x if self.linear.bias is None else x + self.linear.bias)
         return self.style.activate(out, inplace=out is not x and not torch.is_grad_enabled())
 
-    def forward(self, x: Tensor | Feature | FeaturePair) -> Tensor:
+    def forward(self, x: Tensor | Feature) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
         if isinstance(x, Tensor):
             return self.style.activate(self.norm(self.linear(x)), inplace=not torch.is_grad_enabled())
