@@ -19,7 +19,7 @@ import torch
 from torchrl.data import Composite, OneHot, Unbounded
 
 import wmkit
-from wmkit.training.captured import compile_update
+from wmkit.optim.captured import compile_update
 
 TINY = ["size=tiny", "batch.size=2", "batch.length=3", "behaviour.horizon=2"]
 

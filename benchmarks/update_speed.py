@@ -80,7 +80,7 @@ from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3O
 
 import wmkit
 from wmkit.training.allocator import keep_freed_memory
-from wmkit.training.captured import compile_update
+from wmkit.optim.captured import compile_update
 
 # TensorDictModule looks for pandas at every call, which is quick only once it is imported.
 PANDAS = find_spec("pandas") is not None and bool(import_module("pandas"))

@@ -33,7 +33,7 @@ from wmkit.dynamics import DreamStart, dream
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems import System
 from wmkit.training import CapturedUpdate
-from wmkit.training.captured import compile_update
+from wmkit.optim.captured import compile_update
 
 DEVICE = "lazy"
 SPACES = {

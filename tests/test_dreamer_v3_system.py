@@ -37,7 +37,7 @@ from wmkit.functional import symlog
 from wmkit.nn import Categorical as Classes
 from wmkit.systems import System, compose
 from wmkit.systems.acting_images import ImageStep, knows
-from wmkit.training.captured import make_update
+from wmkit.optim.captured import make_update
 from wmkit.training.evaluate import evaluate
 from wmkit.training.parts import default_parts, latent_options
 from wmkit.training.protocol import EvaluationProtocol

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.again import revisit
-    from wmkit.training.captured import CapturedUpdate
+    from wmkit.optim.captured import CapturedUpdate
     from wmkit.training.protocol import EvaluationProtocol
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory

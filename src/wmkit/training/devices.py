@@ -17,7 +17,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from wmkit.systems.policy import ARRIVAL_REWARD
+from wmkit.control.policy import ARRIVAL_REWARD
 
 
 def policy_weights(policy: Any) -> Iterator[torch.Tensor]:
