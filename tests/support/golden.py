@@ -37,17 +37,19 @@ import wmkit
 
 # --- what may be renamed ----------------------------------------------------------------------------------
 
+SLOW = {r"^schedule\.slow\.critic\.": "schedule.slow_critic."}
 RENAMED: dict[str, dict[str, str]] = {
     # by phase ("update" for all three): pattern of a name today -> the name it was recorded under
-    "initial": {},
-    "parameters": {},
-    "update": {},
+    "initial": SLOW,
+    "parameters": SLOW,
+    "update": {r"^(grad_norm|loss)_joint$": r"\1"},
     "dream": {},
     "acting": {},
     "open_loop": {},
 }
 GONE: dict[str, str] = {
     # by phase: pattern of recorded names that are not looked for any more
+    "dream": "weight",
 }
 
 SMALL = [f"size.{name}" for name in ("deter=32", "hidden=24", "units=24", "groups=4", "classes=4", "depth=4")]
@@ -57,7 +59,7 @@ BATCH = ("batch.size=3", "batch.length=6")
 WINDOW = ("batch.size=3", "batch.length=14")  # of systems that take a context out of it
 PAPER, QUICK = "preset=paper", "preset=quick"  # the page's own numbers, and a run's usual ones
 # The published warm-up and rate leave a change of three updates at the size of rounding.
-JOINT = ("schedule.optimizer.warmup=2", "learning_rate.joint=0.0001")
+JOINT = ("schedule.learners.joint.optimizer.warmup=2", "learning_rate.joint=0.0001")
 RELEASED = "compat=released"
 
 # --- cases ------------------------------------------------------------------------------------------------
@@ -98,14 +100,14 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "ls_imagine-quick", Case("ls_imagine", views, 5, (QUICK, *SMALL, *BATCH))
     yield "ls_imagine-released", Case("ls_imagine", views, 5, (PAPER, *SMALL, *BATCH, RELEASED))
     for system, extra in (
-        ("twm", ("size.blocks=2", "size.heads=2", "behaviour.starts.count=6", "behaviour.horizon=6")),
-        ("storm", ("size.blocks=2", "size.heads=2", "behaviour.starts.count=6", "behaviour.horizon=6")),
+        ("twm", ("size.blocks=2", "size.heads=2", "controller.starts.count=6", "controller.horizon=6")),
+        ("storm", ("size.blocks=2", "size.heads=2", "controller.starts.count=6", "controller.horizon=6")),
     ):
         overrides = (*SMALL, *WINDOW, *extra)
         yield f"{system}-images", Case(system, PIXELS, 5, (PAPER, *overrides))
         yield f"{system}-vectors", Case(system, VECTORS, 5, (QUICK, *overrides))
         yield f"{system}-released", Case(system, {"pixels": (1, 64, 64)}, 5, (PAPER, *overrides, RELEASED))
-    restarting = (*SMALL, *WINDOW, *extra, "behaviour.restart_states=8")
+    restarting = (*SMALL, *WINDOW, *extra, "controller.starts.restart_states=8")
     yield "twm-restarts", Case("twm", VECTORS, 5, (PAPER, *restarting))
 
 

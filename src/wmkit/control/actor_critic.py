@@ -269,7 +269,7 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def imagine(self, world_model: WorldModel, latent: Latent, horizon: int) -> TensorDict:
         """Roll the policy out from ``latent``, leaves ``[N, ...]``: transitions ``[N, horizon]`` (:class:`Outcome`)."""
-        hooks = [hook for hook in self.hooks if not isinstance(hook, Restart)]
+        hooks = [single for hook in self.hooks if (single := hook.single()) is not None]
         return self.outcome(world_model, rollout(world_model, latent, self.actor, horizon, hooks=hooks))
 
 

@@ -253,7 +253,8 @@ class Outcome:
 
     def reward(self, world_model: WorldModel, latent: Latent) -> Tensor:
         """Predicted reward ``[*B, 1]`` on arriving at states."""
-        parts = (scale * world_model.predict(name, latent).mean for name, scale in self.rewards.items())
+        with world_model.evaluating():
+            parts = [scale * world_model.predict(name, latent).mean for name, scale in self.rewards.items()]
         return sum(parts, torch.zeros_like(latent.state[..., :1]))
 
     @torch.no_grad()
@@ -265,7 +266,8 @@ class Outcome:
         ``steps_to_next_obs``, ``jump_return``, ``done``, ``terminated``.
         """
         before, after = found.before, found.after
-        continuation = world_model.continuation(found.latent)  # [H+1, N, 1]
+        with world_model.evaluating():
+            continuation = world_model.continuation(found.latent)  # [H+1, N, 1]
         reward = self.reward(world_model, after)
         steps, inside = torch.ones_like(reward), torch.zeros_like(reward)
         for hook in self.hooks:

@@ -116,6 +116,10 @@ class Restart(Hook):
         check_range("threshold", threshold, 0, 1)
         self.threshold, self.states = threshold, states
 
+    def single(self) -> Hook | None:
+        """There is no other state to restart from."""
+        return None
+
     def of(self, states: Latent) -> Restart:
         """The same hook over some real states."""
         return Restart(self.threshold, states)
@@ -143,6 +147,10 @@ class FromPrior(Hook):
     """Begin at what the model expects after the context instead of at what was there (STORM)."""
 
     samples = 1
+
+    def single(self) -> Hook | None:
+        """What is given is where to start."""
+        return None
 
     def start(self, world_model: WorldModel, latent: Latent, noise: Tensor) -> Latent:
         """A sample of the prior; a start that nothing went before stays as it is."""

@@ -76,6 +76,10 @@ class Hook:
 
     samples = 0
 
+    def single(self) -> Hook | None:
+        """What stands for this hook in one roll-out from given states; None leaves it out."""
+        return self
+
     def noise(self, horizon: int, rows: int, device: torch.device) -> Any:
         """The chance that this hook takes, drawn after states and actions have drawn theirs."""
         return None

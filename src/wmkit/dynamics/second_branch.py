@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wmkit.dynamics.hooks import JumpGate
-from wmkit.dynamics.rollout import Rollout, rollout
+from wmkit.dynamics.rollout import Hook, Rollout, rollout
 from wmkit.dynamics.state import Latent
 from wmkit.dynamics.world_model import WorldModel
 
@@ -19,6 +19,10 @@ class SecondBranch(JumpGate):
     From that step one jump and one ordinary step lead to where the second roll-out of ordinary steps sets off; up to
     twice the work. Its arguments are those of :class:`JumpGate`.
     """
+
+    def single(self) -> Hook | None:
+        """The gate alone."""
+        return JumpGate(self.prob, self.threshold, self.extra_step, self.max_span)
 
     def noise(self, horizon: int, rows: int, device: torch.device) -> Any:
         """The gate's uniforms, and the likeliest turn so far."""

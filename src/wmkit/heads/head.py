@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from wmkit.errors import ConfigError
 from wmkit.heads.outputs import Distribution, Prediction, named_distribution
 from wmkit.heads.reading import ARRIVAL, TRANSITION, is_next, prepared, read, takes_parts
-from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, Linear, init_output
-from wmkit.plug import Plug, as_keys, has_all
+from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, LayerStyle, Linear, init_output
+from wmkit.plug import Key, Plug, as_keys, has_all
 
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sign": torch.sign}
 
@@ -126,6 +126,12 @@ class Head(Plug):
             self.default_in_keys if in_keys is None else in_keys,
             as_keys(usual if out_keys is None else out_keys, 1, "out_keys"),
         )
+
+    @property
+    def needs(self) -> dict[str, Key]:
+        """The batch key of the label."""
+        flag = self.distribution is Bernoulli
+        return {} if self.target is None else {self.target: Key((1,), torch.bool if flag else torch.float32)}
 
     def named(self, name: str) -> Head:
         """Write to ``("predicted", name)``, unless ``out_keys`` were given; returns itself."""

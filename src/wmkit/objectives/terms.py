@@ -17,7 +17,7 @@ class Term(NamedTuple):
     Attributes:
         value: one loss per position, any shape.
         mask: which positions count (broadcastable to ``value``); all of them if ``None``.
-        group: whom it teaches: a learner takes the terms of the groups that it is ``on``.
+        group: whom it teaches: a learner takes the terms of the groups that it learns from.
         positions: over how many positions the loss is a mean; over those that count if ``None``.
     """
 

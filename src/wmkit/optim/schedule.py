@@ -3,8 +3,8 @@
 ::
 
     learners:
-      representation: {trains: [world_model.encoder, ...], on: [representation], optimizer: ..., clip: 100.0}
-      dynamics:       {trains: [world_model], on: [dynamics], optimizer: ..., clip: 100.0}
+      representation: {trains: [world_model.encoder, ...], learns_from: [representation], optimizer: ..., clip: 100.0}
+      dynamics:       {trains: [world_model], learns_from: [dynamics], optimizer: ..., clip: 100.0}
       actor: ...
       critic: ...
     order: [[dynamics, representation], [critic, actor]]     one inner list learns at once
@@ -61,7 +61,7 @@ class Schedule(nn.Module):
     Args:
         modules: what there is to train, by name: ``world_model``, ``actor``, ``critic``.
         learners: by name, ``trains`` (names of modules, dotted for parts of them; a parameter belongs to the learner
-            that names it most closely), ``on`` (groups of terms), ``optimizer`` (called with parameters) and, if any,
+            that names it most closely), ``learns_from`` (groups of terms), ``optimizer`` (called with parameters) and, if any,
             ``clip``, the largest norm of the whole gradient.
         order: inner lists of learners that learn at once.
         slow: by module, ``fraction`` that its slow copy moves towards it, ``every`` so many updates.
@@ -73,7 +73,7 @@ class Schedule(nn.Module):
 
     >>> layer = nn.Linear(1, 1)
     >>> sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1)
-    >>> learner = {"trains": ["world_model"], "on": ["dynamics"], "optimizer": sgd}
+    >>> learner = {"trains": ["world_model"], "learns_from": ["dynamics"], "optimizer": sgd}
     >>> schedule = Schedule({"world_model": layer}, learners={"model": learner}, order=[["model"]])
     >>> loss = Loss(layer(torch.ones(1, 1)).sum(), "dynamics")
     >>> sorted(schedule.learn(schedule.order[0], {"reward": loss}))
@@ -96,7 +96,7 @@ class Schedule(nn.Module):
             name: Learner(_parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip"))
             for name, spec in learners.items()
         }
-        self.on = {name: tuple(spec["on"]) for name, spec in learners.items()}
+        self.on = {name: tuple(spec["learns_from"]) for name, spec in learners.items()}
         self.order = tuple(tuple(self._known(name) for name in names) for names in order)
         self.phases = tuple(self._phase(name, pretrain, spec) for name, spec in (phases or {}).items())
         self._slow_spec: dict[str, tuple[float, int]] = {}
@@ -176,7 +176,7 @@ class Schedule(nn.Module):
                 raise ConfigError(
                     f"learner {name!r} learns from nothing: found terms of "
                     f"{', '.join(sorted({loss.group for loss in losses.values()})) or 'no group'}, wanted some of "
-                    f"{', '.join(self.on[name])}; correct on"
+                    f"{', '.join(self.on[name])}; correct learns_from"
                 )
             totals[name] = torch.stack([value.reshape(()) for value in own]).sum() if len(own) > 1 else own[0]
         metrics = {f"loss_{name}": total.detach() for name, total in totals.items()}

@@ -19,6 +19,7 @@ from wmkit.plug import Key
 from wmkit.systems.checks import check_batch, check_window
 from wmkit.systems.spaces import Spaces
 
+GROUPS = ("representation", "dynamics")  # of the world model's terms
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -214,7 +215,9 @@ class System(nn.Module):
             for term_name, term in objective.terms(scene).items():
                 losses[term_name] = Loss(objective.weights[term_name] * term.loss, term.group)
                 metrics[f"loss_{term_name}"] = term.mean.detach()
-        metrics["loss_world_model"] = torch.stack([loss.value.detach() for loss in losses.values()]).sum()
+        for name, groups in {"world_model": None, **{group: (group,) for group in GROUPS}}.items():
+            own = [loss.value.detach() for loss in losses.values() if groups is None or loss.group in groups]
+            metrics[f"loss_{name}"] = sum(own, torch.zeros((), device=own[0].device if own else None))
         metrics |= scene.metrics
         return losses
 
