@@ -37,11 +37,10 @@ import wmkit
 
 # --- what may be renamed ----------------------------------------------------------------------------------
 
-SLOW = {r"^schedule\.slow\.critic\.": "schedule.slow_critic."}
 RENAMED: dict[str, dict[str, str]] = {
     # by phase ("update" for all three): pattern of a name today -> the name it was recorded under
-    "initial": SLOW,
-    "parameters": SLOW,
+    "initial": {},
+    "parameters": {},
     "update": {r"^(grad_norm|loss)_joint$": r"\1"},
     "dream": {},
     "acting": {},
@@ -201,6 +200,11 @@ def fill(name: str, batch: TensorDictBase, case: Case) -> TensorDictBase:
 # --- phases -----------------------------------------------------------------------------------------------
 
 
+def averaged(system: str) -> dict[str, str]:
+    """By phase: metrics that are means over other steps than they were; no loss is among them."""
+    return {"update": "imagined_value|policy_entropy"} if system in ("dreamer_v1", "dreamer_v2") else {}
+
+
 def run(case: Case) -> dict[str, dict[str, Tensor]]:
     """All that is recorded of a case: tensors by phase and name."""
     system, out = build(case), {}
@@ -213,9 +217,26 @@ def run(case: Case) -> dict[str, dict[str, Tensor]]:
     for i in range(1, UPDATES + 1):
         batches = [fill(f"batch {i}/{j}", b, case) for j, b in enumerate(system.example_batches(i))]
         torch.manual_seed(i)
+        if case.system == "twm":
+            same_draws(system)
         out[f"update {i}"] = flat(system.update(*batches))
     out["parameters"] = {name: x.detach() - before[name] for name, x in named(system)}
     return {phase: {recorded(phase, n): x for n, x in some.items()} for phase, some in out.items()}
+
+
+def same_draws(system: Any) -> None:
+    """While TWM's autoencoder learns alone: chance for the records that were encoded then, context and end left out."""
+    latent, length = system.world_model.dynamics.latent, system.batch_shape[1] - system.context
+    if system.schedule.now.name != "representation":
+        return
+
+    def noise(*lead: int, device: torch.device | None = None) -> Tensor:
+        if lead[1:] != (length,):
+            return type(latent).noise(latent, *lead, device=device)
+        inner = type(latent).noise(latent, lead[0], length - 2, device=device)
+        return torch.nn.functional.pad(inner, (0, 0, 0, 0, 1, 1), value=0.5)
+
+    latent.noise = noise
 
 
 def dream(system: Any, case: Case) -> dict[str, Tensor]:
@@ -316,13 +337,15 @@ TOLERANCE = {
 
 
 def compare(
-    tensors: dict[str, dict[str, Tensor]], kept: list[tuple[str, str, tuple[int, ...], np.ndarray]]
+    tensors: dict[str, dict[str, Tensor]],
+    kept: list[tuple[str, str, tuple[int, ...], np.ndarray]],
+    system: str,
 ) -> list[Difference]:
-    """Every recorded tensor beside today's, the furthest off first."""
-    out = []
+    """Every recorded tensor of a system beside today's, the furthest off first."""
+    out, gone = [], GONE | averaged(system)
     for phase, name, shape, row in kept:
         kind = phase.split()[0]
-        if kind in GONE and re.fullmatch(GONE[kind], name):
+        if kind in gone and re.fullmatch(gone[kind], name):
             continue
         x = tensors[phase].get(name)
         if x is None:

@@ -76,7 +76,7 @@ class CapturedUpdate:
     >>> spec, tiny = Composite(observation=Unbounded((2,))), ["size=tiny", "batch.size=2", "batch.length=3"]
     >>> system = wmkit.build("dreamer_v3", observation_spec=spec, action_spec=OneHot(3), overrides=tiny)
     >>> update = CapturedUpdate(system)
-    >>> update(system.example_batch())["loss"].shape
+    >>> update(system.example_batch())["loss_joint"].shape
     torch.Size([])
     """
 
@@ -250,7 +250,7 @@ def compile_update(system: Any, backend: str = "inductor") -> Callable[..., Tens
 
     Raises:
         ConfigError: this PyTorch does not trace gradients (2.11 and later do), or an optimiser's step
-            cannot be traced (:class:`~wmkit.objectives.LaProp`'s can).
+            cannot be traced (:class:`~wmkit.optim.LaProp`'s can).
     """
     from torch._dynamo import config
 

@@ -100,7 +100,6 @@ class Schedule(nn.Module):
         self.order = tuple(tuple(self._known(name) for name in names) for names in order)
         self.phases = tuple(self._phase(name, pretrain, spec) for name, spec in (phases or {}).items())
         self._slow_spec: dict[str, tuple[float, int]] = {}
-        self.slow = nn.ModuleDict()
         self.__dict__["_followed"] = {}
         for path, spec in (slow or {}).items():
             if spec is None:
@@ -110,8 +109,13 @@ class Schedule(nn.Module):
             check_range(f"slow.{path}.fraction", fraction, 0, 1)
             check_range(f"slow.{path}.every", every, 1)
             self._slow_spec[key], self._followed[key] = (fraction, every), module
-            self.slow[key] = copy.deepcopy(module).requires_grad_(False)
+            setattr(self, f"slow_{key}", copy.deepcopy(module).requires_grad_(False))
         self.updates = 0
+
+    @property
+    def slow(self) -> dict[str, nn.Module]:
+        """The slow copies, by module; each is an attribute ``slow_NAME`` too."""
+        return {key: getattr(self, f"slow_{key}") for key in self._slow_spec}
 
     # -- which update this is --------------------------------------------------------------
 
@@ -189,8 +193,8 @@ class Schedule(nn.Module):
         """Move each slow copy if it is time, and count the update."""
         for key, (fraction, every) in self._slow_spec.items():
             if every == 1 or self.updates % every == 0:
-                slow, module = self.slow[key], self._followed[key]
-                torch._foreach_lerp_(list(slow.parameters()), list(module.parameters()), fraction)
+                pair = getattr(self, f"slow_{key}"), self._followed[key]
+                torch._foreach_lerp_(*(list(module.parameters()) for module in pair), fraction)
         counts = self.phases or any(every != 1 for _, every in self._slow_spec.values())
         if counts or not torch.compiler.is_compiling():
             self.updates += 1

@@ -129,6 +129,12 @@ class System(nn.Module):
                 exploration=self.exploration,
             )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        older = f"{prefix}behaviour."  # as the controller was called
+        for name in [name for name in state_dict if name.startswith(older)]:
+            state_dict[f"{prefix}controller.{name.removeprefix(older)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @property
     def pretraining(self) -> int | None:
         """Updates before the first step that the policy chooses; None where the schedule has no phases."""
@@ -179,7 +185,7 @@ class System(nn.Module):
                     losses |= self._score(scene, metrics, phase.objectives)
                 if self._behaves(learners):
                     learn = self.controller.learn_records if phase.records else self.controller.learn
-                    learned = learn(scene, dict(schedule.slow.items()))
+                    learned = learn(scene, schedule.slow)
                     losses |= {name: Loss(term.loss, term.group) for name, term in learned.terms.items()}
                     metrics |= learned.metrics
             metrics |= schedule.learn(learners, losses)
