@@ -331,7 +331,7 @@ TOLERANCE = {
     "dream": (1e-5, 1e-2),
     "acting": (3e-6, 1e-2),
     "open_loop": (3e-6, 1e-2),
-    "update": (1e-5, 1e-1),
+    "update": (2e-5, 1e-1),
     "parameters": (1e-3, 1e-6),
 }
 
