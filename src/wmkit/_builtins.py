@@ -23,6 +23,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "ln_gru_bias": "wmkit.backbones.ln_gru:BiasedLayerNormGRU",
         "lstm": "wmkit.backbones.lstm:LSTM",
         "s5": "wmkit.backbones.s5:S5",
+        "stacked_transformer": "wmkit.backbones.stacked:StackedTransformer",
         "transformer_xl": "wmkit.backbones.transformer_xl:TransformerXL",
     },
     "codec": {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from wmkit.backbones.base import Carry, RecurrentCell, SequenceModel
-from wmkit.backbones.carries import carry_width, flatten_carry, unflatten_carry
+from wmkit.backbones.base import Loop, RecurrentCell, SequenceModel
+from wmkit.backbones.carries import Carry, carry_width, flatten_carry, unflatten_carry
 from wmkit.errors import ConfigError
 from wmkit.registry import available, resolve
 
 __all__ = [
     "Carry",
+    "Loop",
     "RecurrentCell",
     "SequenceModel",
     "available_backbones",
@@ -34,10 +35,11 @@ def build(name: str, in_dim: int, out_dim: int, **options: Any) -> SequenceModel
         name: one of ``wmkit.available("backbone")``.
         in_dim: width D of an input.
         out_dim: width U of an output.
-        **options: those of the class.
+        **options: those of the class; ``in_keys`` and ``out_keys`` are among them.
 
     Raises:
-        ConfigError: no backbone of that name, or an option that it does not have.
+        ConfigError: no backbone of that name, an option that it does not have, or no
+            :class:`~wmkit.backbones.base.SequenceModel` under that name.
 
     >>> build("gru", 4, 16).out_dim
     16
@@ -51,4 +53,10 @@ def build(name: str, in_dim: int, out_dim: int, **options: Any) -> SequenceModel
             f"backbone {name!r} {error}: wanted options among {', '.join(known) or 'none'}; correct its page "
             "or what overrides it"
         ) from error
-    return make(in_dim, out_dim, **options)
+    model = make(in_dim, out_dim, **options)
+    if not isinstance(model, SequenceModel):
+        raise ConfigError(
+            f"backbone {name!r} is a {type(model).__name__}: wanted a wmkit.backbones.SequenceModel; inherit "
+            "from it"
+        )
+    return model

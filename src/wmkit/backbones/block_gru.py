@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmkit.backbones.base import RecurrentCell
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, RecurrentCell
 from wmkit.errors import ConfigError
 from wmkit.functional import block_product, linear
 from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
@@ -39,6 +39,8 @@ class BlockGRU(RecurrentCell):
             not given, as in DreamerV3.
         style: norm, activation and initialisation of that layer and of h.
         learned_initial: see :class:`~wmkit.backbones.base.RecurrentCell`.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     Raises:
         ConfigError: ``blocks`` does not divide ``out_dim``.
@@ -58,8 +60,10 @@ class BlockGRU(RecurrentCell):
         hidden: int | None = None,
         style: LayerStyle = STYLE_2024,
         learned_initial: bool = False,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
-        super().__init__(in_dim, out_dim, learned_initial=learned_initial)
+        super().__init__(in_dim, out_dim, learned_initial=learned_initial, in_keys=in_keys, out_keys=out_keys)
         if blocks < 1 or out_dim % blocks:
             raise ConfigError(
                 f"block_gru of width {out_dim} cannot be cut into {blocks} equal blocks: wanted a divisor "
@@ -72,13 +76,8 @@ class BlockGRU(RecurrentCell):
         self.norm = style.make_norm(out_dim)
         self.gates = BlockLinear(out_dim, 3 * out_dim, blocks)  # per block: reset, candidate, update
 
-    def bind(self, known: int = 0) -> BlockGRULoop:
-        """The cell made ready for a time loop.
-
-        Args:
-            known: how many of the last columns of every input go through
-                :meth:`BlockGRULoop.ahead`; the others are given step by step.
-        """
+    def bind(self, known: int = 0, tokens: int = 1) -> BlockGRULoop:
+        """See :meth:`SequenceModel.bind <wmkit.backbones.base.SequenceModel.bind>`."""
         width = self.out_dim // self.blocks
         own, shared = self.hidden.weight.split([width, self.hidden.weight.shape[1] - width], 1)
         dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
@@ -104,26 +103,18 @@ class BlockGRU(RecurrentCell):
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
-        return self.bind().cell(x, belief, self.hidden.bias)
-
-    def scan(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
-        loop, nothing, outputs = self.bind(self.in_dim), x[:, 0, :0], []
-        for ahead, reset_t in zip(loop.ahead(x).unbind(1), reset.unbind(1), strict=True):
-            carry, _ = loop.step(nothing, carry, reset_t, ahead)
-            outputs.append(carry)
-        return torch.stack(outputs, 1), carry
+        return self.bind().step(x, belief)[0]
 
 
 @dataclass(frozen=True)
-class BlockGRULoop:
+class BlockGRULoop(Loop):
     """A :class:`BlockGRU` with its weights laid out for a time loop.
 
     It is a value of the loop that asked for it (:meth:`BlockGRU.bind`), good until the weights
     change: gradients of the cut weights are then put together once instead of at each step.
 
     Attributes:
-        gru: whose weights these are.
+        model: whose weights these are.
         start: ``[U]`` belief after a reset.
         own: weight ``[g, U/g, U/g]`` of the hidden layer for a block's own belief.
         shared: weight ``[U, H + D - K]`` for what all blocks read at a step.
@@ -140,7 +131,6 @@ class BlockGRULoop:
     True
     """
 
-    gru: BlockGRU
     start: Tensor
     own: LoopWeight
     shared: LoopWeight
@@ -150,18 +140,20 @@ class BlockGRULoop:
 
     def ahead(self, x: Tensor) -> Tensor:
         """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
-        return linear(x, self.known.t(), self.gru.hidden.bias)
+        return linear(x, self.known.t(), self.model.hidden.bias)
 
-    def step(self, x: Tensor, carry: Tensor, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, carry: Tensor, reset: Tensor | None = None, ahead: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step: ``x [B, D - K]``, ``reset [B]`` bool, ``ahead [B, U]`` -> output and carry ``[B, U]``."""
         if reset is not None:
             carry = torch.where(reset.unsqueeze(-1), self.start, carry)
-        belief = self.cell(x, carry, ahead)
+        belief = self.cell(x, carry, self.model.hidden.bias if ahead is None else ahead)
         return belief, belief
 
     def cell(self, x: Tensor, belief: Tensor, ahead: Tensor) -> Tensor:
         """One step without reset."""
-        gru = self.gru
+        gru: BlockGRU = self.model
         shared = self.shared(torch.cat([gru.belief_in(belief), x], -1))  # [B, U]
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             hidden = gru.norm(shared + ahead + side_by_side(self.own(belief)))
@@ -179,7 +171,7 @@ class BlockGRULoop:
 
     def _blocks(self, x: Tensor) -> Tensor:
         """``[B, U] -> [g, B, U/g]``, a view."""
-        return x.view(len(x), self.gru.blocks, -1).transpose(0, 1)
+        return x.view(len(x), self.model.blocks, -1).transpose(0, 1)
 
 
 def _tanh(x: Tensor) -> Tensor:

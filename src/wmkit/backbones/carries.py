@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from wmkit.backbones.base import Carry
+Carry = Any
+"""What a sequence model carries from step to step: any pytree of tensors ``[B, ...]``."""
 
 
 def carry_width(carry: Carry) -> int:

@@ -36,11 +36,12 @@ all false to have that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from wmkit.backbones.base import stack
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, stack
 from wmkit.backbones.transformer import Transformer
 from wmkit.nn import Dropout
 from wmkit.nn.attention import ALL, FeedForward, Remember, SelfAttention
@@ -65,6 +66,8 @@ class GPT(Transformer):
         hidden_dropout: of the feed-forward layers' hidden layer; ``dropout`` if not given.
         position_std: standard deviation of the positions at first.
         norm_eps: epsilon of every LayerNorm.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     Raises:
         ConfigError: no layers; see :class:`~wmkit.backbones.transformer.Transformer`,
@@ -72,7 +75,7 @@ class GPT(Transformer):
 
     >>> import torch
     >>> model = GPT(3, 8)
-    >>> u, carry = model.scan(torch.zeros(2, 5, 3), None, torch.zeros(2, 5, dtype=torch.bool))
+    >>> u, carry = model.scan(torch.zeros(2, 5, 3))
     >>> u.shape, carry.age
     (torch.Size([2, 5, 8]), tensor([5, 5]))
     """
@@ -95,8 +98,10 @@ class GPT(Transformer):
         hidden_dropout: float | None = None,
         position_std: float = 0.02,
         norm_eps: float = 1e-6,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
-        super().__init__(in_dim, out_dim, width=width, window=window)
+        super().__init__(in_dim, out_dim, width=width, window=window, in_keys=in_keys, out_keys=out_keys)
         self.positions = nn.Embedding(window, self.width)
         nn.init.normal_(self.positions.weight, std=position_std)
         hidden = 2 * self.width if hidden is None else hidden
@@ -119,21 +124,9 @@ class GPT(Transformer):
         """Add positions."""
         return self.after_embedding(x + self.positions(ages.clamp(max=self.window - 1)))
 
-    def through(
-        self,
-        layer: nn.Module,
-        x: Tensor,
-        remember: Remember | None,
-        mask: Tensor,
-        table: Tensor | None,
-        read: slice,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`Transformer.through <wmkit.backbones.transformer.Transformer.through>`."""
-        return layer(x, remember, mask, read)
-
-    def finish(self, x: Tensor) -> Tensor:
+    def finish(self, visited: Sequence[Tensor], read: slice) -> Tensor:
         """The last norm, where the layers end without one."""
-        return self.after_layers(x)
+        return self.after_layers(visited[-1])
 
 
 class _Layer(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wmkit.backbones.base import RecurrentCell
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, RecurrentCell
 from wmkit.nn import Linear, init_hidden
 
 
@@ -22,6 +22,8 @@ class LayerNormGRU(RecurrentCell):
         learned_initial: see :class:`~wmkit.backbones.base.RecurrentCell`.
         norm_eps: epsilon of the LayerNorm (PyTorch's default in the 2023 PyTorch code).
         bias: a learned constant under the norm.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     >>> gru = LayerNormGRU(3, 8)
     >>> u, carry = gru.step(torch.zeros(2, 3), gru.initial(2), torch.tensor([True, False]))
@@ -37,8 +39,10 @@ class LayerNormGRU(RecurrentCell):
         learned_initial: bool = False,
         norm_eps: float = 1e-3,
         bias: bool = False,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
-        super().__init__(in_dim, out_dim, learned_initial=learned_initial)
+        super().__init__(in_dim, out_dim, learned_initial=learned_initial, in_keys=in_keys, out_keys=out_keys)
         # Rows: reset, candidate, update; columns: input, then state.
         self.linear: nn.Linear = init_hidden(Linear(in_dim + out_dim, 3 * out_dim, bias=bias))
         self.norm = nn.LayerNorm(3 * out_dim, eps=norm_eps)
@@ -58,10 +62,20 @@ class BiasedLayerNormGRU(LayerNormGRU):
         in_dim: input width D.
         out_dim: state width U.
         norm_eps: epsilon of the LayerNorm.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     >>> BiasedLayerNormGRU(3, 8).initial(1).abs().max().item()
     0.0
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, norm_eps: float = 1e-3) -> None:
-        super().__init__(in_dim, out_dim, norm_eps=norm_eps, bias=True)
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        norm_eps: float = 1e-3,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
+    ) -> None:
+        super().__init__(in_dim, out_dim, norm_eps=norm_eps, bias=True, in_keys=in_keys, out_keys=out_keys)

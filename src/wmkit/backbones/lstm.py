@@ -8,15 +8,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel
+from wmkit.functional import linear
 from wmkit.nn import Linear
 
 Carry = tuple[Tensor, Tensor]
 
 
-class LSTM(nn.Module):
+class LSTM(SequenceModel):
     """An LSTM whose output is its short-term half; the carry is both, ``(h, c)``.
 
     Unlike :class:`torch.nn.LSTM` it has one bias, not two that are only ever added.
@@ -24,6 +28,8 @@ class LSTM(nn.Module):
     Args:
         in_dim: input width D.
         out_dim: width U of h and of c.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     >>> lstm = LSTM(3, 8)
     >>> u, (h, c) = lstm.step(torch.zeros(2, 3), lstm.initial(2), torch.tensor([True, False]))
@@ -31,11 +37,10 @@ class LSTM(nn.Module):
     (torch.Size([2, 8]), True)
     """
 
-    carry_is_output = False
-
-    def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.in_dim, self.out_dim = in_dim, out_dim
+    def __init__(
+        self, in_dim: int, out_dim: int, *, in_keys: Keys = IN_KEYS, out_keys: Keys = OUT_KEYS
+    ) -> None:
+        super().__init__(in_dim, out_dim, in_keys=in_keys, out_keys=out_keys)
         # Rows: input, forget, candidate, output, as in torch.nn.LSTM.
         self.input = Linear(in_dim, 4 * out_dim)
         self.recurrent = Linear(out_dim, 4 * out_dim, bias=False)
@@ -53,20 +58,48 @@ class LSTM(nn.Module):
 
     def step(self, x: Tensor, carry: Carry, reset: Tensor) -> tuple[Tensor, Carry]:
         """See :meth:`SequenceModel.step <wmkit.backbones.base.SequenceModel.step>`."""
-        return self._step(self.input(x), carry, reset)
+        return self.bind(self.in_dim).step(x[:, :0], carry, reset, self.input(x))
 
-    def scan(self, x: Tensor, carry: Carry, reset: Tensor) -> tuple[Tensor, Carry]:
-        """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
-        outputs = []
-        for ahead, reset_t in zip(self.input(x).unbind(1), reset.unbind(1), strict=True):
-            u, carry = self._step(ahead, carry, reset_t)
-            outputs.append(u)
-        return torch.stack(outputs, 1), carry
+    def bind(self, known: int = 0, tokens: int = 1) -> LSTMLoop:
+        """See :meth:`SequenceModel.bind <wmkit.backbones.base.SequenceModel.bind>`."""
+        return LSTMLoop(self, *self.input.weight.split([self.in_dim - known, known], 1))
 
-    def _step(self, ahead: Tensor, carry: Carry, reset: Tensor) -> tuple[Tensor, Carry]:
-        """One step with the input's share ``[B, 4U]`` of the gates."""
-        h, c = (x.masked_fill(reset.unsqueeze(-1), 0) for x in carry)
-        write, keep, candidate, read = (ahead + self.recurrent(h)).chunk(4, -1)
+
+@dataclass(frozen=True)
+class LSTMLoop(Loop):
+    """An :class:`LSTM` with the product of what is known ahead taken out of the loop.
+
+    Attributes:
+        model: whose weights these are.
+        arriving: ``[4U, D - known]`` columns of the gates for what arrives step by step.
+        known: ``[4U, known]`` columns for what is known ahead.
+
+    >>> lstm, x = LSTM(6, 16), torch.randn(2, 6)
+    >>> loop = lstm.bind(known=4)
+    >>> u, _ = loop.step(x[:, :2], lstm.initial(2), None, loop.ahead(x[:, 2:]))
+    >>> torch.allclose(u, lstm.scan(x.unsqueeze(1))[0][:, 0], atol=1e-6)
+    True
+    """
+
+    arriving: Tensor
+    known: Tensor
+
+    def ahead(self, x: Tensor) -> Tensor:
+        """What the last columns ``[*B, known]`` add to the gates: ``[*B, 4U]``, with bias."""
+        return linear(x, self.known, self.model.input.bias)
+
+    def step(
+        self, x: Tensor, carry: Carry, reset: Tensor | None = None, ahead: Tensor | None = None
+    ) -> tuple[Tensor, Carry]:
+        """One step: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, 4U]`` -> ``h [B, U]`` and ``(h, c)``."""
+        h, c = carry
+        if reset is not None:
+            h, c = (x.masked_fill(reset.unsqueeze(-1), 0) for x in carry)
+        gates = self.model.input.bias if ahead is None else ahead
+        gates = gates + self.model.recurrent(h)
+        if x.shape[-1]:
+            gates = gates + linear(x, self.arriving)
+        write, keep, candidate, read = gates.chunk(4, -1)
         c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(candidate)
         h = torch.sigmoid(read) * torch.tanh(c)
         return h, (h, c)

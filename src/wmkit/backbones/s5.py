@@ -27,10 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import resets, stack
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets, stack
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
-from wmkit.nn import Linear, kept
+from wmkit.nn import Linear
 from wmkit.nn.attention import FeedForward
 
 
@@ -46,12 +46,12 @@ class S5Carry(NamedTuple):
     output: Tensor
 
 
-class S5(nn.Module):
+class S5(SequenceModel):
     """A stack of S5 layers.
 
     Args:
         in_dim: input width D; projected linearly where it is not ``width``.
-        out_dim: output width U; likewise.
+        out_dim: output width U; projected linearly where it is not ``width``.
         width: between the layers; ``out_dim`` if not given.
         layers: how many.
         states: P of each layer, even, counting both of each conjugate pair.
@@ -62,18 +62,19 @@ class S5(nn.Module):
         delta: range that the steps Δ are drawn from; the longest memory at first is about 2 / Δ steps.
         dropout: on each layer's output.
         scan_form: see :func:`~wmkit.functional.linear_scan`.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     Raises:
         ConfigError: ``states`` cannot be cut into blocks of conjugate pairs; an unknown discretisation; a
             range of steps that is none; no layers.
 
     >>> model = S5(3, 8)
-    >>> u, carry = model.scan(torch.randn(2, 5, 3), model.initial(2), torch.zeros(2, 5, dtype=torch.bool))
+    >>> u, carry = model.scan(torch.randn(2, 5, 3))
     >>> u.shape, carry.states[0].shape
     (torch.Size([2, 5, 8]), torch.Size([2, 32, 2]))
     """
 
-    carry_is_output = False
     layers: Any  # of S5Layer
 
     def __init__(
@@ -91,10 +92,12 @@ class S5(nn.Module):
         delta: Sequence[float] = (1e-3, 1e-1),
         dropout: float = 0.0,
         scan_form: str = "doubling",
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
-        super().__init__()
+        super().__init__(in_dim, out_dim, in_keys=in_keys, out_keys=out_keys)
         width = out_dim if width is None else width
-        self.in_dim, self.out_dim, self.width, self.scan_form = in_dim, out_dim, width, scan_form
+        self.width, self.scan_form = width, scan_form
         self.project_in = nn.Identity() if in_dim == width else Linear(in_dim, width)
         self.project_out = nn.Identity() if out_dim == width else Linear(width, out_dim)
         self.layers = stack(
@@ -130,32 +133,20 @@ class S5(nn.Module):
         """See :meth:`SequenceModel.step <wmkit.backbones.base.SequenceModel.step>`."""
         return self.bind().step(x, carry, reset)
 
-    def scan(self, x: Tensor, carry: S5Carry, reset: Tensor) -> tuple[Tensor, S5Carry]:
+    def scan(
+        self, x: Tensor, carry: S5Carry | None = None, reset: Tensor | None = None, read: slice | None = None
+    ) -> tuple[Tensor, S5Carry]:
         """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
-        x, states = self.project_in(x), []
-        for layer, state in zip(self.layers, carry.states, strict=True):
-            decay, factor = layer.discretised()
-            normed = layer.norm(x)
-            inputs = factor * layer.written(normed)  # [B, T, P/2]
-            visited = linear_scan(decay, inputs, torch.view_as_complex(state), reset, self.scan_form)
-            x = layer.read_out(x, normed, visited)
-            states.append(torch.view_as_real(visited[:, -1]))
-        u = self.project_out(x)
-        return u, S5Carry(tuple(states), u[:, -1])
+        return self.bind().scan(x, carry, reset, read)
 
-    def bind(self, known: int = 0) -> S5Loop:
-        """The model with its systems discretised once for a time loop; good until the weights change.
-
-        Args:
-            known: how many of the last columns of every input are given to :meth:`S5Loop.step` apart;
-                nothing is gained by it here.
-        """
+    def bind(self, known: int = 0, tokens: int = 1) -> S5Loop:
+        """See :meth:`SequenceModel.bind <wmkit.backbones.base.SequenceModel.bind>`."""
         return S5Loop(self, [layer.discretised() for layer in self.layers])
 
 
 @dataclass(frozen=True)
-class S5Loop:
-    """An :class:`S5` ready for a time loop.
+class S5Loop(Loop):
+    """An :class:`S5` ready for a time loop, its systems discretised.
 
     Attributes:
         model: whose weights these are.
@@ -168,19 +159,14 @@ class S5Loop:
     True
     """
 
-    model: S5
     systems: list[tuple[Tensor, Tensor]]
 
-    def ahead(self, x: Tensor) -> Tensor:
-        """The last columns ``[*B, known]`` of inputs, as they are."""
-        return x
-
     def step(
-        self, x: Tensor, carry: S5Carry, reset: Tensor | None, ahead: Tensor | None = None
+        self, x: Tensor, carry: S5Carry, reset: Tensor | None = None, ahead: Tensor | None = None
     ) -> tuple[Tensor, S5Carry]:
         """One step: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
         model = self.model
-        x = model.project_in(x if ahead is None else torch.cat([x, ahead], -1))
+        x = model.project_in(joined(x, ahead))
         states, forget = [], resets(reset, x).view(-1, 1, 1)
         for layer, (decay, factor), state in zip(model.layers, self.systems, carry.states, strict=True):
             before = torch.view_as_complex(state.masked_fill(forget, 0))
@@ -191,19 +177,35 @@ class S5Loop:
         u = model.project_out(x)
         return u, S5Carry(tuple(states), u)
 
+    def scan(
+        self, x: Tensor, carry: S5Carry | None = None, reset: Tensor | None = None, read: slice | None = None
+    ) -> tuple[Tensor, S5Carry]:
+        """See :meth:`S5.scan`; there is no loop over time."""
+        model, states, reset = self.model, [], resets(reset, x)
+        carry = model.initial(len(x)) if carry is None else carry
+        x = model.project_in(x)
+        for layer, (decay, factor), state in zip(model.layers, self.systems, carry.states, strict=True):
+            normed = layer.norm(x)
+            inputs = factor * layer.written(normed)  # [B, T, P/2]
+            visited = linear_scan(decay, inputs, torch.view_as_complex(state), reset, model.scan_form)
+            x = layer.read_out(x, normed, visited)
+            states.append(torch.view_as_real(visited[:, -1]))
+        u = model.project_out(x)
+        return u if read is None else u[:, read], S5Carry(tuple(states), u[:, -1])
+
 
 class S5Layer(nn.Module):
-    """Norm, one linear system, activation, and a way around; dense layers likewise, if wanted.
+    """Norm, one linear system, activation, and a way around; after them dense layers, if wanted.
 
     Args:
         width: H of input and output.
         states: P, counting both of each conjugate pair.
-        blocks: see :class:`S5`, as for the rest.
-        hidden: likewise.
-        discretisation: likewise.
-        half_glu: likewise.
-        delta: likewise.
-        dropout: likewise.
+        blocks: see :class:`S5`.
+        hidden: see :class:`S5`.
+        discretisation: see :class:`S5`.
+        half_glu: see :class:`S5`.
+        delta: see :class:`S5`.
+        dropout: see :class:`S5`.
     """
 
     def __init__(
@@ -255,13 +257,9 @@ class S5Layer(nn.Module):
         discretise(one.to(torch.complex64), self.log_delta.detach().exp(), discretisation)  # knows the name
 
     def discretised(self) -> tuple[Tensor, Tensor]:
-        """Λ̄ and the factor on B, ``[P/2]`` complex each; made once while weights are unchanged."""
-
-        def make() -> tuple[Tensor, Tensor]:
-            eigenvalues = torch.complex(-self.log_decay.exp(), self.frequency)
-            return discretise(eigenvalues, self.log_delta.exp(), self.discretisation)
-
-        return kept(lambda: ("discretised", id(self), torch.is_grad_enabled()), self, make)
+        """Λ̄ and the factor on B, ``[P/2]`` complex each."""
+        eigenvalues = torch.complex(-self.log_decay.exp(), self.frequency)
+        return discretise(eigenvalues, self.log_delta.exp(), self.discretisation)
 
     def written(self, normed: Tensor) -> Tensor:
         """``B u``, before discretisation, of normed inputs: ``[*B, H] -> [*B, P/2]`` complex."""

@@ -20,36 +20,48 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import resets
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets
+from wmkit.backbones.room import Room
 from wmkit.errors import ConfigError
 from wmkit.nn import Linear, rows_are_free
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
 
 
-class Transformer(nn.Module):
+class Transformer(SequenceModel):
     """Base of transformers whose carry is a :class:`~wmkit.nn.attention.Memory`.
 
-    A subclass fills :attr:`layers` and implements :meth:`embed` and :meth:`through`.
+    A subclass fills :attr:`layers` and implements :meth:`embed`; where its layers read more than tokens and
+    memory, :meth:`tables` and :meth:`through` too.
 
     Args:
         in_dim: input width D; projected linearly where it is not ``width``.
-        out_dim: output width U; likewise.
+        out_dim: output width U; projected linearly where it is not ``width``.
         width: of the tokens inside; ``out_dim`` if not given.
         window: tokens W that a token sees in each layer, itself included. Memory holds ``W - 1``.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     Raises:
         ConfigError: a window below two.
     """
 
-    carry_is_output = False
     layers: Any  # a ModuleList; each has an ``attention``
 
-    def __init__(self, in_dim: int, out_dim: int, *, width: int | None, window: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        width: int | None,
+        window: int,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
+    ) -> None:
+        super().__init__(in_dim, out_dim, in_keys=in_keys, out_keys=out_keys)
         if window < 2:
             raise ConfigError(f"the window of a transformer is {window}: wanted 2 tokens or more; set window")
         width = out_dim if width is None else width
-        self.in_dim, self.out_dim, self.width, self.window = in_dim, out_dim, width, window
+        self.width, self.window = width, window
         self.project_in = nn.Identity() if in_dim == width else Linear(in_dim, width)
         self.project_out = nn.Identity() if out_dim == width else Linear(width, out_dim)
 
@@ -78,11 +90,16 @@ class Transformer(nn.Module):
         read: slice,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One layer: of tokens ``[B, n, D]`` those read, and all keys and values ``[B, heads, C + n, d]``."""
-        raise NotImplementedError
+        return layer(x, remember, mask, read)
 
-    def finish(self, x: Tensor) -> Tensor:
-        """After the last layer: ``[B, n, D] -> [B, n, D]``."""
-        return x
+    def finish(self, visited: Sequence[Tensor], read: slice) -> Tensor:
+        """The output before its projection ``[B, n, D]``, of the tokens read.
+
+        Args:
+            visited: what came out of each layer, ``[B, n, D]``; of the last one the tokens read alone.
+            read: which those are.
+        """
+        return visited[-1]
 
     # -- the contract ----------------------------------------------------------------------
 
@@ -105,41 +122,27 @@ class Transformer(nn.Module):
         return self.bind().step(x, carry, reset)
 
     def scan(
-        self, x: Tensor, carry: Memory | None, reset: Tensor, read: slice = ALL
+        self, x: Tensor, carry: Memory | None = None, reset: Tensor | None = None, read: slice | None = None
     ) -> tuple[Tensor, Memory]:
-        """Any number of tokens at once.
+        """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`.
 
-        Args:
-            x: ``[B, n, D]``.
-            carry: what went before; ``None`` is nothing.
-            reset: ``[B, n]`` bool, the token begins a segment.
-            read: of which tokens outputs are wanted, the last among them: the last layer does nothing more
-                for the others than to let them be looked at.
-
-        Returns:
-            ``[B, n, U]`` or as many as are read, and the carry after the last token.
+        Of the tokens that are not read the last layer makes keys and values alone.
         """
         return self.bind(tokens=x.shape[1]).scan(x, carry, reset, read)
 
     def bind(self, known: int = 0, tokens: int = 1) -> TransformerLoop:
-        """The model made ready for a time loop; good until the weights change.
-
-        Args:
-            known: how many of the last columns of every input are given to :meth:`TransformerLoop.step`
-                apart; nothing is gained by it here.
-            tokens: the most tokens that :meth:`TransformerLoop.scan` is to take at once.
-        """
+        """Tables made once; see :meth:`SequenceModel.bind <wmkit.backbones.base.SequenceModel.bind>`."""
         return TransformerLoop(self, self.tables(tokens))
 
 
 @dataclass(frozen=True)
-class TransformerLoop:
+class TransformerLoop(Loop):
     """A :class:`Transformer` with what each step needs again computed once.
 
     Attributes:
         model: whose weights these are.
         tables: one per layer, see :meth:`Transformer.tables`.
-        room: see :class:`Room`.
+        room: see :class:`~wmkit.backbones.room.Room`.
 
     >>> from wmkit import backbones
     >>> model, reset = backbones.build("transformer_xl", 6, 16).eval(), torch.zeros(2, 3, dtype=torch.bool)
@@ -149,39 +152,35 @@ class TransformerLoop:
     True
     """
 
-    model: Transformer
     tables: Sequence[Tensor | None]
-    room: Room = field(default_factory=lambda: Room())
-
-    def ahead(self, x: Tensor) -> Tensor:
-        """The last columns ``[*B, known]`` of inputs, as they are."""
-        return x
+    room: Room = field(default_factory=Room)
 
     def step(
-        self, x: Tensor, carry: Memory, reset: Tensor | None, ahead: Tensor | None = None
+        self, x: Tensor, carry: Memory, reset: Tensor | None = None, ahead: Tensor | None = None
     ) -> tuple[Tensor, Memory]:
         """One token: ``x [B, D - known]``, ``reset [B]``, ``ahead [B, known]`` -> ``u [B, U]`` and carry."""
-        x = x if ahead is None else torch.cat([x, ahead], -1)
+        x = joined(x, ahead)
         u, carry = self.scan(x.unsqueeze(1), carry, resets(reset, x).unsqueeze(1))
         return u.squeeze(1), carry
 
     def scan(
-        self, x: Tensor, carry: Memory | None, reset: Tensor, read: slice = ALL
+        self, x: Tensor, carry: Memory | None = None, reset: Tensor | None = None, read: slice | None = None
     ) -> tuple[Tensor, Memory]:
         """See :meth:`Transformer.scan`."""
-        model, slots = self.model, self.model.slots
+        model, slots, reset, read = self.model, self.model.slots, resets(reset, x), read or ALL
         age = reset.new_zeros(len(reset), dtype=torch.int64) if carry is None else carry.age
         ages = token_ages(age, reset)
         mask = visible(ages, 0 if carry is None else carry.keys[0].shape[2], model.window)
         x = model.embed(model.project_in(x), ages)
-        all_keys, all_values = [], []
+        visited, all_keys, all_values = [], [], []
         remembers = self.room.remember(carry, x.shape[1], len(model.layers))
         reads = [ALL] * (len(model.layers) - 1) + [read]
         for layer, table, remember, part in zip(model.layers, self.tables, remembers, reads, strict=True):
             x, keys, values = model.through(layer, x, remember, mask, table, part)
+            visited.append(x)
             all_keys.append(_last(keys, slots))
             all_values.append(_last(values, slots))
-        u = model.project_out(model.finish(x))
+        u = model.project_out(model.finish(visited, read))
         after = Memory(tuple(all_keys), tuple(all_values), ages[:, -1] + 1, u[:, -1])
         self.room.last = after
         return u, after
@@ -193,64 +192,3 @@ def _last(x: Tensor, slots: int) -> Tensor:
     if missing <= 0:
         return x[:, :, -slots:]
     return x if rows_are_free(x) else F.pad(x, (0, 0, missing, 0))
-
-
-class Room:
-    """Puts a carry in front of new keys, without copying it at every step of a loop.
-
-    From a loop's second call on, and where no gradients are recorded, the carry stands in buffers with
-    slots to spare behind it. A step from the carry that the step before handed out fills the next of
-    them; a step from any other copies it to buffers of its own. What was handed out is never written
-    to, so that carries stay values.
-
-    Attributes:
-        last: the carry handed out last.
-    """
-
-    SPARE = 16  # calls until buffers are full
-
-    def __init__(self) -> None:
-        self.last: Memory | None = None
-        self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._end = 0
-
-    def remember(self, carry: Memory | None, count: int, layers: int) -> list[Remember | None]:
-        """For each layer, what to call with its ``count`` new keys and values."""
-        last, self.last = self.last, None
-        looping = last is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if carry is None or not looping:
-            self._buffers = []
-        if carry is None:
-            return [None] * layers
-        pairs = list(zip(carry.keys, carry.values, strict=True))
-        if not looping:
-            return [_joined(*pair) for pair in pairs]
-        slots = pairs[0][0].shape[2]
-        full = not self._buffers or self._end + count > self._buffers[0][0].shape[2]
-        if full or carry is not last:
-            spare = self.SPARE * count
-            self._buffers = [(_roomy(keys, spare), _roomy(values, spare)) for keys, values in pairs]
-            self._end = slots
-        begin, self._end = self._end - slots, self._end + count
-        return [_written(*buffers, begin, slots) for buffers in self._buffers]
-
-
-def _joined(keys: Tensor, values: Tensor) -> Remember:
-    return lambda new_keys, new_values: (torch.cat([keys, new_keys], 2), torch.cat([values, new_values], 2))
-
-
-def _written(keys: Tensor, values: Tensor, begin: int, slots: int) -> Remember:
-    def remember(new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
-        middle, end = begin + slots, begin + slots + new_keys.shape[2]
-        keys[:, :, middle:end] = new_keys
-        values[:, :, middle:end] = new_values
-        return keys[:, :, begin:end], values[:, :, begin:end]
-
-    return remember
-
-
-def _roomy(x: Tensor, spare: int) -> Tensor:
-    """A copy of ``[B, heads, C, d]`` with ``spare`` slots behind it."""
-    roomy = x.new_empty(*x.shape[:2], x.shape[2] + spare, x.shape[3])
-    roomy[:, :, : x.shape[2]] = x
-    return roomy

@@ -45,7 +45,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmkit.backbones.base import stack
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, stack
 from wmkit.backbones.transformer import Transformer
 from wmkit.errors import ConfigError
 from wmkit.nn import Dropout, Linear
@@ -67,6 +67,8 @@ class TransformerXL(Transformer):
         scale: factor on the scores; ``1/sqrt(width)`` if not given, as in TWM.
         dropout: see the table above.
         activation: of the feed-forward layers: ``"silu"``, ``"relu"`` or ``"gelu"``.
+        in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
+        out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
     Raises:
         ConfigError: an odd width or no layers; see :class:`~wmkit.backbones.transformer.Transformer`,
@@ -93,8 +95,10 @@ class TransformerXL(Transformer):
         scale: float | None = None,
         dropout: float = 0.0,
         activation: str = "silu",
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
-        super().__init__(in_dim, out_dim, width=width, window=window)
+        super().__init__(in_dim, out_dim, width=width, window=window, in_keys=in_keys, out_keys=out_keys)
         if self.width % 2:
             raise ConfigError(
                 f"the width of transformer_xl is {self.width}: wanted an even number, for as many sines as "

@@ -1,4 +1,4 @@
-"""Quirks of released code, as coats around any backbone."""
+"""A backbone whose layers start with the same weights, as TWM's released code (jrobine/twm) has it."""
 
 from __future__ import annotations
 
