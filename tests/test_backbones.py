@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import wmkit
 from wmkit import backbones
-from wmkit.backbones.compat import same_layers
+from wmkit.backbones.shared_start import same_layers
 from wmkit.errors import ConfigError
 
 B, T, D, U = 3, 9, 5, 16
@@ -25,6 +25,7 @@ MODELS: dict[str, dict[str, object]] = {
     "ln_gru-learned": {"name": "ln_gru", "learned_initial": True},
     "gpt-pre_norm": {"name": "gpt", "pre_norm": True, "bias": True, "activation": "gelu", "window": 4},
     "transformer_xl-short": {"name": "transformer_xl", "window": 4, "head_dim": 3, "layers": 3},
+    "stacked_transformer-gated": {"name": "stacked_transformer", "gated": True, "layers": 4, "heads": 2},
     "s5-masked_dual": {"name": "s5", "scan_form": "masked_dual", "discretisation": "bilinear", "hidden": 8},
 }
 for page in sorted(PAGES.rglob("*.yaml")):
@@ -118,21 +119,41 @@ def test_causality(model: backbones.SequenceModel) -> None:
     assert grad[:, 6:].abs().max() == 0 and grad[:, :6].abs().sum(-1).min() > 0
 
 
-def test_unknown_backbone() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'ln_gru'"):
-        backbones.build("lngru", D, U)
-
-
-def test_block_gru_takes_any_columns_ahead() -> None:
-    torch.manual_seed(0)
-    model = backbones.build("block_gru", D, U, blocks=4, hidden=3)
+def test_nothing_known_nothing_reset_and_parts_read(model: backbones.SequenceModel) -> None:
+    """The carry of a memory that began with nothing is shorter; it goes on to the same numbers."""
     x, reset = window()
-    carry = torch.randn(B, U)
+    full, last = model.scan(x, model.initial(B), reset)
+    read, carry = model.scan(x, None, reset, slice(0, None, 2))
+    torch.testing.assert_close(read, full[:, ::2])
+    torch.testing.assert_close(
+        model.step(x[:, 0], carry, reset[:, 0])[0], model.step(x[:, 0], last, reset[:, 0])[0]
+    )
+    never = torch.zeros_like(reset)
+    torch.testing.assert_close(model.scan(x)[0], model.scan(x, model.initial(B), never)[0])
+
+
+def test_any_columns_can_be_known_ahead(model: backbones.SequenceModel) -> None:
+    x, reset = window()
+    _, carry = model.scan(x, model.initial(B), reset)
     expected, _ = model.step(x[:, 0], carry, reset[:, 0])
     for known in range(D + 1):
         loop, cut = model.bind(known), D - known
         got, _ = loop.step(x[:, 0, :cut], carry, reset[:, 0], loop.ahead(x[..., cut:])[:, 0])
         torch.testing.assert_close(got, expected)
+    loop = model.bind(tokens=T)
+    torch.testing.assert_close(loop.scan(x, None, reset)[0], model.scan(x, None, reset)[0])
+    torch.testing.assert_close(loop.step(x[:, 0], carry, reset[:, 0])[0], expected)
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'ln_gru'"):
+        backbones.build("lngru", D, U)
+
+
+def test_what_is_no_sequence_model_is_refused() -> None:
+    wmkit.register("backbone", "doctest_dense", torch.nn.Linear)
+    with pytest.raises(ConfigError, match="is a Linear"):
+        backbones.build("doctest_dense", D, U)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +161,13 @@ def test_block_gru_takes_any_columns_ahead() -> None:
     [
         ("block_gru", {"blocks": 3}, "block_gru of width 16 cannot be cut into 3"),
         ("gpt", {"wibble": 3}, "'gpt' got an unexpected .* 'wibble': wanted options among width, layers"),
-        ("lstm", {"layers": 2}, "'lstm' got an unexpected .* 'layers': wanted options among none"),
+        ("lstm", {"layers": 2}, "'lstm' got an unexpected .* 'layers'"),
+        ("stacked_transformer", {"layers": 3}, "3 layers has outputs of width 16: wanted a multiple of 6"),
         ("transformer_xl", {"width": 15, "heads": 3}, "width of transformer_xl is 15: wanted an even"),
-        *((name, {"layers": 0}, "has 0 layers: wanted 1") for name in ("gpt", "transformer_xl", "s5")),
+        *(
+            (name, {"layers": 0}, "has 0 layers: wanted 1")
+            for name in ("gpt", "transformer_xl", "stacked_transformer", "s5")
+        ),
         *(("s5", {"delta": delta}, "draws its steps from") for delta in ([0, 0.1], [0.1, 0.01], [0.1])),
     ],
 )

@@ -29,7 +29,7 @@ OWN = {
     "storm": ("behaviour.starts.count=2", "behaviour.starts.context=1"),
     "twm": ("behaviour.starts.count=2",),
 }
-LAYERED = {"gpt", "s5", "transformer_xl"}
+LAYERED = {"gpt", "s5", "stacked_transformer", "transformer_xl"}
 
 
 def build(system: str, backbone: str, *overrides: str) -> System:

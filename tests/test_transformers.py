@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
 
 B, D, U = 3, 6, 16
+NAMES = ["transformer_xl", "gpt", "stacked_transformer"]
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
 
 
@@ -112,7 +116,52 @@ def test_gpt_is_its_formulas(pre_norm: bool) -> None:
     torch.testing.assert_close(model.scan(x, None, reset)[0], slow_gpt(model, x, reset, pre_norm), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+def ours(released: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights of TransDreamer's ``world_model.dynamic.cell`` under the names of ``stacked_transformer``."""
+    weights = {}
+    for i in range(layers):
+        theirs, here = f"world_model.dynamic.cell.layers.{i}.", f"layers.{i}."
+        parts = [released[f"{theirs}mah.{part}_net.net.weight"] for part in "qkv"]
+        weights[here + "attention.project.weight"] = torch.cat(parts)
+        weights[here + "attention.out.weight"] = released[theirs + "mah.out_net.net.weight"]
+        for kind in ("weight", "bias"):
+            for name, source in (
+                ("norm_attention", "mah.layer_norm"),
+                ("norm_feed_forward", "pos_ff.layer_norm"),
+                ("feed_forward.first", "pos_ff.CoreNet.0.net"),
+                ("feed_forward.second", "pos_ff.CoreNet.2.net"),
+            ):
+                weights[f"{here}{name}.{kind}"] = released[f"{theirs}{source}.{kind}"]
+    return weights
+
+
+def test_stacked_transformer_is_that_of_transdreamer() -> None:
+    """The original's beliefs of whole windows, and again where every row starts anew in the middle."""
+    kept = np.load(Path(__file__).parent / "oracles" / "transdreamer_transformer.npz")
+    released = {name: torch.from_numpy(kept[name]) for name in kept.files}
+    model = backbones.build("stacked_transformer", 24, 72, layers=3, heads=2, head_dim=8, hidden=40)
+    model.load_state_dict(ours(released, 3))
+    state, action, wanted = (released[name] for name in ("posterior_sample", "action", "deter"))
+    mix = [released[f"world_model.dynamic.act_stoch_mlp.net.{kind}"] for kind in ("weight", "bias")]
+    x = F.elu(F.linear(torch.cat([action[:, 1:], state[:, :-1].flatten(2)], -1), *mix))  # the layout's layer
+    torch.testing.assert_close(model.scan(x)[0], wanted, atol=1e-5, rtol=0)
+    count = x.shape[1]
+    reset = (torch.arange(2 * count) == count).expand(len(x), -1)
+    twice, _ = model.scan(torch.cat([x, x], 1), None, reset)
+    torch.testing.assert_close(twice, torch.cat([wanted, wanted], 1), atol=1e-5, rtol=0)
+
+
+def test_gates_stand_for_sums() -> None:
+    model = make("stacked_transformer", gated=True)
+    gate, x, y = model.layers[0].gate_attention, *torch.randn(2, 3, U // 2).double()
+    w, u = (layer.weight.chunk(3) for layer in (gate.new, gate.old))
+    r = torch.sigmoid(w[0] @ y.T + u[0] @ x.T)
+    z = torch.sigmoid(w[1] @ y.T + u[1] @ x.T + gate.bias.unsqueeze(1) - 0.1)
+    h = torch.tanh(w[2] @ y.T + r * (u[2] @ x.T))
+    torch.testing.assert_close(gate(x, y), ((1 - z) * x.T + z * h).T, **EXACT)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("window", [5, 40])
 def test_memory_gives_what_a_whole_pass_gives(name: str, window: int) -> None:
     """Also beyond the window, and whatever number of tokens a call takes."""
@@ -133,7 +182,7 @@ def test_memory_gives_what_a_whole_pass_gives(name: str, window: int) -> None:
         torch.testing.assert_close((carry.age, carry.output), (last.age, last.output), **EXACT)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("window", [5, 40])
 def test_a_memory_that_began_with_nothing_grows_to_its_window(name: str, window: int) -> None:
     """Token triples from nothing, with and without gradients, old carries used again among them."""
@@ -151,9 +200,9 @@ def test_a_memory_that_began_with_nothing_grows_to_its_window(name: str, window:
                 assert carry.keys[0].shape[2] == min(t + 3, window - 1)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_outputs_that_are_read_are_those_of_reading_all(name: str) -> None:
-    model = make(name, layers=3, window=7)
+    model = make(name, layers=4, window=7)
     x, reset = tokens(14, 0.1)
     x.requires_grad_()
     every, read = model.scan(x, None, reset), model.scan(x, None, reset, slice(1, None, 3))
@@ -163,7 +212,7 @@ def test_outputs_that_are_read_are_those_of_reading_all(name: str) -> None:
     torch.testing.assert_close(*gradients, **EXACT)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_imagining_by_step_equals_the_whole_pass_in_single_precision(name: str) -> None:
     model = make(name, layers=4, window=53).float()
     x, reset = tokens(50, 0.05)
@@ -176,7 +225,7 @@ def test_imagining_by_step_equals_the_whole_pass_in_single_precision(name: str) 
     torch.testing.assert_close(torch.stack(outputs, 1), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_after_a_reset_a_rollout_is_a_new_one(name: str) -> None:
     model = make(name, window=6)
     x, _ = tokens(12)
@@ -187,7 +236,7 @@ def test_after_a_reset_a_rollout_is_a_new_one(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_carries_stay_values_in_a_loop_without_gradients(name: str) -> None:
     """Longer than the room a loop sets aside; two rollouts go on from one carry in the middle."""
     model = make(name, window=6)
@@ -225,7 +274,7 @@ def test_a_late_token_stays_with_its_episode() -> None:
 
 
 def test_window_is_what_a_layer_sees() -> None:
-    for name in ("transformer_xl", "gpt"):
+    for name in NAMES:
         model = make(name, layers=1, window=4)
         x, reset = tokens(9, 0.0)
         x.requires_grad_()
@@ -254,7 +303,7 @@ def test_a_remembered_step_costs_one_token(name: str) -> None:
 
 
 def test_gradients_reach_what_is_remembered_and_every_parameter() -> None:
-    for name in ("transformer_xl", "gpt"):
+    for name in NAMES:
         model = make(name)
         x, reset = tokens(6, 0.0)
         x.requires_grad_()
@@ -266,7 +315,7 @@ def test_gradients_reach_what_is_remembered_and_every_parameter() -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    for name in ("transformer_xl", "gpt"):
+    for name in NAMES:
         model = make(name, dropout=0.5)
         x, reset = tokens(6)
         expected = make(name).scan(x, None, reset)[0]
@@ -290,7 +339,7 @@ class StandIn:
         return out.squeeze(1)
 
 
-@pytest.mark.parametrize("name", ["transformer_xl", "gpt"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("window", [4, 64])
 def test_called_as_torchrl_calls_transformers(name: str, window: int) -> None:
     """A window under its mask, and step by step, are the model's own scan; a cache stays what it was."""
@@ -317,14 +366,15 @@ def test_called_as_torchrl_calls_transformers(name: str, window: int) -> None:
 
 
 def test_published_sizes() -> None:
-    """TWM's dynamics and STORM's: 8,543,232 is TWM's count, 4,235,264 STORM's without its mixer."""
+    """TWM's 8,543,232, STORM's 4,235,264 without its mixer, TransDreamer's 14,769,744."""
 
     def count(model: torch.nn.Module) -> int:
         return sum(p.numel() for p in model.parameters())
 
     twm = backbones.build("transformer_xl", 256, 256, layers=10, heads=4, hidden=1024, window=53)
     storm = backbones.build("gpt", 512, 512, layers=2, heads=8, hidden=1024, window=64)
-    assert (count(twm), count(storm)) == (8_543_232, 4_235_264)
+    stacked = backbones.build("stacked_transformer", 600, 3600, layers=6, heads=8, head_dim=64, hidden=1024)
+    assert (count(twm), count(storm), count(stacked)) == (8_543_232, 4_235_264, 14_769_744)
     assert twm.layers[0].attention.scale == 1 / 16
 
 

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from wmkit import registry
+from wmkit.backbones import SequenceModel
 
 
-class LeakyIntegrator(nn.Module):
+class LeakyIntegrator(SequenceModel):
     """A diagonal linear recurrence with a squashed input.
 
-    The four laws of a sequence model hold: ``scan`` equals looped ``step``; nothing before
-    a reset reaches what follows it; a scan may be cut anywhere; outputs depend on the past only.
+    Three methods say what it is; the base adds ``scan``, and a TensorDict face that collectors call. The four
+    laws of a sequence model hold: ``scan`` equals looped ``step``; nothing before a reset reaches what
+    follows it; a scan may be cut anywhere; outputs depend on the past only.
 
     Args:
         in_dim: width of the inputs.
         out_dim: width of the outputs, and of the carry.
 
     >>> model = LeakyIntegrator(3, 4)
-    >>> u, carry = model.scan(torch.zeros(2, 5, 3), model.initial(2), torch.zeros(2, 5, dtype=torch.bool))
+    >>> u, carry = model.scan(torch.zeros(2, 5, 3))
     >>> u.shape, carry.shape
     (torch.Size([2, 5, 4]), torch.Size([2, 4]))
     """
@@ -32,8 +34,7 @@ class LeakyIntegrator(nn.Module):
     carry_is_output = True  # a roll-out can go on from a stored output alone
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__()
-        self.in_dim, self.out_dim = in_dim, out_dim
+        super().__init__(in_dim, out_dim)
         self.input = nn.Linear(in_dim, out_dim)
         self.leak_logit = nn.Parameter(torch.zeros(out_dim))
 
@@ -47,18 +48,9 @@ class LeakyIntegrator(nn.Module):
 
     def step(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """One step: ``x [B, in_dim]``, ``carry [B, out_dim]``, ``reset [B]`` bool."""
-        u, carry = self.scan(x[:, None], carry, reset[:, None])
-        return u[:, 0], carry
-
-    def scan(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Many steps: ``x [B, T, in_dim]``, ``reset [B, T]`` bool to ``[B, T, out_dim]`` and the carry."""
-        leak = torch.sigmoid(self.leak_logit)  # [U]
-        drive = leak * torch.tanh(self.input(x))  # [B, T, U], hoisted out of the loop
-        outputs = []
-        for t in range(x.shape[1]):
-            carry = torch.where(reset[:, t, None], 0.0, carry) * (1 - leak) + drive[:, t]
-            outputs.append(carry)
-        return torch.stack(outputs, 1), carry
+        before = carry.masked_fill(reset.unsqueeze(-1), 0)
+        u = torch.lerp(before, torch.tanh(self.input(x)), torch.sigmoid(self.leak_logit))
+        return u, u
 
 
 def register() -> None:

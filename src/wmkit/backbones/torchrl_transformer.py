@@ -24,7 +24,7 @@ class TorchRLTransformer(nn.Module):
     """A coat around a :class:`~wmkit.backbones.transformer.Transformer`.
 
     Args:
-        model: ``transformer_xl`` or ``gpt``, input width D, output width U.
+        model: ``transformer_xl``, ``gpt`` or ``stacked_transformer``, input width D, output width U.
 
     Attributes:
         num_layers: how many layers.

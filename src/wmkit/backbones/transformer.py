@@ -153,7 +153,7 @@ class TransformerLoop(Loop):
     """
 
     tables: Sequence[Tensor | None]
-    room: Room = field(default_factory=Room)
+    room: Room = field(default_factory=lambda: Room())  # a compiler reads a call, not a class
 
     def step(
         self, x: Tensor, carry: Memory, reset: Tensor | None = None, ahead: Tensor | None = None
