@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded, UnboundedDiscrete
@@ -25,6 +26,12 @@ from wmkit.systems.pages import choices, defaults
 from wmkit.systems.released import load_ls_imagine
 
 PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
+
+
+def assert_one_sentence(error: Exception, *named: str) -> None:
+    """What a user reads: one line, which names what was given or what to give instead."""
+    message = str(error)
+    assert "\n" not in message and all(word in message for word in named), message
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -46,13 +53,6 @@ def test_parameter_counts() -> None:
     assert parameters(paper.world_model) == 235_883_650
     assert parameters(paper.actor) == 9_459_724
     assert parameters(paper.critic) == 6_556_927
-
-
-@pytest.mark.parametrize("name", ["ls_imagine", "dreamer_v3_2023"])
-@pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
-def test_every_page_composes(name: str, preset: str) -> None:
-    for size in ("tiny", "small", "paper"):
-        assert compose(name, [f"preset={preset}", f"size={size}"]).system == name
 
 
 def test_the_full_budget_is_the_systems_own() -> None:
@@ -232,34 +232,26 @@ def test_bad_spaces_are_refused_in_one_sentence() -> None:
 
 @pytest.mark.parametrize("name", wmkit.available())
 def test_all_that_is_offered_composes(name: str) -> None:
-    groups = [
-        group for group in ("size", "backbone", "domain", "compat", "affordance") if group in defaults(name)
-    ]
-    together = zip_longest(*([f"{group}={one}" for one in choices(group, name)] for group in groups))
-    alone = [[f"preset={preset}"] for preset in choices("preset", name)]
-    for overrides in (*alone, *together):
-        assert compose(name, [override for override in overrides if override]).system == name
+    """Every choice of every group once, beside choices of the others."""
+    offered = ("preset", "size", "backbone", "domain", "compat", "affordance")
+    groups = [group for group in offered if group == "preset" or group in defaults(name)]
+    for chosen in zip_longest(*([f"{group}={one}" for one in choices(group, name)] for group in groups)):
+        assert compose(name, [override for override in chosen if override]).system == name
 
 
 @pytest.mark.parametrize(
-    ("system", "override", "words"),
+    ("system", "override", "instead"),
     [
-        ("twm", "size=100m", "size '100m' is not for twm: wanted one of micro, paper, tiny;"),
-        (
-            "storm",
-            "preset=crafter",
-            "preset 'crafter' is not for storm: wanted one of atari100k, atari_small",
-        ),
-        ("ls_imagine", "preset=atari", "preset 'atari' is not for ls_imagine: wanted one of cartpole, "),
-        ("dreamer_v3", "size=dreamer_v1", "size 'dreamer_v1' is not for dreamer_v3: wanted one of 100m"),
-        ("dreamer_v3", "preset=atari_small", "preset 'atari_small' is not for dreamer_v3: wanted one of"),
-        ("dreamer_v1", "domain=v2_dmc", "domain 'v2_dmc' is not for dreamer_v1: wanted one of v1_atari;"),
-        ("dreamer_v3", "domain=v2_dmc", "found no domain on its page, wanted one of size, backbone, env"),
+        ("twm", "size=100m", "micro, paper, tiny"),
+        ("storm", "preset=crafter", "atari100k"),
+        ("dreamer_v1", "domain=v2_dmc", "v1_atari"),
+        ("dreamer_v3", "domain=v2_dmc", "domain"),  # which has none at all
     ],
 )
-def test_what_belongs_to_other_systems_is_refused(system: str, override: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
+def test_what_belongs_to_other_systems_is_refused(system: str, override: str, instead: str) -> None:
+    with pytest.raises(ConfigError) as error:
         compose(system, [override])
+    assert_one_sentence(error.value, system, override.partition("=")[0], instead)
 
 
 def test_a_style_on_a_page_is_that_of_its_layers() -> None:
@@ -284,34 +276,31 @@ def test_a_style_on_a_page_is_that_of_its_layers() -> None:
         compose("dreamer_v3", ["_trunk.units=3"])
 
 
-def test_bad_configuration_is_refused_in_one_sentence() -> None:
-    for system, overrides, message in (
-        ("ls_imagin", [], "did you mean 'ls_imagine'"),
-        ("ls_imagine", ["size=smal"], "did you mean 'small'"),
-        ("ls_imagine", ["backbone=lstmm"], "backbone 'lstmm' is unknown"),
-        ("ls_imagine", ["size"], "wanted key=value"),
-        ("ls_imagine", ["behaviour.horizn=3"], "did you mean behaviour.horizon"),
-        ("ls_imagine", ["critic.outscal=3"], r"or write \+critic.outscal"),
-        ("ls_imagine", ["behaviour.horizon.x=3"], "found 14 at behaviour.horizon, wanted a block"),
-        ("ls_imagine", ["seed=[1"], "'seed=\\[1' cannot be read"),
-        ("ls_imagine", ["~affordance"], "found ~, which leaves out, .* write affordance=NAME"),
-        ("ls_imagine", ["~affordance=embedded"], "found ~, which leaves out, .* write affordance=NAME"),
-        ("ls_imagine", ["~critic.units"], r"write it like ~critic\.units=VALUE"),
-        ("twm", ["system=storm"], "would only rename the system: .* write wmkit train storm"),
-        ("twm", ["++system=twm"], "would only rename the system"),
-        ("twm", ["~system=twm"], "would only rename the system"),
-        ("twm", ["run_dir=[a]"], r"run_dir is \['a'\]: wanted the path of a folder"),
-        ("ls_imagine", ["affordance.model={a: 1}"], r"model is \{'a': 1\}: wanted the path of a folder"),
-        ("ls_imagine", ["seed=${nope}"], "Interpolation key 'nope' not found"),
-        ("dreamer_v3", ["learning_rate.world_model=1"], "not read by dreamer_v3: wanted one of joint"),
-        ("ls_imagine", ["preset=small", "learning_rate={joint: 1}"], "not read by ls_imagine"),
-        ("dreamer_v3", ["learning_rate=1e-4"], r"is 0\.0001: wanted .* set learning_rate\.joint=NUMBER$"),
-        ("dreamer_v2", ["preset=paper", "learning_rate=null"], "is None: wanted .* critic, world_model"),
-    ):
-        with pytest.raises(ConfigError, match=message) as error:
-            compose(system, overrides)
-        assert "\n" not in str(error.value)
-    assert list(compose("dreamer_v3", ["preset=small", "learning_rate.joint=1"]).learning_rate) == ["joint"]
+@pytest.mark.parametrize(
+    ("system", "override", "named"),
+    [
+        ("ls_imagin", "seed=1", "ls_imagine"),
+        ("ls_imagine", "size=smal", "small"),
+        ("ls_imagine", "backbone=lstmm", "lstm"),
+        ("ls_imagine", "size", "size"),
+        ("ls_imagine", "behaviour.horizn=3", "behaviour.horizon"),
+        ("ls_imagine", "behaviour.horizon.x=3", "behaviour.horizon"),
+        ("ls_imagine", "critic.outscal=3", "+critic.outscal"),
+        ("ls_imagine", "seed=[1", "seed=[1"),
+        ("ls_imagine", "~affordance", "affordance=NAME"),
+        ("ls_imagine", "~critic.units", "~critic.units=VALUE"),
+        ("twm", "system=storm", "wmkit train storm"),
+        ("twm", "run_dir=[a]", "run_dir"),
+        ("ls_imagine", "affordance.model={a: 1}", "affordance.model"),
+        ("ls_imagine", "seed=${nope}", "nope"),
+        ("dreamer_v3", "learning_rate.world_model=1", "joint"),
+        ("dreamer_v3", "learning_rate=1e-4", "learning_rate.joint"),
+    ],
+)
+def test_bad_configuration_is_refused_in_one_sentence(system: str, override: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose(system, [override])
+    assert_one_sentence(error.value, named)
 
 
 def test_paths_are_read_as_they_stand() -> None:
@@ -333,59 +322,38 @@ def test_paths_are_read_as_they_stand() -> None:
         assert (page.run_dir, page.affordance.model) == (path, path), text
 
 
-def test_pages_are_read_once_and_belong_to_who_asked(monkeypatch) -> None:
-    for cached in (pages._load, pages._load_whole, pages._reads, choices):
-        cached.cache_clear()
-    read, load = [], OmegaConf.load
-    monkeypatch.setattr(OmegaConf, "load", lambda path: (read.append(path), load(path))[1])
-    for name in wmkit.available():
-        choices("preset", name)
-    assert len(read) == len(set(read)) > 20
+@pytest.mark.parametrize("taken", [pages.load, pages.load_whole])
+def test_a_page_belongs_to_who_asked(taken: Callable[[Path], Any]) -> None:
     path = pages.CONF / "dreamer_v3.yaml"
-    for taken in (pages.load, pages.load_whole):
-        taken(path)["batch"].clear()
-        assert taken(path)["batch"]["size"] == 16
+    taken(path)["batch"].clear()
+    assert taken(path)["batch"]["size"] == 16
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "named"),
     [
-        ("behaviour.horizon=abc", "behaviour.horizon is 'abc': wanted a whole number"),
-        ("behaviour.horizon=0", "behaviour.horizon is 0: wanted 1 or more"),
-        ("behaviour.rewards.reward=abc", "behaviour.rewards.reward is 'abc': wanted a number"),
-        ("actor.discrete.unimix=abc", "actor.discrete.unimix is 'abc': wanted a number"),
-        ("actor.discrete.unimix=1", "unimix is 1: wanted 0 or more and less than 1"),
-        ("world_model.dynamics.unimix=-1", "dynamics.unimix is -1: wanted 0 or more"),
-        ("batch.size=0", "batch.size is 0: wanted a whole number of at least 1"),
-        ("batch.length=0", "batch.length is 0: wanted"),
-        ("batch.length=2.5", "batch.length is 2.5: wanted"),
-        ("batch.length=1", "batch.length is 1: wanted 2 or more, as schedule.replay_critic needs"),
-        (
-            "world_model.heads.reward=null",
-            "found weights for reward and none for nothing, wanted exactly pixels",
-        ),
-        ("discount=2", "(discount) is 2: wanted 0 or more and at most 1"),
-        ("discount=abc", "continuation.discount is 'abc', read from discount: wanted a number"),
-        ("size.units=abc", "units is 'abc', read from size.units: wanted a whole number"),
-        ("size.units=-1", "size.units is -1: wanted 1 or more"),
-        ("style.norm=abc", "style.norm is 'abc', read from style.norm: wanted one of layer, rms, none"),
-        ("critic=7", "critic is 7: wanted a mapping"),
-        ("critic=null", "critic is None: wanted a mapping"),
-        ("batch=5", "batch is 5: wanted a mapping"),
-        ("observations.images=pixels", "observations.images is 'pixels': wanted auto or a list"),
-        ("schedule.slow_fraction=2", "schedule.slow_fraction is 2: wanted 0 or more and at most 1"),
-        ("size.groups=0", "size.groups is 0: wanted 1 or more"),
-        ("+critic.colour=red", "critic.colour is 'red', which Critic does not take"),
-        ("behaviour._target_=wmkit.objectives.Nothing", "_target_ is 'wmkit.objectives.Nothing'"),
-        ("behaviour._target_=wmkit.objectives", "_target_ is 'wmkit.objectives', a module"),
+        ("behaviour.horizon=abc", "behaviour.horizon"),
+        ("behaviour.horizon=0", "behaviour.horizon"),
+        ("actor.discrete.unimix=1", "unimix"),
+        ("batch.length=2.5", "batch.length"),
+        ("batch.length=1", "replay_critic"),  # which is what needs more
+        ("world_model.heads.reward=null", "reward"),
+        ("discount=abc", "continuation.discount"),
+        ("size.units=abc", "size.units"),
+        ("style.norm=abc", "style.norm"),
+        ("critic=null", "critic"),
+        ("observations.images=vector", "observations.images"),
+        ("+critic.colour=red", "critic.colour"),
+        ("behaviour._target_=wmkit.objectives.Nothing", "wmkit.objectives.Nothing"),
+        ("behaviour._target_=wmkit.objectives", "behaviour._target_"),
     ],
 )
-def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)) as error:
-        wmkit.build(
-            "dreamer_v3", observation_spec=PIXELS, action_spec=OneHot(4), overrides=["preset=smoke", override]
-        )
-    assert "\n" not in str(error.value)
+def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, named: str) -> None:
+    spec = Composite(vector=Unbounded((3,)))
+    with torch.device("meta"), pytest.raises(ConfigError) as error:
+        overrides = ["preset=smoke", "size=1m", override]
+        wmkit.build("dreamer_v3", observation_spec=spec, action_spec=OneHot(4), overrides=overrides)
+    assert_one_sentence(error.value, named)
 
 
 @pytest.mark.parametrize(
