@@ -13,6 +13,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "dreamer_v3_2024": "wmkit.systems.build:build",
         "ls_imagine": "wmkit.systems.build:build",
         "storm": "wmkit.systems.build:build",
+        "transdreamer": "wmkit.systems.build:build",
         "twm": "wmkit.systems.build:build",
     },
     "backbone": {

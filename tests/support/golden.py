@@ -384,7 +384,7 @@ def main() -> None:
             print(name, {phase: len(some) for phase, some in tensors.items()}, flush=True)
             continue
         worst: dict[str, Difference] = {}
-        for one in compare(tensors, load(path)):
+        for one in compare(tensors, load(path), CASES[name].system):
             worst.setdefault(one.phase, one)
         print(
             name,

@@ -7,7 +7,7 @@ from wmkit.control.exploration import AdditiveGaussian, EpsilonGreedy
 from wmkit.control.policy import Policy
 from wmkit.control.replay_critic import ReplayCritic
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
-from wmkit.control.starts import AllStates, PairStarts, SampledStarts
+from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
 
 __all__ = [
     "ActorCritic",
@@ -21,6 +21,7 @@ __all__ = [
     "Outcome",
     "PairStarts",
     "Policy",
+    "PrefixStarts",
     "Reinforce",
     "ReplayCritic",
     "SampledStarts",

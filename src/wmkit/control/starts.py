@@ -115,6 +115,50 @@ class PairStarts:
         return encoded(scene.world_model, last).map(lambda x: x[:, 0])
 
 
+class PrefixStarts:
+    """One start for each window, after a prefix of it; one length is drawn for all (TransDreamer, arXiv:2202.09481).
+
+    The start is the record after the prefix; with :class:`~wmkit.dynamics.FromPrior` it is what the model expects there.
+
+    Args:
+        least: records of the shortest prefix.
+        most: of the longest, 13 in TransDreamer; as many as there are where windows are shorter.
+
+    Raises:
+        ConfigError: ``least`` is not positive, or ``most`` less.
+    """
+
+    shortest = 2
+
+    def __init__(self, least: int = 1, most: int = 13) -> None:
+        check_range("least", least, 1)
+        check_range("most", most, least)
+        self.least, self.most = least, most
+
+    def windows(self, frames: int) -> tuple[int, int] | None:
+        """No windows of its own."""
+        return None
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene) -> Start:
+        """Draw the prefix; shapes do not depend on it: what is before a window is cut off by a reset."""
+        model, latent = scene.world_model, scene.observed.latent
+        most = min(self.most, latent.state.shape[1] - 1)
+        device = latent.state.device
+        length = torch.randint(min(self.least, most), most + 1, (1,), device=device)
+        time = length + torch.arange(-most, 1, device=device)  # [most + 1], negative before the window
+
+        def take(x: Tensor) -> Tensor:
+            return x[:, time.clamp(min=0)].detach()
+
+        record = {key: take(value) for key, value in model.record(scene.batch).items()}
+        record["is_init"] = record["is_init"] | (time == 0)
+        with model.evaluating():
+            start = model.dynamics.remember(latent.light().map(take), record)
+        ended = take(scene.batch["terminated"])[:, -1]
+        return Start(start, torch.ones_like(ended, dtype=torch.bool), 1 - ended.float())
+
+
 class SampledStarts:
     """Starts from windows that are sampled for dreams alone, one from each (STORM).
 
