@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.fast import enabled, transposed_matmul
 from wmkit.fast import linear as product_of
+from wmkit.fast import rows_are_free as rows_are_free
+from wmkit.fast import transposed_matmul
 from wmkit.nn.kept import kept
 
 
@@ -168,17 +169,6 @@ class FeaturePair:
     def map(self, fn: Callable[[Tensor], Tensor]) -> FeaturePair:
         """The same of every part."""
         return FeaturePair(self.before.map(fn), self.after.map(fn))
-
-
-def rows_are_free(x: Tensor) -> bool:
-    """Whether a data-dependent number of rows costs nothing: on a CPU, outside of a compiled graph.
-
-    Elsewhere shapes stay fixed and masks do the choosing; the values are the same.
-
-    >>> rows_are_free(torch.zeros(1))
-    True
-    """
-    return enabled(x, autocast=True)
 
 
 def linear(x: Tensor | Feature | FeaturePair, weight: Tensor) -> Tensor:
