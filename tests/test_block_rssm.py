@@ -20,8 +20,8 @@ from wmkit import backbones, fast
 from wmkit.dynamics import RSSM, LongShortRSSM
 from wmkit.errors import ConfigError
 from wmkit.fast import filter_loop
-from wmkit.functional import block_product, sample_index, unimix_probs
-from wmkit.nn import STYLE_2024, BlockLinear, GaussianLatent, LoopWeight
+from wmkit.functional import sample_index, unimix_probs
+from wmkit.nn import STYLE_2024, BlockLinear, GaussianLatent
 
 A, E, G, C, U, H, BLOCKS = 3, 7, 4, 5, 16, 6, 4
 
@@ -309,22 +309,6 @@ def test_split_input_over_a_backbone_that_takes_nothing_ahead() -> None:
 def test_unknown_initial_state() -> None:
     with pytest.raises(ConfigError, match="'noise': wanted mode or zeros"):
         rssm(initial_state="noise")(A, E)
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 5)], ids=["dense", "blocks"])
-def test_loop_weights_have_the_gradients_of_plain_ones(shape):
-    weight = torch.randn(shape, requires_grad=True)
-    width, out = (shape[1], shape[0]) if len(shape) == 2 else (shape[0] * shape[1], shape[0] * shape[2])
-    bias = torch.randn(out, requires_grad=True)
-    rows = (7,) if len(shape) == 3 else (1, 7)
-    xs = [torch.randn(*rows, width, requires_grad=True) for _ in range(3)]
-    plain = F.linear if len(shape) == 2 else block_product
-    results = []
-    for product in (lambda x: plain(x, weight, bias), LoopWeight(weight, bias)):
-        total = sum((product(x) * (1 + i)).tanh().sum() for i, x in enumerate(xs))
-        results.append((total, *torch.autograd.grad(total, [weight, bias, *xs])))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 # -- the loop with its gradient written out -----------------------------------------------

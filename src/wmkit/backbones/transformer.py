@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets
 from wmkit.backbones.room import Room
 from wmkit.errors import ConfigError
-from wmkit.nn import Linear, rows_are_free
+from wmkit.fast import rows_are_free
+from wmkit.nn import Linear
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
 
 

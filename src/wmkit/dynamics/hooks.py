@@ -13,7 +13,7 @@ from wmkit.dynamics.rollout import Act, Hook, Rollout
 from wmkit.dynamics.state import Latent
 from wmkit.dynamics.world_model import ModelSteps, WorldModel
 from wmkit.functional import discount_sum
-from wmkit.nn import rows_are_free
+from wmkit.fast import rows_are_free
 
 
 class JumpGate(Hook):

@@ -14,16 +14,15 @@ Either one, bound to a backbone, is a :class:`Transition`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.backbones import Carry, SequenceModel
 from wmkit.backbones.base import resets
-from wmkit.functional import linear
-from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle, LoopWeight
-from wmkit.nn.features import one_hot_linear
+from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle
 
 
 class Transition(Protocol):
@@ -43,31 +42,6 @@ class Transition(Protocol):
         ...
 
 
-@runtime_checkable
-class Bindable(Protocol):
-    """A backbone that takes the last columns of its input ahead of the loop.
-
-    Optional; without it inputs are put together at each step. The loop that ``bind`` gives has
-    ``ahead(x [*B, known]) -> [*B, P]`` and ``step(x, carry, reset, ahead)``, ``x`` without these columns.
-    """
-
-    def bind(self, known: int) -> BackboneLoop:
-        """A loop whose last ``known`` input columns are given ahead."""
-        ...
-
-
-class BackboneLoop(Protocol):
-    """See :class:`Bindable`."""
-
-    def ahead(self, x: Tensor) -> Tensor:
-        """What the last columns of inputs add."""
-        ...
-
-    def step(self, x: Tensor, carry: Carry, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Carry]:
-        """One step with the other columns."""
-        ...
-
-
 @dataclass(frozen=True)
 class CutLayer:
     """A dense layer over ``[carried, known]`` with its weight cut in two.
@@ -84,7 +58,7 @@ class CutLayer:
     """
 
     layer: DenseNormAct
-    carried: LoopWeight
+    carried: Tensor
     known: Tensor
 
     @classmethod
@@ -92,11 +66,11 @@ class CutLayer:
         """Cut after the first ``carried`` columns."""
         weight = layer.linear.weight
         step, known = weight.split([carried, weight.shape[1] - carried], 1)
-        return cls(layer, LoopWeight(step), known)
+        return cls(layer, _looked_up(step), known)
 
     def ahead(self, known: Tensor) -> Tensor:
         """``[*B, R] -> [*B, D]``: its share of the product, and the bias."""
-        return linear(known, self.known, self.layer.linear.bias)
+        return fast.linear(known, self.known, self.layer.linear.bias)
 
     def finish(self, carried: Tensor, ahead: Tensor, classes: Tensor | None = None) -> Tensor:
         """``[*B, K]`` and ``[*B, D]`` -> the layer's output ``[*B, D]``.
@@ -106,11 +80,19 @@ class CutLayer:
             ahead: see :meth:`ahead`.
             classes: ``[*B, G]`` int64 if ``carried`` is one-hot and they are known.
         """
-        if classes is not None and not torch.is_grad_enabled():
-            product = one_hot_linear(classes, self.carried.weight)
-        else:
-            product = self.carried(carried)
+        product = _product(carried, classes, self.carried)
         return self.layer.style.activate(self.layer.norm(product + ahead))
+
+
+def _looked_up(weight: Tensor) -> Tensor:
+    """A weight in the memory order in which its columns are looked up, where nothing learns."""
+    return weight if torch.is_grad_enabled() else weight.t().contiguous().t()
+
+
+def _product(x: Tensor, classes: Tensor | None, weight: Tensor) -> Tensor:
+    if classes is None or torch.is_grad_enabled():
+        return fast.linear(x, weight)
+    return fast.one_hot_linear(classes, weight)
 
 
 class JointInput(DenseNormAct):
@@ -136,8 +118,7 @@ class JointInput(DenseNormAct):
 
     def bind(self, backbone: SequenceModel) -> Transition:
         """Ready for one loop over this backbone."""
-        loop = backbone.bind(0) if isinstance(backbone, Bindable) else _Concatenated(backbone)
-        return _JointTransition(CutLayer.of(self, self.state_dim), loop)
+        return _JointTransition(CutLayer.of(self, self.state_dim), backbone.bind(0))
 
 
 class SplitInput(nn.Module):
@@ -165,16 +146,14 @@ class SplitInput(nn.Module):
 
     def bind(self, backbone: SequenceModel) -> Transition:
         """Ready for one loop over this backbone."""
-        loop: BackboneLoop = _Concatenated(backbone)
-        if isinstance(backbone, Bindable):
-            loop = backbone.bind(self.out_dim // 2)
-        return _SplitTransition(self, loop)
+        weight = _looked_up(self.state.linear.weight)
+        return _SplitTransition(self, weight, backbone.bind(self.out_dim // 2))
 
 
 @dataclass(frozen=True)
 class _JointTransition:
     layer: CutLayer
-    loop: BackboneLoop
+    loop: Any
 
     def ahead(self, action: Tensor) -> Tensor:
         return self.layer.ahead(action)
@@ -189,7 +168,8 @@ class _JointTransition:
 @dataclass(frozen=True)
 class _SplitTransition:
     layers: SplitInput
-    loop: BackboneLoop
+    weight: Tensor
+    loop: Any
 
     def ahead(self, action: Tensor) -> Tensor:
         return self.loop.ahead(self.layers.action(action))
@@ -197,23 +177,6 @@ class _SplitTransition:
     def step(
         self, state: Tensor, classes: Tensor | None, carry: Carry, reset: Tensor | None, ahead: Tensor
     ) -> tuple[Tensor, Carry]:
-        layer = self.layers.state
-        if classes is not None and not torch.is_grad_enabled():
-            x = layer.finish(one_hot_linear(classes, layer.linear.weight))
-        else:
-            x = layer(state)
+        x = self.layers.state.finish(_product(state, classes, self.weight))
         return self.loop.step(x, carry, reset, ahead)
 
-
-@dataclass(frozen=True)
-class _Concatenated:
-    """Any backbone as a loop: nothing but the concatenation is left to do."""
-
-    backbone: SequenceModel
-
-    def ahead(self, x: Tensor) -> Tensor:
-        return x
-
-    def step(self, x: Tensor, carry: Carry, reset: Tensor | None, ahead: Tensor) -> tuple[Tensor, Carry]:
-        x = torch.cat([x, ahead], -1) if ahead.shape[-1] else x
-        return self.backbone.step(x, carry, resets(reset, x))

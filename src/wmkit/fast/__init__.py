@@ -18,7 +18,7 @@ from wmkit.fast.dropout import dropout
 from wmkit.fast.losses import coded_cross_entropy, squared_norm, weighted_sum
 from wmkit.fast.norms import rms_norm
 from wmkit.fast.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
-from wmkit.fast.switch import disabled, enabled
+from wmkit.fast.switch import disabled, enabled, rows_are_free
 
 __all__ = [
     "block_product",
@@ -35,6 +35,7 @@ __all__ = [
     "one_hot_linear",
     "onednn_is_quicker",
     "rms_norm",
+    "rows_are_free",
     "sample_index",
     "softmax",
     "squared_norm",

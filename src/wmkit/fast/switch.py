@@ -59,6 +59,18 @@ def suits(x: Tensor, *, autocast: bool = False, everywhere: bool = False, compil
     )
 
 
+def rows_are_free(x: Tensor) -> bool:
+    """Whether a number of rows that depends on data costs nothing: on a CPU, where PyTorch alone looks on.
+
+    Elsewhere shapes stay fixed and masks do the choosing. Not for the switch to say, where the number of rows
+    decides how many random numbers are drawn.
+
+    >>> rows_are_free(torch.zeros(1))
+    True
+    """
+    return suits(x, autocast=True)
+
+
 def _is_watched() -> bool:
     return (
         torch.compiler.is_compiling()

@@ -32,9 +32,8 @@ from wmkit.nn.distributions import (
     UnitNormal,
     total_loss,
 )
-from wmkit.nn.features import Feature, rows_are_free
+from wmkit.nn.features import Feature
 from wmkit.nn.init import init_hidden, init_output
-from wmkit.nn.kept import kept, weights_unchanged
 from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
 from wmkit.nn.style import STYLE_2023, STYLE_2024, Activation, LayerStyle, channel_norm
 
@@ -80,11 +79,8 @@ __all__ = [
     "channel_norm",
     "init_hidden",
     "init_output",
-    "kept",
     "loop_weights",
     "patches",
-    "rows_are_free",
     "side_by_side",
     "total_loss",
-    "weights_unchanged",
 ]

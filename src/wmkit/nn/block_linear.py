@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
-from wmkit.functional import block_product
+from wmkit.fast import block_product
 from wmkit.nn.init import truncated_normal_
 
 

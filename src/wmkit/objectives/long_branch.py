@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.dynamics import Observed, WorldModel
-from wmkit.nn import rows_are_free
+from wmkit.fast import rows_are_free
 from wmkit.objectives.objective import Objective, Score
 from wmkit.objectives.scene import Scene, Start
 from wmkit.objectives.terms import Term

@@ -40,7 +40,7 @@ class CategoricalLatent:
     """
 
     def __init__(self, groups: int = 32, classes: int = 32, unimix: float = 0.01) -> None:
-        check_range("dynamics.unimix", unimix, 0, 1, open_end=True)
+        check_range("unimix", unimix, 0, 1, open_end=True)
         self.groups, self.classes, self.unimix = groups, classes, unimix
         self.state_dim = self.stats_dim = groups * classes
 
