@@ -97,7 +97,9 @@ class ActorCritic(nn.Module):
         super().__init__()
         check_range("horizon", horizon, 1)
         if also_to not in (None, "slow_value", "slow_return"):
-            raise ConfigError(f"also_to is {also_to!r}: wanted slow_value, slow_return or null; correct also_to")
+            raise ConfigError(
+                f"also_to is {also_to!r}: wanted slow_value, slow_return or null; correct also_to"
+            )
         self.__dict__["actor"], self.__dict__["critic"] = actor, critic  # the system registers both
         self.horizon, self.starts, self.returns, self.return_norm = horizon, starts, returns, return_norm
         listed = list(hooks.values()) if isinstance(hooks, Mapping) else list(hooks)
@@ -203,7 +205,9 @@ class ActorCritic(nn.Module):
             self.return_norm.update(_swap(targets.actor.detach()))
             advantage = self.return_norm.normalize(advantage)
         # All steps at once: as many layers applied to few rows each cost more, backwards above all.
-        policy = self.actor.policy(model.read(self.actor, found.latent.map(lambda x: x[: self.acting].detach())))
+        policy = self.actor.policy(
+            model.read(self.actor, found.latent.map(lambda x: x[: self.acting].detach()))
+        )
         log_prob = None
         if self.gradient.scored:
             log_prob = policy.log_prob(found.actions[: self.acting].detach()).unsqueeze(-1)

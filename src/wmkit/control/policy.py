@@ -178,7 +178,9 @@ class Policy(TensorDictModuleBase):
                 latent = self._glance(embed)
             else:
                 record = {"previous_action": previous_action, "is_init": is_init}
-                record |= {key: observations[key].float() for key in dynamics.conditions if key in observations}
+                record |= {
+                    key: observations[key].float() for key in dynamics.conditions if key in observations
+                }
                 for key in dynamics.conditions:
                     record.setdefault(key, torch.zeros_like(previous_action[:, :1]))
                 latent = dynamics.filter(dynamics.unpack(carried), embed, record)

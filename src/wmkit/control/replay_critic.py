@@ -95,4 +95,3 @@ class ReplayCritic(nn.Module):
         loss = total_loss(online, target, slow)  # [B, T-1]
         loss = torch.where(last[:, :-1, 0], 0.0, loss).mean()
         return ReplayCriticOutput(loss, {"loss_replay_critic": loss.detach(), "replay_return": target.mean()})
-

@@ -132,7 +132,14 @@ class TransitionReturns(nn.Module):
         target = self.returns(transitions, value)
         weight = self._weights(transitions, found, start)
         return Targets(
-            target, weight, target, online.detach(), weight, value, _swap(transitions["next", "reward"]), transitions
+            target,
+            weight,
+            target,
+            online.detach(),
+            weight,
+            value,
+            _swap(transitions["next", "reward"]),
+            transitions,
         )
 
     def returns(self, transitions: TensorDict, value: Tensor) -> Tensor:
@@ -197,7 +204,9 @@ class StateReturns(nn.Module):
     def scored(self, horizon: int) -> tuple[slice, int]:
         """Which of the H+1 states the critic is scored at, and how many actions the actor."""
         if horizon < 2:
-            raise ConfigError(f"horizon is {horizon}: wanted 2 or more, since no last action learns; set horizon")
+            raise ConfigError(
+                f"horizon is {horizon}: wanted 2 or more, since no last action learns; set horizon"
+            )
         return slice(self.dropped, horizon), horizon - 1
 
     def __call__(

@@ -12,8 +12,8 @@ from wmkit.arguments import check_range
 from wmkit.dynamics.rollout import Act, Hook, Rollout
 from wmkit.dynamics.state import Latent
 from wmkit.dynamics.world_model import ModelSteps, WorldModel
-from wmkit.functional import discount_sum
 from wmkit.fast import rows_are_free
+from wmkit.functional import discount_sum
 
 
 class JumpGate(Hook):

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from wmkit import fast
 from wmkit.backbones import Carry, SequenceModel
-from wmkit.backbones.base import resets
 from wmkit.nn import STYLE_2023, DenseNormAct, LayerStyle
 
 
@@ -179,4 +178,3 @@ class _SplitTransition:
     ) -> tuple[Tensor, Carry]:
         x = self.layers.state.finish(_product(state, classes, self.weight))
         return self.loop.step(x, carry, reset, ahead)
-

@@ -154,7 +154,10 @@ def rollout(
         latents, actions, options, restarts = [latent.light()], [], [], []
         for t in range(horizon):
             action = choose(latent, t)
-            chosen = [hook.option(world_model, latent, chance, t) for hook, chance in zip(hooks, chances, strict=True)]
+            chosen = [
+                hook.option(world_model, latent, chance, t)
+                for hook, chance in zip(hooks, chances, strict=True)
+            ]
             option = next((mask for mask in chosen if mask is not None), None)
             latent = steps.step(latent, action, option, state_noise[t])
             begins = never

@@ -265,7 +265,9 @@ class TokenDynamics(Dynamics):
             torch.where(mask.unsqueeze(-1), start.state, latent.state),
             latent.belief,
             latent.carry._replace(is_init=mask),
-            None if latent.classes is None else torch.where(mask.unsqueeze(-1), start.classes, latent.classes),
+            None
+            if latent.classes is None
+            else torch.where(mask.unsqueeze(-1), start.classes, latent.classes),
         )
 
     # -- what a policy carries -------------------------------------------------------------

@@ -137,7 +137,9 @@ class WorldModel(Plug):
                 latent = steps.step(latent, action)
                 latents.append(latent)
             stacked = Latent.stack(latents, 1)
-            predictions = {} if self.decoder is None else self.decoder.predict(self.read(self.decoder, stacked))
+            predictions = (
+                {} if self.decoder is None else self.decoder.predict(self.read(self.decoder, stacked))
+            )
         return {key: predictions[key].mean for key in getattr(self.decoder, "images", ())}, stacked
 
     def evaluating(self) -> AbstractContextManager[None]:

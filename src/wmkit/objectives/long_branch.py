@@ -185,7 +185,9 @@ class LongBranch(Objective):
         views = _get(batch, "zoomed")
         records = {key: take(batch[key]) for key in batch.keys() if isinstance(batch[key], Tensor)}
         records |= {key: take(views[key]) for key in (() if views is None else views.keys())}
-        records["jump"] = torch.zeros_like(records["terminated"], dtype=torch.bool)  # no second jump after one
+        records["jump"] = torch.zeros_like(
+            records["terminated"], dtype=torch.bool
+        )  # no second jump after one
         for key, (_, dtype, default) in NEEDS.items():
             if key not in records:
                 records[key] = torch.full_like(records["terminated"], default, dtype=dtype)

@@ -99,7 +99,10 @@ class Objective(LossModule):
     def in_keys(self) -> list[Any]:
         """What the world model reads."""
         model = self._model()
-        return [*model.encoder.in_keys, *(k for k in model.dynamics.in_keys if k not in model.encoder.out_keys)]
+        return [
+            *model.encoder.in_keys,
+            *(k for k in model.dynamics.in_keys if k not in model.encoder.out_keys),
+        ]
 
     @in_keys.setter
     def in_keys(self, keys: Any) -> None:
@@ -149,4 +152,3 @@ def plain(prediction: Any, target: Tensor) -> Tensor:
 def within_episode(scene: Scene, first: int) -> Tensor:
     """``[B, T - first]`` bool: records that something led to."""
     return ~scene.batch["is_init"][:, first:].squeeze(-1)
-

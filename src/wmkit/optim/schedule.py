@@ -93,7 +93,9 @@ class Schedule(nn.Module):
         super().__init__()
         owners = {path: name for name, spec in learners.items() for path in spec["trains"]}
         self.learners = {
-            name: Learner(_parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip"))
+            name: Learner(
+                _parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip")
+            )
             for name, spec in learners.items()
         }
         self.on = {name: tuple(spec["learns_from"]) for name, spec in learners.items()}
@@ -257,7 +259,9 @@ def _parameters(
             if owners[nearest] == name and nearest == path:
                 found.append(parameter)
     if not found:
-        raise ConfigError(f"learner {name!r} trains nothing: found no parameter in {list(trains)}; correct trains")
+        raise ConfigError(
+            f"learner {name!r} trains nothing: found no parameter in {list(trains)}; correct trains"
+        )
     return found
 
 

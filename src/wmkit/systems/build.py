@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
 from wmkit.arguments import check_page, check_range, made
-from wmkit.errors import ConfigError, SpecError
+from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
 from wmkit.systems.pages import compose, origin
 from wmkit.systems.spaces import Spaces, read_spaces
@@ -24,7 +23,14 @@ BLOCKS = (
     *("observations", "batch", "objectives"),
     *("world_model", "world_model.encoder", "world_model.decoder", "world_model.heads"),
 )
-OPTIONAL = ("observations.frames", "actor", "critic", "controller", "exploration", "policy")  # parts without which a system has its usual ones
+OPTIONAL = (
+    "observations.frames",
+    "actor",
+    "critic",
+    "controller",
+    "exploration",
+    "policy",
+)  # parts without which a system has its usual ones
 
 
 def build(

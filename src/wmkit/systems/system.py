@@ -114,7 +114,9 @@ class System(nn.Module):
         with made("schedule"):
             self.schedule = schedule({key: module for key, module in modules.items() if module is not None})
         starts = getattr(self.controller, "starts", None)
-        check_window(batch["length"], self.objectives, {"controller": self.controller, "controller.starts": starts})
+        check_window(
+            batch["length"], self.objectives, {"controller": self.controller, "controller.starts": starts}
+        )
         self.dream_windows: tuple[int, int] | None = starts and starts.windows(self.frames.count)
         spaces.needs |= self._needs()
         self.exploration = (exploration or {}).get(spaces.actions)
@@ -297,7 +299,9 @@ class System(nn.Module):
         filled |= {key: self.frames.window(filled[key], init) for key in self.spaces.images}  # not per reader
         for key, need in self.spaces.needs.items():
             if isinstance(key, str) and key not in filled:
-                filled[key] = torch.full((*init.shape[:2], *need.shape), need.default, device=init.device).to(need.dtype)
+                filled[key] = torch.full((*init.shape[:2], *need.shape), need.default, device=init.device).to(
+                    need.dtype
+                )
         return filled
 
     def _needs(self) -> dict[Any, Key]:
@@ -309,4 +313,3 @@ class System(nn.Module):
         for objective in self.objectives.values():
             needs |= objective.batch_keys(self.spaces.shapes)
         return needs
-

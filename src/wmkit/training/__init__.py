@@ -25,9 +25,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wmkit.optim.captured import CapturedUpdate
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.again import revisit
-    from wmkit.optim.captured import CapturedUpdate
     from wmkit.training.protocol import EvaluationProtocol
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
