@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from wmkit.data.pending_pairs import PendingPairs
+from wmkit.data import JumpResolver, PendingPairs, ReplayStreams, StreamWriter
 from wmkit.errors import CheckpointError, ConfigError, SpecError
 
 GAMMA = 0.9
@@ -215,3 +216,113 @@ def test_pickles_and_refuses_nonsense():
         pairs.process(
             TensorDict({"score": torch.zeros(1, 1), "zoomed": {"score": torch.zeros(1, 1)}}, [1]), 0, 1
         )
+
+
+# ---- the same on TorchRL's own buffers --------------------------------------------------------------
+
+
+def transitions(streams, steps, generator):
+    """Random transitions ``[E, T]`` in a collector's layout."""
+
+    def levels(*names):
+        return {name: torch.randint(0, 5, (streams, steps + 1, 1), generator=generator) / 8 for name in names}
+
+    done = torch.rand(streams, steps, 1, generator=generator) < 0.15
+    values = levels("score", "promise", "intrinsic_reward")
+    zoomed = torch.rand(streams, steps + 1, 1, generator=generator) < 0.5
+    seen = {"score": values["score"], "intrinsic_reward": values["intrinsic_reward"], "is_zoomed": zoomed}
+
+    def part(at):
+        return {key: value[:, at] for key, value in seen.items()} | {
+            "zoomed": {"score": values["promise"][:, at]}
+        }
+
+    root, after = part(slice(0, -1)), part(slice(1, None))
+    after |= {"reward": levels("reward")["reward"][:, 1:], "done": done, "terminated": done}
+    is_init = torch.cat((torch.zeros(streams, 1, 1, dtype=torch.bool), done[:, :-1]), 1)
+    action = torch.zeros(streams, steps, 2)
+    return TensorDict({**root, "is_init": is_init, "action": action, "next": after}, [streams, steps])
+
+
+def batches(number=7, streams=3, steps=11, seed=0):
+    """Consecutive batches, the first of which starts episodes."""
+    whole = transitions(streams, number * steps, torch.Generator().manual_seed(seed))
+    whole["is_init"][:, 0] = True
+    # An arrival that is acted on is the next root.
+    for key in ("score", "intrinsic_reward", "is_zoomed", ("zoomed", "score")):
+        fresh = whole["is_init"][:, 1:]
+        whole[key][:, 1:] = torch.where(fresh, whole[key][:, 1:], whole["next"][key][:, :-1])
+    return whole.split(steps, 1)
+
+
+LABELS = ("jump_steps", "jump_return", "jump_resolved")
+
+
+@pytest.mark.parametrize("options", [{}, {"allow_zero": True, "label_timeouts": True}])
+def test_a_plain_buffer_gets_the_labels_of_stream_writer(options):
+    def rule():
+        return PendingPairs(3, max_steps=9, gamma=GAMMA, **options)
+
+    streams = ReplayStreams(num_streams=3, capacity=900)
+    writer = StreamWriter(streams, pairs=rule())
+    by_records = TensorDictReplayBuffer(storage=LazyTensorStorage(600), batch_size=1)
+    by_records.append_transform(JumpResolver(600, rule()))
+    by_transitions = TensorDictReplayBuffer(storage=LazyTensorStorage(600), batch_size=1)
+    by_transitions.append_transform(JumpResolver(600, rule(), stream_key="env"))
+    index, root = [[], [], []], [[], [], []]
+    for k, batch in enumerate(batches()):
+        if k == 4:  # a checkpoint between: new objects take over
+            for buffer in (by_records, by_transitions):
+                state = buffer._transform.state_dict()
+                old = buffer._transform[0]
+                new = JumpResolver(600, rule(), stream_key=old.stream_key)
+                buffer._transform.transforms[0] = new
+                buffer._transform.load_state_dict(state)
+        batch = batch.clone()
+        for written in writer.write(batch):
+            records = written.records.exclude(*LABELS)
+            records["stream"] = torch.full((len(records),), written.stream)
+            index[written.stream].append(by_records.extend(records))
+        rows = batch.clone()
+        rows["env"] = torch.arange(3)[:, None].expand(3, batch.shape[1])
+        for e, ids in enumerate(by_transitions.extend(rows.reshape(-1)).view(3, -1)):
+            root[e].append(ids)
+    resolved = 0
+    for e in range(3):
+        want = streams.get(streams.ids(e))
+        got = by_records[torch.cat(index[e])]
+        acted = by_transitions[torch.cat(root[e])]
+        last = want["done"][:, 0].clone()
+        last[-1] = True  # nobody acted on it yet
+        for key in LABELS:
+            assert torch.equal(got[key], want[key]), key
+            assert torch.equal(acted[key], want[key][~last]), key
+        resolved += int(want["jump_resolved"].sum())
+    assert resolved > 50
+
+
+def test_a_row_of_a_batch_is_a_stream_and_the_table_is_a_ring():
+    resolver = JumpResolver(8, PendingPairs(2, max_steps=5), out_keys=["span", ("jump", "return"), "known"])
+    first = as_tensordict(
+        [
+            {"score": 0.1, "promise": 0.5, "is_zoomed": True, "reward": 0.0, "intrinsic": 0.0}
+            | {"is_init": False, "done": False}
+        ]
+        * 2
+    )
+    later = first.clone()
+    later["score"][:] = 0.9
+    rows = torch.stack((first, first))
+    rows = resolver.inv(rows)
+    assert not resolver(rows.clone())["known"].any()
+    resolver.inv(torch.stack((later, first)))
+    out = resolver(rows.clone())
+    assert out["known"][..., 0].tolist() == [[True, True], [False, False]]
+    assert out["span"][..., 0].tolist() == [[2.0, 1.0], [5.0, 5.0]]
+    for _ in range(20):
+        resolver.inv(torch.stack((later, later)))
+    assert not resolver(rows.clone())["known"][0].any()
+    with pytest.raises(SpecError, match="PendingPairs\\(3\\)"):
+        resolver.inv(torch.stack((first, first, first)))
+    with pytest.raises(SpecError, match="is_zoomed"):
+        resolver.inv(rows.exclude("is_zoomed"))

@@ -7,8 +7,17 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Binary, Bounded, Composite, LazyTensorStorage, OneHot, ReplayBuffer, Unbounded
-from torchrl.envs import Compose, EnvBase, RenameTransform, SerialEnv, TransformedEnv
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Composite,
+    LazyTensorStorage,
+    OneHot,
+    ReplayBuffer,
+    TensorDictReplayBuffer,
+    Unbounded,
+)
+from torchrl.envs import Compose, EnvBase, InitTracker, RenameTransform, SerialEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 
 from wmkit.affordance import (
@@ -21,6 +30,7 @@ from wmkit.affordance import (
     PotentialGate,
     RecordGate,
 )
+from wmkit.data import JumpResolver, PendingPairs, to_sequence
 from wmkit.errors import ConfigError, SpecError
 
 H, W = 160, 256
@@ -341,6 +351,26 @@ def test_works_behind_a_replay_buffer():
     buffer.extend(TransformedEnv(Approach(30)).rollout(20).select("frame", "goal_mask"))
     sample = buffer.sample()
     assert sample["zoomed", "pixels"].shape == (6, 3, 64, 64) and "frame" not in sample.keys()
+
+
+def test_a_rollout_in_a_plain_buffer_gets_spans_and_returns():
+    """Environment, transform, buffer and resolver are TorchRL's; the labels are those of the records."""
+    env = TransformedEnv(Approach(9, seed=3), Compose(InitTracker(), AffordanceTransform(MaskAffordance())))
+    rollout = roll(env, 60)
+    for side in (rollout, rollout["next"]):
+        side["is_zoomed"].fill_(True)
+        side["zoomed", "score"].fill_(rollout["score"].max() / 2)  # a promise that this world keeps
+    (records,) = to_sequence(rollout)
+    want = PendingPairs().process(records, 0, 0)
+    root = records["done"].logical_not()[:, 0].cumsum(0)[want.index] - 1  # records without ends are roots
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(60), batch_size=1)
+    buffer.append_transform(JumpResolver(60))
+    for part in rollout.exclude("frame", "goal_mask", ("next", "frame"), ("next", "goal_mask")).split(7):
+        buffer.extend(part)
+    got = buffer[:]
+    assert len(want) > 2 and got["jump_resolved"].sum() == len(want)
+    assert torch.equal(got["jump_steps"][root, 0], want.steps)
+    assert torch.equal(got["jump_return"][root, 0], want.jump_return)
 
 
 def test_bad_input_is_named():

@@ -15,13 +15,15 @@ switch off the two keys that a slice sampler would otherwise rewrite::
     buffer.extend(records)
     batch = buffer.sample().reshape(16, 64)
 
-One such buffer per environment inside a ``ReplayBufferEnsemble`` keeps streams apart. What
+One such buffer per environment inside a ``ReplayBufferEnsemble`` keeps streams apart, and
+:class:`JumpResolver` adds the spans and returns of jumps to what is sampled. What
 :class:`ReplayStreams` adds: ids that survive eviction, latents stored as class indices, sparse
 nested images, samplers that count, and files that a killed process leaves whole.
 """
 
 from __future__ import annotations
 
+from wmkit.data.jump_resolver import JumpResolver
 from wmkit.data.layout import Chunk, to_chunks, to_sequence, to_transitions
 from wmkit.data.pending_pairs import PendingPairs, Resolved
 from wmkit.data.samplers import OnlineQueue, Sampler, Uniform, VisitBalanced, Windows
@@ -30,6 +32,7 @@ from wmkit.data.writer import StreamWriter, Written
 
 __all__ = [
     "Chunk",
+    "JumpResolver",
     "OnlineQueue",
     "PendingPairs",
     "ReplayStreams",

@@ -163,11 +163,8 @@ def _chunk(
     """Interleave one environment's roots (where an episode or the batch starts) with its nexts."""
     after = root.get("next")
     is_init = root.get("is_init")  # [T, 1]
-    starts = is_init.view(-1).clone()  # [T], roots that become records of their own
-    continues = joined and not bool(starts[0])
-    starts[0] = not continues
-    steps = torch.arange(len(starts), device=starts.device)
-    arrive_at = starts.cumsum(0) + steps  # [T], index of each transition's next among the records
+    starts, arrive_at = arrivals(is_init.view(-1), joined)
+    continues = not bool(starts[0])
     from_root = starts.nonzero().view(-1)
     start_at = arrive_at[from_root] - 1
     n = int(arrive_at[-1]) + 1
@@ -200,6 +197,26 @@ def _chunk(
         records.set(name, merged)
         patch[name] = value[:1]
     return Chunk(records, TensorDict(patch, batch_size=[1]) if continues and patch else None)
+
+
+def arrivals(is_init: Tensor, joined: bool) -> tuple[Tensor, Tensor]:
+    """Where transitions of one environment lie among their records.
+
+    Args:
+        is_init: bool ``[T]``, of the roots.
+        joined: whether the root of the first transition may be the last record of an earlier batch.
+
+    Returns:
+        ``starts`` bool ``[T]``, the roots that become records of their own, each just before its ``next``;
+        ``arrive_at`` int64 ``[T]``, the record of each transition's ``next``. Other roots are the record
+        before their ``next``; -1 is the last record of the earlier batch.
+
+    >>> arrivals(torch.tensor([False, False, True]), joined=True)
+    (tensor([False, False,  True]), tensor([0, 1, 3]))
+    """
+    starts = is_init.clone()
+    starts[0] = not joined or bool(starts[0])
+    return starts, starts.cumsum(0) + torch.arange(len(starts), device=starts.device)
 
 
 def to_transitions(

@@ -160,6 +160,15 @@ class PendingPairs:
         """E."""
         return len(self._streams)
 
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """Keys that :meth:`process` reads."""
+        return (*COLUMNS, "success") if self.success_reaches else COLUMNS
+
+    def waiting(self, stream: int) -> list[int]:
+        """Records of the stream whose pair still waits."""
+        return list(self._streams[stream].waiting)
+
     def has_pending(self, stream: int) -> bool:
         """Whether any pair of the stream still waits: what episode prolongation asks."""
         return bool(self._streams[stream].waiting)
@@ -218,7 +227,7 @@ class PendingPairs:
             SpecError: a key is missing, or the index does not follow the stream's last record.
         """
         columns = []
-        for key in (*COLUMNS, "success") if self.success_reaches else COLUMNS:
+        for key in self.columns:
             value = records.get(key, None)
             if value is None:
                 raise SpecError(
