@@ -381,7 +381,7 @@ def critic_once(scene: Scene) -> tuple[Way, Way]:
 
 @trick("16", "two-hot losses without two-hot targets, two targets of 15,360 rows, forward and backward")
 def no_codes(scene: Scene) -> tuple[Way, Way]:
-    bins = scene.system.critic.bins
+    bins = scene.system.critic.distribution.bins
     logits = torch.randn(H * scene.rows, len(bins), requires_grad=True)
     targets = torch.randn(H * scene.rows, 2) * 20
 

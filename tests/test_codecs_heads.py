@@ -26,14 +26,13 @@ from wmkit.codecs import (
 )
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symexp, symexp_bins, symlog
-from wmkit.heads import ContinueHead, ContinuousActor, Critic, DiscreteActor, RewardHead
+from wmkit.heads import ContinueHead, ContinuousActor, Critic, RewardHead
 from wmkit.nn import (
     STYLE_2024,
     BoundedNormal,
     ConvStage,
     LayerStyle,
     SymexpTwoHot,
-    SymlogTwoHot,
 )
 
 BINS = symexp_bins(20.0, 255)
@@ -116,65 +115,6 @@ def test_bounded_normal_equals_pytorch() -> None:
     assert torch.equal(policy.mode, torch.tanh(mean))
     edges = BoundedNormal(torch.zeros(1, 2), torch.tensor([[-99.0, 99.0]])).std
     torch.testing.assert_close(edges, torch.tensor([[0.1, 1.0]]))
-
-
-def test_actors_draw_the_noise_they_sample_from() -> None:
-    trunk = dict(units=8, layers=1)
-    discrete = DiscreteActor(16, 12, **trunk)
-    torch.manual_seed(3)
-    noise = discrete.noise(15, 4)
-    torch.manual_seed(3)
-    assert torch.equal(noise, torch.rand(15, 4, 1))  # what roll-outs have drawn so far
-    assert discrete(torch.randn(4, 16)).sample(noise[0]).sum(-1).eq(1).all()
-    actor = ContinuousActor(16, 6, **trunk, outscale=0.0)
-    noise = actor.noise(15, 4)
-    torch.testing.assert_close(actor(torch.randn(4, 16)).sample(noise[0]), noise[0] * 0.892717)
-    assert actor.noise(20_000, 1).std().item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_heads_code_and_label_as_their_page_says() -> None:
-    torch.manual_seed(1)
-    trunk = dict(units=8, layers=1, style=STYLE_2024)
-    feature, target = torch.randn(4, 16), torch.tensor([[1.0], [5.0], [-3.0], [1e4]])
-    torch.manual_seed(0)
-    symlog_head = RewardHead(16, target="reward", outscale=1.0, **trunk)
-    torch.manual_seed(0)
-    symexp_head = RewardHead(16, target="reward", outscale=1.0, code="symexp", **trunk)
-    assert symlog_head.out.weight.equal(symexp_head.out.weight)
-    both = [head(feature) for head in (symlog_head, symexp_head)]
-    assert both[1].loss(target).sub(both[0].loss(target)).abs().min() > 1e-6
-    assert (both[1].mean.abs() > both[0].mean.abs()).all()  # spread mass: the raw mean follows the outer bins
-    heads, codes = (symlog_head, symexp_head), (SymlogTwoHot, SymexpTwoHot)
-    for head, wide, prediction in zip(heads, both, codes, strict=True):
-        plain = prediction(head.out(head.trunk(feature)), head.bins)  # without the column that is never
-        torch.testing.assert_close((wide.probs, wide.mean), (plain.probs, plain.mean))
-        weights = list(head.parameters())
-        of_both = [torch.autograd.grad(p.loss(target).sum(), weights) for p in (wide, plain)]
-        torch.testing.assert_close(*of_both)
-    # Block by block over more rows than a block has, in any shape; means as constants, then losses.
-    many, aim = torch.randn(3, 700, 16), torch.randn(3, 700, 2).unbind(-1)
-    aims = [x.unsqueeze(-1) * 50 for x in aim]
-    for head, prediction in zip(heads, codes, strict=True):
-        weights = list(head.parameters())
-        plain, blocks = prediction(head.out(head.trunk(many)), head.bins), head(many)
-        with torch.no_grad():
-            torch.testing.assert_close(blocks.mean, plain.mean, rtol=1e-4, atol=1e-2)
-            torch.testing.assert_close(head(many).mean, plain.mean, rtol=1e-4, atol=1e-2)
-            torch.testing.assert_close(head(many).loss(*aims), plain.loss(*aims))
-            torch.testing.assert_close((blocks.logits, blocks.probs), (plain.logits, plain.probs))
-        torch.testing.assert_close(blocks.loss(*aims), plain.loss(*aims))
-        losses = [p.loss(*aims).square().mean() for p in (blocks, plain)]
-        of_both = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in losses]
-        torch.testing.assert_close(*of_both, rtol=1e-4, atol=1e-5)
-        scale = plain.mean.detach().abs().mean()  # a mean asked for with gradients has them
-        of_both = [torch.autograd.grad((p.mean / scale).sum(), weights) for p in (blocks, plain)]
-        torch.testing.assert_close(*of_both, rtol=1e-3, atol=1e-3)
-        assert head(many[0, 0]).mean.shape == (1,) and head(many[:0]).mean.shape == (0, 700, 1)
-    head = ContinueHead(16, label="discount", discount=1 - 1 / 333, **trunk)
-    label = head.label({"terminated": torch.tensor([[False], [True]])})
-    torch.testing.assert_close(label, torch.tensor([[1 - 1 / 333], [0.0]]))
-    with pytest.raises(ConfigError, match=r"code 'raw' and 255 bins: wanted code symlog or symexp"):
-        RewardHead(16, target="reward", code="raw", **trunk)  # type: ignore[arg-type]
 
 
 # -- convolutions ------------------------------------------------------------------------
@@ -269,10 +209,10 @@ def test_parameter_counts_are_the_published_ones(vision, size, counts) -> None:
     trunk = dict(units=units, style=STYLE_2024)
     modules = (
         *codec(spaces, vision, deter, depth, units),
-        RewardHead(width, target="reward", layers=1, code="symexp", **trunk),
+        RewardHead(width, layers=1, **trunk),
         ContinueHead(width, layers=1, label="discount", discount=1 - 1 / 333, **trunk),
         ContinuousActor(width, 6, layers=3, **trunk),
-        Critic(width, target="lambda_target", layers=3, code="symexp", **trunk),
+        Critic(width, layers=3, **trunk),
     )
     assert tuple(count(module) for module in modules) == counts
 
@@ -343,7 +283,7 @@ def test_codec_and_head_compile_to_one_graph() -> None:
     torch.manual_seed(0)
     encoder = ImageEncoder2024(PIXELS, depth=4, patch=4)
     decoder = ImageDecoder2024(272, PIXELS, deter=16, units=8, depth=4, patch=4)
-    critic = Critic(272, target="lambda_target", units=8, layers=1, code="symexp", outscale=1.0)
+    critic = Critic(272, units=8, layers=1, distribution="symexp_two_hot", outscale=1.0)
 
     def losses(image: Tensor, belief: Tensor) -> tuple[Tensor, Tensor]:
         feature = torch.cat([encoder(image), belief], -1)

@@ -273,13 +273,13 @@ def test_scalars_start_at_zero_and_are_coded_in_their_own_units(system: System) 
         "critic": system.critic,
         "slow": system.schedule.slow_critic,
     }
-    feature, bins = torch.randn(7, system.world_model.dynamics.feature_dim), system.critic.bins
+    feature, bins = torch.randn(7, system.world_model.dynamics.feature_dim), system.critic.distribution.bins
     assert bins[127] == 0 and bins[128].item() == pytest.approx(0.170558, abs=1e-6)
     for head in heads.values():
         assert not head(feature).mean.any()
         cost = head(feature).loss(torch.randn(7, 1) * 100)
         torch.testing.assert_close(cost, torch.full((7,), math.log(255)))
-        assert torch.equal(head.bins, bins)
+        assert torch.equal(head.distribution.bins, bins)
     half = (bins[200] + bins[201]) / 2
     constant(system.critic.out, only(200).maximum(only(201)))
     prediction = system.critic(feature)
@@ -360,7 +360,7 @@ def test_returns_and_weights_of_constant_predictions(system: System) -> None:
     constant(model.heads["continuation"].out, math.log(c / (1 - c)))
     constant(model.heads["reward"].out, only(190))
     constant(system.actor.out, 0.0)
-    r = float(system.critic.bins[190])
+    r = float(system.critic.distribution.bins[190])
     out = behave(system, batch)
 
     # 15 targets of 16 states, each of the reward and continuation arrived at; values are zero.

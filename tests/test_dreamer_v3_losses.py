@@ -55,7 +55,7 @@ def assemble(
     gru, rssm, scalar = partial(backbones.build, "ln_gru"), {}, {}
     if today:
         codec, trunk = codec | {"style": STYLE_2024}, trunk | {"style": STYLE_2024}
-        gru, scalar = partial(backbones.build, "block_gru", blocks=4), {"code": "symexp"}
+        gru, scalar = partial(backbones.build, "block_gru", blocks=4), {"distribution": "symexp_two_hot"}
         rssm = {"style": STYLE_2024, "joint_input": False, "clip_action": True, "initial_state": "zeros"}
     heads = {
         "reward": partial(RewardHead, target="reward", **trunk, **scalar),
@@ -73,7 +73,7 @@ def assemble(
             heads=heads,
         ),
         actor=partial(actor, **trunk),
-        critic=partial(Critic, target="lambda_target", **trunk, **scalar),
+        critic=partial(Critic, **trunk, **scalar),
         world_model_loss=WorldModelLoss(
             kl=KLBalance(), weights=terms | {"kl_dynamics": 1.0, "kl_representation": 0.1}
         ),

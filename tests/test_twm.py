@@ -22,7 +22,6 @@ from wmkit.dynamics import DreamStart, dream
 from wmkit.dynamics.token_dynamics import Steps
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import ConfigError, SpecError
-from wmkit.heads import DepartureDiscountHead
 from wmkit.nn import Feature
 from wmkit.objectives.token_latents import entropy_hinge
 from wmkit.systems import System, compose
@@ -316,19 +315,6 @@ def test_entropy_hinge_has_no_gradient_above_its_threshold() -> None:
         loss = system.behaviour(system.world_model, system.actor, system.critic, records_).actor_loss
         found.append((loss, *torch.autograd.grad(loss, weights)))
     assert all(map(torch.equal, *found)) and any(grad.any() for grad in found[0][1:])
-
-
-def test_discount_head_learns_a_soft_label() -> None:
-    torch.manual_seed(0)
-    head = DepartureDiscountHead(4, discount=0.99, units=8, layers=1, initial="value")
-    assert head(torch.zeros(1, 4)).mean.item() == pytest.approx(1 / (1 + math.exp(-0.99)), abs=0.02)
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.03)
-    going_on = {"terminated": torch.zeros(64, 1, dtype=torch.bool)}
-    for _ in range(400):
-        optimizer.zero_grad()
-        head(torch.randn(64, 4)).loss(head.label(going_on)).mean().backward()
-        optimizer.step()
-    assert head(torch.randn(64, 4)).mean.mean().item() == pytest.approx(0.99, abs=2e-3)
 
 
 # ---- dreams -------------------------------------------------------------------------------------------

@@ -1,35 +1,36 @@
-"""Heads: features to predictions with ``.loss(target)``, ``.mean`` and ``.mode``."""
+"""Heads and actors: features to predictions (``.loss(target)``, ``.mean``, ``.mode``) and to policies."""
 
-from wmkit.heads.actors import ActorChoice, ContinuousActor, DiscreteActor
-from wmkit.heads.actors_2020 import TanhNormalActor, TruncatedNormalActor
-from wmkit.heads.departure import DepartureDiscountHead, DepartureNormalHead
-from wmkit.heads.flags import ContinueHead, FlagHead, JumpFlagHead
-from wmkit.heads.normal import NormalHead
-from wmkit.heads.scalar import (
-    Critic,
-    DepartureTwoHotHead,
-    JumpReturnHead,
-    JumpSpanHead,
-    RewardHead,
-    TwoHotHead,
+from wmkit.heads.action_distribution import ActionDistribution, Policy
+from wmkit.heads.actor import (
+    Actor,
+    ActorChoice,
+    ContinuousActor,
+    DiscreteActor,
+    TanhNormalActor,
+    TruncatedNormalActor,
 )
+from wmkit.heads.continuation import ContinueHead
+from wmkit.heads.head import Critic, Head, JumpFlagHead, JumpReturnHead, JumpSpanHead, RewardHead
+from wmkit.heads.outputs import Prediction, TwoHotBins
+from wmkit.heads.reading import in_keys_of
 
 __all__ = [
+    "ActionDistribution",
+    "Actor",
     "ActorChoice",
     "ContinueHead",
     "ContinuousActor",
     "Critic",
-    "DepartureDiscountHead",
-    "DepartureNormalHead",
-    "DepartureTwoHotHead",
     "DiscreteActor",
-    "FlagHead",
+    "Head",
     "JumpFlagHead",
     "JumpReturnHead",
     "JumpSpanHead",
-    "NormalHead",
+    "Policy",
+    "Prediction",
     "RewardHead",
     "TanhNormalActor",
     "TruncatedNormalActor",
-    "TwoHotHead",
+    "TwoHotBins",
+    "in_keys_of",
 ]

@@ -30,7 +30,7 @@ class FirstLayers:
 
     >>> from wmkit.heads import Critic, DiscreteActor
     >>> actor = DiscreteActor(6, 3, units=4, layers=1)
-    >>> critic = Critic(6, target="return", units=8, layers=1)
+    >>> critic = Critic(6, units=8, layers=1)
     >>> feature = Feature(torch.eye(2), torch.ones(2, 4), torch.tensor([[0], [1]]))
     >>> layers = FirstLayers.of(feature, actor, [critic])
     >>> multiplied = layers.attach(feature, torch.empty(2, layers.width))

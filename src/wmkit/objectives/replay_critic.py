@@ -41,7 +41,7 @@ class ReplayCriticLoss(nn.Module):
         lmbda: λ of the mixture.
 
     >>> from wmkit.heads import Critic
-    >>> critic = Critic(3, target="lambda_target", units=4, layers=1)  # zero everywhere at first
+    >>> critic = Critic(3, units=4, layers=1)  # zero everywhere at first
     >>> flag = torch.zeros(1, 5, 1, dtype=torch.bool)
     >>> batch = {"reward": torch.ones(1, 5, 1), "is_init": flag, "terminated": flag}
     >>> feature = Feature(torch.randn(1, 5, 2), torch.randn(1, 5, 1))

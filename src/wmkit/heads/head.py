@@ -1,0 +1,227 @@
+"""Heads: a trunk, a distribution and a label; what is read is a list of keys.
+
+One class for all of them. Rewards of DreamerV3 read the state that an action led to, those of TWM and STORM
+the belief alone, before that state is seen; LS-Imagine's spans read both ends of a jump: that is
+``in_keys``. The named heads below are :class:`Head` with other defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from wmkit.errors import ConfigError
+from wmkit.heads.outputs import Distribution, Prediction, named_distribution
+from wmkit.heads.reading import ARRIVAL, TRANSITION, is_next, prepared, read, takes_parts
+from wmkit.nn import MLP, STYLE_2023, Feature, LayerStyle, Linear, init_output
+from wmkit.plug import Plug, as_keys, has_all
+
+_TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sign": torch.sign}
+
+
+class _Reads:
+    """INTERIM: what a head reads in one word, until nobody asks for ``reads``."""
+
+    def __get__(self, head: Head | None, kind: type[Head]) -> str:
+        keys = as_keys(kind.default_in_keys if head is None else head.in_keys)
+        if any(map(is_next, keys)):
+            return "pair"
+        return "belief" if keys == ["belief"] else "feature"
+
+
+class Head(Plug):
+    """A prediction from features.
+
+    ``forward`` reads ``in_keys`` from a TensorDict ``[*B]`` and writes what is predicted, ``[*B, 1]``, to
+    ``out_keys``. Where something it reads under ``"next"`` is missing, since one record does not
+    hold a transition, it writes nothing.
+
+    Args:
+        in_dim: width of all that is read, together.
+        target: key of the label in a batch; only needed by :meth:`label`.
+        units: width of the trunk.
+        layers: depth of the trunk.
+        distribution: what is predicted: ``"bernoulli"`` (a flag), ``"normal"`` (a mean with unit variance,
+            DreamerV1 and V2), ``"symlog_two_hot"`` (DreamerV3 of 2023), ``"symexp_two_hot"`` (since 2024);
+            or what turns ``[*B, width]`` numbers into a :class:`~wmkit.heads.Prediction`, such as
+            :class:`~wmkit.heads.TwoHotBins`; without a ``width`` it gets one number.
+        transform: of the label: ``"none"``, ``"tanh"``, ``"sign"`` or a function. Predictions stay in these
+            units.
+        trunk: makes the whole network instead, output included, called as ``trunk(in_dim, units=, layers=,
+            style=, out_dim=, outscale=, bias=)``, e.g. :class:`~wmkit.nn.MLP` with dropout (TWM).
+        outscale: scale of the output layer; the distribution's own if not given, which is zero for two-hot
+            codes, so that their predictions start at zero.
+        bias: what the output layer's bias starts with; left to ``style`` if not given.
+        style: norm, activation, bias and initialisation.
+        in_keys: what is read, side by side; state and belief if not given.
+        out_keys: where it is written; ``("predicted", target)`` if not given.
+
+    Raises:
+        ConfigError: an unknown distribution or transform.
+
+    >>> head = Head(16, target="reward", units=8, layers=1, distribution="normal", in_keys=["belief"])
+    >>> head.predict(torch.zeros(2, 16)).mean.shape
+    torch.Size([2, 1])
+    >>> from tensordict import TensorDict
+    >>> head(TensorDict({"belief": torch.zeros(2, 16)}, [2]))["predicted", "reward"].shape
+    torch.Size([2, 1])
+    """
+
+    default_in_keys: ClassVar[Sequence[NestedKey]] = ARRIVAL
+    default_out_keys: ClassVar[Sequence[NestedKey] | None] = None
+    default_target: ClassVar[str | None] = None
+    default_distribution: ClassVar[Distribution] = "normal"
+    reads = _Reads()
+
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        target: str | None = None,
+        units: int,
+        layers: int,
+        distribution: Distribution | Callable[[Tensor], Prediction] | None = None,
+        transform: Literal["none", "tanh", "sign"] | Callable[[Tensor], Tensor] = "none",
+        trunk: Callable[..., nn.Module] | None = None,
+        outscale: float | None = None,
+        bias: float | None = None,
+        style: LayerStyle = STYLE_2023,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(transform) and transform not in ("none", *_TRANSFORMS):
+            raise ConfigError(
+                f"transform is {transform!r}: wanted one of none, {', '.join(_TRANSFORMS)}, or a function; "
+                "correct transform"
+            )
+        self.target = target or self.default_target
+        self.transform = transform
+        distribution = distribution or self.default_distribution
+        if isinstance(distribution, str):
+            distribution = named_distribution(distribution)
+        self.distribution = distribution
+        out_dim: int = getattr(distribution, "width", 1)
+        outscale = getattr(distribution, "outscale", 1.0) if outscale is None else outscale
+        self.out: nn.Module | None
+        if trunk is None:
+            self.trunk: nn.Module = MLP(in_dim, units, layers, style)
+            out = init_output(Linear(units if layers else in_dim, out_dim), outscale, style.init)
+            if bias is not None:
+                nn.init.constant_(out.bias, bias)
+            self.out = out
+        else:
+            options: dict[str, Any] = {"out_dim": out_dim, "outscale": outscale, "bias": bias}
+            self.trunk = trunk(in_dim, units=units, layers=layers, style=style, **options)
+            self.out = None
+        self._in_parts = takes_parts(self.trunk)
+        self._is_named = out_keys is not None
+        usual = self.default_out_keys or [("predicted", self.target or "value")]
+        self.set_plug(
+            self.default_in_keys if in_keys is None else in_keys,
+            as_keys(usual if out_keys is None else out_keys, 1, "out_keys"),
+        )
+
+    def named(self, name: str) -> Head:
+        """Write to ``("predicted", name)``, unless ``out_keys`` were given; returns itself."""
+        if not self._is_named:
+            self.out_keys = [("predicted", name)]
+        return self
+
+    def predict(self, features: Tensor | Feature) -> Prediction:
+        """Predict from ``[*B, in_dim]``."""
+        numbers = self.trunk(prepared(features, self._in_parts))
+        return self.distribution(numbers if self.out is None else self.out(numbers))
+
+    def label(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The target ``[*B, 1]`` in a batch, transformed.
+
+        Raises:
+            ConfigError: the head has no ``target``.
+        """
+        if self.target is None:
+            raise ConfigError(f"{type(self).__name__} has no target: wanted a key of a batch; give it target")
+        label = batch[self.target]
+        if callable(self.transform):
+            return self.transform(label)
+        return label if self.transform == "none" else _TRANSFORMS[self.transform](label)
+
+    def value(self, prediction: Prediction) -> Tensor:
+        """What ``forward`` writes of a prediction, ``[*B, 1]``: its mean."""
+        return prediction.mean
+
+    def forward(self, tensordict: Any) -> Any:
+        """Read ``in_keys`` of a TensorDict ``[*B]``, write the prediction, and return it."""
+        if not isinstance(tensordict, TensorDictBase):  # INTERIM: features
+            return self.predict(tensordict)
+        if not has_all(tensordict, filter(is_next, self.in_keys)):
+            return tensordict
+        prediction = self.predict(read(tensordict, self.in_keys))
+        return tensordict.set(self.out_keys[0], self.value(prediction))
+
+
+class RewardHead(Head):
+    """The reward that came with a state, or another key of the batch (:class:`Head`).
+
+    >>> head = RewardHead(16, units=8, layers=1, distribution="normal", transform="tanh", outscale=0.0)
+    >>> head.label({"reward": torch.tensor([[100.0]])}), head.predict(torch.zeros(1, 16)).mean
+    (tensor([[1.]]), tensor([[0.]], grad_fn=<AddmmBackward0>))
+    """
+
+    default_target = "reward"
+    default_distribution = "symlog_two_hot"
+
+
+class Critic(Head):
+    """The value v(s) of a state, in units of return (:class:`Head`).
+
+    >>> Critic(16, units=8, layers=1).out_keys
+    ['state_value']
+    """
+
+    default_out_keys = ("state_value",)
+    default_distribution = "symlog_two_hot"
+
+
+class JumpFlagHead(Head):
+    """P(jump | s): is a long-term transition worth imagining from here (LS-Imagine, arXiv:2410.03618).
+
+    >>> JumpFlagHead(16, units=8, layers=1, outscale=0.0).predict(torch.zeros(1, 16)).mean.item()
+    0.5
+    """
+
+    default_target = "jump"
+    default_distribution = "bernoulli"
+
+
+class JumpSpanHead(Head):
+    """How many environment steps a jump spans, Δ (LS-Imagine's interval predictor).
+
+    Reads the states before and after the jump, side by side.
+
+    >>> JumpSpanHead(32, units=8, layers=1).in_keys
+    ['state', 'belief', ('next', 'state'), ('next', 'belief')]
+    """
+
+    default_in_keys = TRANSITION
+    default_target = "jump_steps"
+    default_distribution = "symlog_two_hot"
+
+
+class JumpReturnHead(Head):
+    """The mean reward inside a jump, the normalised G of LS-Imagine.
+
+    Reads the states before and after the jump, side by side.
+
+    >>> JumpReturnHead(32, units=8, layers=1).target
+    'jump_return'
+    """
+
+    default_in_keys = TRANSITION
+    default_target = "jump_return"
+    default_distribution = "symlog_two_hot"
