@@ -33,7 +33,6 @@ from wmkit.nn import (
     ConvStage,
     LayerStyle,
     SymexpTwoHot,
-    UpsamplingConv,
 )
 
 BINS = symexp_bins(20.0, 255)
@@ -119,20 +118,6 @@ def test_bounded_normal_equals_pytorch() -> None:
 
 
 # -- convolutions ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fill", ["nearest", "zeros"])
-@pytest.mark.parametrize("patch", [None, 1, 2])
-def test_upsampling_conv_equals_pytorch(fill, patch) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 5, 4, 6, dtype=torch.double, requires_grad=True)
-    layer = UpsamplingConv(5, 12, fill=fill, patch=patch).double()
-    if fill == "nearest":
-        up = F.interpolate(x, scale_factor=2, mode="nearest")
-    else:  # values at odd rows and columns
-        up = F.pad(x[..., None, :, None], (1, 0, 0, 0, 1, 0)).reshape(2, 5, 8, 12)
-    plain = F.pixel_shuffle(F.conv2d(up, layer.weight, layer.bias, padding=2), patch or 1)
-    same_with_gradients(layer(x), plain, [x, *layer.parameters()], 1e-9)
 
 
 @pytest.mark.parametrize("down", ["pool", "stride", "none"])

@@ -32,12 +32,12 @@ from wmkit.heads import (
     TwoHotBins,
     in_keys_of,
 )
-from wmkit.nn import STYLE_2024, Bernoulli, Feature, LayerStyle, Perceptron, SymexpTwoHot, SymlogTwoHot
+from wmkit.nn import MLP, STYLE_2024, Bernoulli, Feature, LayerStyle, SymexpTwoHot, SymlogTwoHot
 
 TRUNK: dict[str, Any] = dict(units=8, layers=2)
 BARE = LayerStyle(norm="none", activation="elu", bias=True, init="glorot")
 TWM: dict[str, Any] = dict(
-    trunk=partial(Perceptron, dropout=0.1, activate_input=True),
+    trunk=partial(MLP, dropout=0.1, activate_input=True),
     style=LayerStyle(norm="none", bias=True, init="kaiming"),
 )
 STORM: dict[str, Any] = dict(
@@ -117,7 +117,7 @@ HEADS: dict[str, tuple[Any, float, list[float], list[float]]] = {
         [5.69047165, 5.89434719, 5.18819332],
     ),
     "going on of STORM": (
-        partial(ContinueHead, discount=0.9, readout="mode", trunk=Perceptron, **STORM),
+        partial(ContinueHead, discount=0.9, readout="mode", trunk=MLP, **STORM),
         1.424439,
         [0.33372623, 0.30384329, 0.33873969],
         [1.09743428, 0.36218047, 1.08252335],
@@ -219,7 +219,7 @@ def test_a_head_reads_the_keys_it_is_given_and_says_so_before_it_is_made() -> No
         RewardHead(12, **TRUNK)(TensorDict({"belief": torch.zeros(2, 4)}, [2]))
 
 
-@pytest.mark.parametrize("maker", [Critic, partial(RewardHead, **TWM), partial(RewardHead, trunk=Perceptron)])
+@pytest.mark.parametrize("maker", [Critic, partial(RewardHead, **TWM), partial(RewardHead, trunk=MLP)])
 @pytest.mark.parametrize("layers", [0, 1])
 def test_features_in_parts_are_features_side_by_side(maker: Any, layers: int) -> None:
     classes = torch.randint(0, 4, (3, 2))
@@ -276,9 +276,7 @@ def test_a_continuation_is_the_discount_of_what_was_learned_whatever_the_label(o
 @pytest.mark.parametrize("initial", ["value", "discount"])
 def test_a_continue_head_learns_a_soft_label(initial: Any) -> None:
     torch.manual_seed(0)
-    head = ContinueHead(
-        4, label="discount", discount=0.99, units=8, layers=1, initial=initial, trunk=Perceptron
-    )
+    head = ContinueHead(4, label="discount", discount=0.99, units=8, layers=1, initial=initial, trunk=MLP)
     first = 0.99 if initial == "discount" else 1 / (1 + math.exp(-0.99))
     assert head.predict(torch.zeros(1, 4)).mean.item() == pytest.approx(first, abs=0.02)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.03)

@@ -52,8 +52,8 @@ class Head(Plug):
             :class:`~wmkit.heads.TwoHotBins`; without a ``width`` it gets one number.
         transform: of the label: ``"none"``, ``"tanh"``, ``"sign"`` or a function. Predictions stay in these
             units.
-        trunk: makes the whole network instead, called as ``trunk(in_dim, out_dim, units=, layers=,
-            outscale=, bias=, style=)``, e.g. :class:`~wmkit.nn.Perceptron` with dropout (TWM).
+        trunk: makes the whole network instead, output included, called as ``trunk(in_dim, units=, layers=,
+            style=, out_dim=, outscale=, bias=)``, e.g. :class:`~wmkit.nn.MLP` with dropout (TWM).
         outscale: scale of the output layer; the distribution's own if not given, which is zero for two-hot
             codes, so that their predictions start at zero.
         bias: what the output layer's bias starts with; left to ``style`` if not given.
@@ -116,8 +116,8 @@ class Head(Plug):
                 nn.init.constant_(out.bias, bias)
             self.out = out
         else:
-            options: dict[str, Any] = {"outscale": outscale, "bias": bias, "style": style}
-            self.trunk = trunk(in_dim, out_dim, units=units, layers=layers, **options)
+            options: dict[str, Any] = {"out_dim": out_dim, "outscale": outscale, "bias": bias}
+            self.trunk = trunk(in_dim, units=units, layers=layers, style=style, **options)
             self.out = None
         self._in_parts = takes_parts(self.trunk)
         self._is_named = out_keys is not None
