@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from wmkit.codecs import ImageEncoder2024
+from wmkit.codecs import PooledImageEncoder
 from wmkit.nn import ConvStage, LayerStyle
 from wmkit.nn.norms import ChannelRMSNorm
 
@@ -41,11 +41,11 @@ def usual(style: LayerStyle) -> bool:
 def knows(image: Any) -> bool:
     """Whether :class:`ImageStep` can stand for this image half, and is the quicker one.
 
-    >>> encoders = [ImageEncoder2024({"pixels": (3, 64, 64)}, depth=depth) for depth in (4, 64)]
+    >>> encoders = [PooledImageEncoder({"pixels": (3, 64, 64)}, depth=depth) for depth in (4, 64)]
     >>> [knows(encoder) for encoder in encoders]
     [True, False]
     """
-    if type(image) is not ImageEncoder2024 or not all(type(m) in KNOWN for m in image.stages.modules()):
+    if type(image) is not PooledImageEncoder or not all(type(m) in KNOWN for m in image.stages.modules()):
         return False
     stages: list[Any] = list(image.stages)
     if not all(usual(stage.style) for stage in stages):
@@ -54,7 +54,7 @@ def knows(image: Any) -> bool:
 
 
 class ImageStep:
-    """An :class:`~wmkit.codecs.ImageEncoder2024` as a function of arrays; good until a weight changes.
+    """An :class:`~wmkit.codecs.PooledImageEncoder` as a function of arrays; good until a weight changes.
 
     Its buffers are its own: one thread at a time.
 
@@ -62,13 +62,13 @@ class ImageStep:
         image: what :func:`knows` accepts.
 
     >>> import torch
-    >>> image = ImageEncoder2024({"pixels": (3, 64, 64)}, depth=4).requires_grad_(False)
+    >>> image = PooledImageEncoder({"pixels": (3, 64, 64)}, depth=4).requires_grad_(False)
     >>> pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     >>> torch.allclose(torch.from_numpy(ImageStep(image)([pixels.numpy()])), image(pixels / 255), atol=1e-5)
     True
     """
 
-    def __init__(self, image: ImageEncoder2024) -> None:
+    def __init__(self, image: PooledImageEncoder) -> None:
         stages: list[Any] = list(image.stages)
         self._width = stages[-1].conv.out_channels
         self._grid = math.isqrt(image.out_dim // self._width)
