@@ -20,7 +20,7 @@ from torchrl.envs import ExplorationType, SerialEnv, set_exploration_type
 import wmkit
 from support.steer import Steer
 from wmkit import backbones
-from wmkit.codecs import ImageDecoder2020
+from wmkit.codecs import UnpaddedImageDecoder
 from wmkit.dynamics import constants, imagine, imagine_through
 from wmkit.errors import ConfigError
 from wmkit.nn import (
@@ -323,7 +323,7 @@ def test_blocks_of_pixels_are_refused() -> None:
 
 
 def test_images_come_back_in_their_own_units() -> None:
-    decoder = ImageDecoder2020(4, {"pixels": (1, 64, 64)}, depth=1)
+    decoder = UnpaddedImageDecoder(4, {"pixels": (1, 64, 64)}, depth=1)
     for parameter in decoder.parameters():
         nn.init.zeros_(parameter)
     assert decoder(torch.zeros(1, 4)).unique().tolist() == [0.5]  # grey: what enters as zero

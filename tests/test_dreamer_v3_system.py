@@ -29,7 +29,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
 from support.steer import SIX, Steer, rescaled
-from wmkit.codecs import ImageEncoder2024
+from wmkit.codecs import PooledImageEncoder
 from wmkit.data import ReplayStreams
 from wmkit.envs import unit_actions
 from wmkit.errors import ConfigError, SpecError
@@ -276,7 +276,7 @@ def test_images_are_read_in_numpy_as_by_the_encoder(options: dict[str, Any], sid
     """Two keys, one in bytes and one in floats; any grid; and again, from the same buffers."""
     torch.manual_seed(0)
     shapes = {"pixels": (3, side, side), "affordance": (1, side, side)}
-    encoder = ImageEncoder2024(shapes, depth=4, **options).requires_grad_(False)
+    encoder = PooledImageEncoder(shapes, depth=4, **options).requires_grad_(False)
     for parameter in encoder.parameters():
         parameter += 0.3 * torch.randn_like(parameter)
     assert knows(encoder)

@@ -33,7 +33,7 @@ class FrameStack:
 
     def __init__(self, count: int = 1, grey: bool = False) -> None:
         if count < 1:
-            raise ConfigError(f"frames.count is {count}: wanted 1 or more; correct observations.frames.count")
+            raise ConfigError(f"count is {count}: wanted 1 or more; correct count")
         self.count, self.grey = count, grey
 
     def shapes(self, images: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

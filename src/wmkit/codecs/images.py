@@ -1,13 +1,17 @@
-"""What every image half of a codec does to the observations around it: their units and sizes."""
+"""Images of a codec: their units and their sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from wmkit.errors import ConfigError, SpecError
+
+IMAGE_SIZE = 64  # of most published codecs
+Shapes = Mapping[Any, Sequence[int]]  # of one observation for each key, a name or a tuple of names
 
 
 def unit_image(image: Tensor) -> Tensor:
@@ -20,13 +24,13 @@ def unit_image(image: Tensor) -> Tensor:
     return image * (1 / 255) if image.dtype == torch.uint8 else image
 
 
-def check_image(key: str, shape: Sequence[int]) -> None:
-    """Raise :class:`SpecError` unless ``shape`` is that of an image; which sizes do, its codec knows."""
+def check_image(key: Any, shape: Sequence[int]) -> None:
+    """Raise :class:`SpecError` unless ``shape`` has three dimensions; its codec checks the size."""
     if len(shape) != 3:
         raise _refuse(key, shape, "[channels, height, width]")
 
 
-def image_side(shapes: Mapping[str, Sequence[int]], accepts: Callable[[int], bool], wanted: str) -> int:
+def image_side(shapes: Shapes, accepts: Callable[[int], bool], wanted: str) -> int:
     """The side that all images have.
 
     Args:
@@ -54,7 +58,7 @@ def image_side(shapes: Mapping[str, Sequence[int]], accepts: Callable[[int], boo
     return next(iter(sides.values()))
 
 
-def channels(shapes: Mapping[str, Sequence[int]]) -> int:
+def channels(shapes: Shapes) -> int:
     """Channels of all images together.
 
     >>> channels({"affordance": (1, 64, 64), "pixels": (3, 64, 64)})
@@ -66,10 +70,10 @@ def channels(shapes: Mapping[str, Sequence[int]]) -> int:
 def check_patch(patch: int) -> None:
     """Raise :class:`ConfigError` unless ``patch`` is 1, 2, 4 or 8."""
     if patch not in (1, 2, 4, 8):
-        raise ConfigError(f"patch is {patch}: wanted 1, 2, 4 or 8; correct size.patch")
+        raise ConfigError(f"patch is {patch}: wanted 1, 2, 4 or 8; correct patch")
 
 
-def _refuse(key: str, shape: Sequence[int], wanted: str) -> SpecError:
+def _refuse(key: Any, shape: Sequence[int], wanted: str) -> SpecError:
     return SpecError(
         f"image {key!r} has shape {list(shape)}: wanted {wanted}; "
         "resize it (torchrl.envs.Resize) and put channels first (torchrl.envs.ToTensorImage)"

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from wmkit.functional import symlog
 
 
-def vector_width(key: str, shape: Sequence[int], discrete: Mapping[str, int]) -> int:
+def vector_width(key: NestedKey, shape: Sequence[int], discrete: Mapping[Any, int]) -> int:
     """How many numbers a vector key is for a network.
 
     Args:
-        key: its name.
+        key: its name, or tuple of names.
         shape: of one observation.
         discrete: number of classes of every key that holds classes.
 

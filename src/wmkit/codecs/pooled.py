@@ -1,9 +1,9 @@
-"""Image halves of a codec as DreamerV3 has them since 2024 (danijar/dreamerv3 e3f0224).
+"""Image halves of a codec that pool: DreamerV3's since 2024 (danijar/dreamerv3 e3f0224).
 
 Down: convolutions of kernel 5, each followed by max-pooling, a norm over channels and an
-activation; images enter as ``x / 255 - 0.5``. Back: the belief reaches the coarsest grid through
-a layer in blocks, the state through two dense ones; then repeat every pixel, convolve, norm, act;
-a sigmoid at the end. Any square image whose coarsest grid has a side from 3 to 16 will do.
+activation; images enter as ``x - 0.5``. Back: the belief reaches the coarsest grid through a layer
+in blocks, the state through two dense ones; then each stage repeats every pixel, convolves, norms and
+activates; a sigmoid ends it. Any square image whose coarsest grid has a side from 3 to 16 will do.
 
 ============  ==================  ====================================
 option        e3f0224 (default)   the code of April 2024, ``251910d``
@@ -16,19 +16,21 @@ strided       false               true
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from wmkit.codecs.images import channels, check_patch, image_side
+from wmkit.codecs.images import Shapes, channels, check_patch, image_side
 from wmkit.errors import ConfigError
 from wmkit.nn import (
     STYLE_2024,
     BlockLinear,
     ConvStage,
     DenseNormAct,
+    Down,
+    Fill,
     LayerStyle,
     Linear,
     UpsamplingConv,
@@ -38,13 +40,12 @@ from wmkit.nn import (
     init_output,
     patches,
 )
-from wmkit.nn.conv import Down, Fill
 
 MULTIPLIERS = (2, 3, 4, 4)
 COARSEST = range(3, 17)  # sides that the coarsest grid may have
 
 
-class Stages:
+class PooledStages:
     """Which stages lie between an image and its coarsest grid.
 
     Args:
@@ -63,19 +64,19 @@ class Stages:
 
     Raises:
         SpecError: an image is not square, or of a size that does not fit.
-        ConfigError: no or a wrong patch or no stage is left.
+        ConfigError: ``patch`` is wrong, or leaves no stage.
 
-    >>> stages = Stages({"pixels": (3, 96, 96)}, 16)
+    >>> stages = PooledStages({"pixels": (3, 96, 96)}, 16)
     >>> stages.widths, stages.grid
     ([32, 48, 64, 64], 6)
-    >>> stages = Stages({"pixels": (3, 64, 64)}, 16, patch=4)
+    >>> stages = PooledStages({"pixels": (3, 64, 64)}, 16, patch=4)
     >>> stages.widths, stages.channels
     ([64, 64], 48)
     """
 
     def __init__(
         self,
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Shapes,
         depth: int,
         multipliers: Sequence[int] = MULTIPLIERS,
         outer: bool = False,
@@ -86,8 +87,8 @@ class Stages:
         skipped = patch.bit_length() - 1
         if halvings <= skipped:
             raise ConfigError(
-                f"patch {patch} leaves no stage of a codec that halves images {halvings} times: wanted a "
-                f"patch below {2**halvings}; correct size.patch or the multipliers"
+                f"patch is {patch} in a codec that halves images {halvings} times: wanted a "
+                f"patch below {2**halvings}; correct patch or multipliers"
             )
         total = 2**halvings
         sides = [total * side for side in COARSEST]
@@ -100,29 +101,29 @@ class Stages:
         self.channels = channels(shapes) * patch**2
 
 
-class ImageEncoder2024(nn.Module):
+class PooledImageEncoder(nn.Module):
     """Images ``[N, C, H, H]`` to ``[N, h * h * 4 depth]``, h = H/16 (DreamerV3, danijar/dreamerv3 e3f0224).
 
     Args:
         shapes: ``[C, H, H]`` of each image key; C in what follows is their sum.
-        depth: see :class:`Stages`, as for the other numbers.
-        patch: likewise; 1 as published.
-        multipliers: likewise.
-        outer: likewise.
+        depth: see :class:`PooledStages`.
+        patch: see there; 1 as published.
+        multipliers: see there.
+        outer: see there.
         strided: halve by the stride of the convolution instead of pooling.
         style: norm, activation, bias and initialisation.
 
     Raises:
-        SpecError: see :class:`Stages`.
-        ConfigError: likewise.
+        SpecError: see :class:`PooledStages`.
+        ConfigError: see there.
 
-    >>> ImageEncoder2024({"pixels": (3, 96, 96)}, depth=4)(torch.zeros(2, 3, 96, 96)).shape
+    >>> PooledImageEncoder({"pixels": (3, 96, 96)}, depth=4)(torch.zeros(2, 3, 96, 96)).shape
     torch.Size([2, 576])
     """
 
     def __init__(
         self,
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Shapes,
         *,
         depth: int,
         patch: int = 1,
@@ -132,7 +133,7 @@ class ImageEncoder2024(nn.Module):
         style: LayerStyle = STYLE_2024,
     ) -> None:
         super().__init__()
-        stages = Stages(shapes, depth, multipliers, outer, patch)
+        stages = PooledStages(shapes, depth, multipliers, outer, patch)
         self.patch = patch
         self.stages = nn.Sequential()
         for i, (before, after) in enumerate(pairwise([stages.channels, *stages.widths])):
@@ -177,7 +178,7 @@ class BlockGrid(nn.Module):
         if width % blocks:
             raise ConfigError(
                 f"coarsest grid of a decoder has {width} channels, which {blocks} blocks cannot share: "
-                "wanted a divisor; change blocks or size.depth"
+                "wanted a divisor; change blocks or depth"
             )
         self.grid, self.blocks, self.style = grid, blocks, style
         self.belief = BlockLinear(belief_dim, grid * grid * width, blocks)
@@ -194,7 +195,7 @@ class BlockGrid(nn.Module):
         return self.style.activate(self.norm((by_block + dense).permute(0, 3, 1, 2)))
 
 
-class ImageDecoder2024(nn.Module):
+class PooledImageDecoder(nn.Module):
     """Features ``[N, F]`` to images ``[N, C, H, H]`` in [0, 1] (DreamerV3, danijar/dreamerv3 e3f0224).
 
     Args:
@@ -211,10 +212,10 @@ class ImageDecoder2024(nn.Module):
         style: norm, activation, bias and initialisation.
 
     Raises:
-        SpecError: see :class:`Stages`.
-        ConfigError: likewise, or ``deter`` leaves no state, or ``blocks`` does not divide a width.
+        SpecError: see :class:`PooledStages`.
+        ConfigError: see there; ``deter`` leaves no state; ``blocks`` does not divide a width.
 
-    >>> decoder = ImageDecoder2024(24, {"pixels": (3, 64, 64)}, deter=16, units=8, depth=4)
+    >>> decoder = PooledImageDecoder(24, {"pixels": (3, 64, 64)}, deter=16, units=8, depth=4)
     >>> decoder(torch.zeros(2, 24)).shape
     torch.Size([2, 3, 64, 64])
     """
@@ -222,7 +223,7 @@ class ImageDecoder2024(nn.Module):
     def __init__(
         self,
         in_dim: int,
-        shapes: Mapping[str, Sequence[int]],
+        shapes: Shapes,
         *,
         deter: int,
         units: int,
@@ -237,11 +238,11 @@ class ImageDecoder2024(nn.Module):
         super().__init__()
         if not 0 < deter < in_dim:
             raise ConfigError(
-                f"decoder.image.deter is {deter} with features of width {in_dim}: wanted the width of the "
-                "belief, less than that; set it to what dynamics.deter is"
+                f"deter is {deter} with features of width {in_dim}: wanted the width of the belief, less "
+                "than theirs; set deter to that of the dynamics"
             )
         self.split = (in_dim - deter, deter)
-        stages = Stages(shapes, depth, multipliers, outer, patch)
+        stages = PooledStages(shapes, depth, multipliers, outer, patch)
         widths = stages.widths[::-1]
         self.grid = BlockGrid(
             *self.split, grid=stages.grid, width=widths[0], units=units, blocks=blocks, style=style
