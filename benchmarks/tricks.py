@@ -33,8 +33,8 @@ from torch.nn import functional as F
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
-from wmkit.dynamics import filter_loop, imagine
 from wmkit import fast
+from wmkit.dynamics import filter_loop, imagine
 from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
 from wmkit.nn import Feature, FirstLayers, LoopWeight, Products, UpsamplingConv, total_loss
 from wmkit.nn.features import one_hot_linear

@@ -191,4 +191,4 @@ def _last(x: Tensor, slots: int) -> Tensor:
     missing = slots - x.shape[2]
     if missing <= 0:
         return x[:, :, -slots:]
-    return x if fast.enabled(x, autocast=True) else F.pad(x, (0, 0, missing, 0))
+    return x if fast.rows_are_free(x) else F.pad(x, (0, 0, missing, 0))
