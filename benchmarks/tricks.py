@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
+from wmkit import fast
 from wmkit.dynamics import filter_loop, imagine
 from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
 from wmkit.nn import Feature, FirstLayers, LoopWeight, Products, UpsamplingConv, total_loss
@@ -233,9 +234,8 @@ def split(scene: Scene) -> tuple[Way, Way]:
         ready = loop.ahead(shared[:, -known:])
 
     def step() -> Tensor:
-        out = loop.shared(shared[:, :-known]).add_(ready)
-        out.view(rows, gru.blocks, -1).transpose(0, 1).add_(loop.own(belief))
-        return out
+        product = fast.linear(shared[:, :-known], loop.shared)
+        return fast.add_blocks(product, ready, fast.block_product(belief, loop.own))
 
     @torch.no_grad()
     def ours() -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit import fast
+from wmkit import backbones, fast
 from wmkit.functional import sample_index, symexp_bins, unimix_probs
 from wmkit.nn import (
     MLP,
@@ -92,6 +92,10 @@ def drawn(x: Tensor) -> Tensor:
     return Dropout(0.3)(x)
 
 
+def stepped(gru: backbones.SequenceModel, x: Tensor) -> Tensor:
+    return gru.step(*x.split([6, 16], -1), torch.zeros(2, dtype=torch.bool))[0]
+
+
 PARTS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], tuple[int, ...]]] = {
     "linear": (lambda: Linear(128, 256), (64, 128)),
     "block_linear": (lambda: BlockLinear(128, 256, 4), (128, 128)),
@@ -111,6 +115,7 @@ PARTS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], tuple[int, ...]
     "even kernel": (lambda: UnpaddedTransposedConv(8, 6, 6), (3, 8, 3, 3)),
     "even kernel, many": (lambda: UnpaddedTransposedConv(8, 12, 6), (3, 8, 3, 3)),
     "odd kernel": (lambda: UnpaddedTransposedConv(8, 12, 5), (3, 8, 3, 3)),
+    "block_gru": (lambda: partial(stepped, backbones.build("block_gru", 6, 16)), (2, 22)),
     "dropout": (lambda: drawn, (33, 7)),
     "squared_error": (lambda: lambda x: SquaredError(x, 2).loss(torch.ones(2, 3, 4)), (2, 3, 4)),
     "two_hot": (lambda: scored, (2, 7)),

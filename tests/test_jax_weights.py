@@ -29,7 +29,7 @@ import wmkit
 from wmkit.envs import make_env
 from wmkit.errors import CheckpointError
 from wmkit.systems import System, dreamerv3_jax_parameters
-from wmkit.systems.jax_weights import COUNT
+from wmkit.systems.convert.dreamerv3_jax import COUNT
 from wmkit.training.parts import default_parts
 from wmkit.training.trainer import restore_system
 

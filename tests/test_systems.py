@@ -19,11 +19,10 @@ from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_explo
 import wmkit
 from support.images import build
 from wmkit.envs.counting import CountingEnv
-from wmkit.errors import CheckpointError, ConfigError, SpecError
+from wmkit.errors import ConfigError, SpecError
 from wmkit.nn import LayerStyle
 from wmkit.systems import compose, pages
 from wmkit.systems.pages import choices, defaults
-from wmkit.systems.released import load_ls_imagine
 
 PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 
@@ -401,90 +400,6 @@ def test_bad_batches_are_refused_in_one_sentence() -> None:
         system.update(batch.reshape(-1))
     with pytest.raises(SpecError, match=r"of torch\.float64"):
         system.update(batch.clone().set("reward", batch["reward"].double()))
-
-
-def released_state(system: wmkit.systems.System) -> dict[str, torch.Tensor]:
-    """A checkpoint in the released layout, random values, for a system of any size."""
-    heads = {"reward": "Reward", "end": "End", "jump": "Jump", "intrinsic": "Intrinsic"}
-    heads |= {name: name for name in ("jumping_steps", "accumulated_reward")}
-    ours = {"end": "continuation", "intrinsic": "intrinsic_reward"}
-    ours |= {"jumping_steps": "jump_steps", "accumulated_reward": "jump_return"}
-    state: dict[str, torch.Tensor] = {}
-
-    def put(name: str, like: torch.Tensor) -> None:
-        state[name] = torch.randn(like.shape)
-
-    def trunk(prefix: str, word: str, head: torch.nn.Module) -> None:
-        for i, layer in enumerate(head.trunk):
-            put(f"{prefix}.layers.{word}_linear{i}.weight", layer.linear.weight)
-            put(f"{prefix}.layers.{word}_norm{i}.weight", layer.norm.weight)
-            put(f"{prefix}.layers.{word}_norm{i}.bias", layer.norm.bias)
-        put(f"{prefix}.mean_layer.weight", head.out.weight)
-        put(f"{prefix}.mean_layer.bias", head.out.bias)
-
-    wm, rssm = system.world_model, system.world_model.dynamics.short
-    for i in (0, 3, 6, 9):
-        put(f"_wm._orig_mod.encoder._cnn.layers.{i}.weight", wm.encoder.image.layers[i].weight)
-        put(f"_wm._orig_mod.heads.decoder._cnn.layers.{i}.weight", wm.decoder.image.layers[i].weight)
-    put("_wm._orig_mod.heads.decoder._cnn.layers.9.bias", wm.decoder.image.layers[9].bias)
-    for part, layers, norms in (
-        ("encoder", wm.encoder.image.layers, (1, 4, 7, 10)),
-        ("heads.decoder", wm.decoder.image.layers, (1, 4, 7)),
-    ):
-        for i in norms:
-            put(f"_wm._orig_mod.{part}._cnn.layers.{i}.norm.weight", layers[i].weight)
-            put(f"_wm._orig_mod.{part}._cnn.layers.{i}.norm.bias", layers[i].bias)
-    for i, layer in enumerate(wm.encoder.vector):
-        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_linear{i}.weight", layer.linear.weight)
-        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_norm{i}.weight", layer.norm.weight)
-        put(f"_wm._orig_mod.encoder._mlp.layers.Encoder_norm{i}.bias", layer.norm.bias)
-    dense = {
-        "_img_in_layers": rssm.input,
-        "_img_out_layers": rssm.prior[0],
-        "_obs_out_layers": rssm.posterior_in,
-    }
-    for name, layer in dense.items():
-        put(f"_wm._orig_mod.dynamics.{name}.0.weight", layer.linear.weight)
-        put(f"_wm._orig_mod.dynamics.{name}.1.weight", layer.norm.weight)
-        put(f"_wm._orig_mod.dynamics.{name}.1.bias", layer.norm.bias)
-    for kind in ("weight", "bias"):
-        put(f"_wm._orig_mod.dynamics._imgs_stat_layer.{kind}", getattr(rssm.prior[1], kind))
-        put(f"_wm._orig_mod.dynamics._obs_stat_layer.{kind}", getattr(rssm.posterior_out[0], kind))
-        put(f"_wm._orig_mod.dynamics._cell.layers.GRU_norm.{kind}", getattr(rssm.backbone.norm, kind))
-        put(f"_wm._orig_mod.heads.decoder._cnn._linear_layer.{kind}", getattr(wm.decoder.image.linear, kind))
-    put("_wm._orig_mod.dynamics._cell.layers.GRU_linear.weight", rssm.backbone.linear.weight)
-    state["_wm._orig_mod.dynamics.W"] = torch.randn(1, rssm.belief_dim)
-    for theirs, word in heads.items():
-        trunk(f"_wm._orig_mod.heads.{theirs}", word, wm.heads[ours.get(theirs, theirs)])
-    trunk("_task_behavior._orig_mod.actor", "Actor", system.actor)
-    trunk("_task_behavior._orig_mod.value", "Value", system.critic)
-    trunk("_task_behavior._orig_mod._slow_value", "Value", system.schedule.slow_critic)
-    for key in [k for k in state if k.startswith("_wm.")]:  # the copies a released file also holds
-        state[key.replace("_wm.", "_task_behavior._orig_mod._world_model.", 1)] = state[key]
-    state["_task_behavior._orig_mod.ema_vals"] = torch.zeros(2)
-    return state
-
-
-def test_released_checkpoints_load_strictly() -> None:
-    four_stages = ("size.layers=5", "size.patch=1", "size.depth=8")
-    system = build("ls_imagine", "compat=released", *four_stages)
-    state = released_state(system)
-    assert len([k for k in state if k.startswith("_wm.")]) == 159  # as in the released file
-    load_ls_imagine(system, {"agent_state_dict": state, "optims_state_dict": {}})
-    torch.testing.assert_close(
-        system.world_model.dynamics.short.backbone.start, state["_wm._orig_mod.dynamics.W"][0]
-    )
-    torch.testing.assert_close(
-        system.world_model.heads["jump_steps"].out.bias,
-        state["_wm._orig_mod.heads.jumping_steps.mean_layer.bias"],
-    )
-    system.update(system.example_batch())
-    with pytest.raises(CheckpointError, match="found nothing, wanted"):
-        load_ls_imagine(system, {k: v for k, v in state.items() if "GRU_linear" not in k})
-    with pytest.raises(CheckpointError, match="has no place"):
-        load_ls_imagine(system, {**state, "_wm.heads.mystery.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"found \[2\], wanted"):
-        load_ls_imagine(system, {**state, "_task_behavior._orig_mod.actor.mean_layer.bias": torch.zeros(2)})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from wmkit import backbones
+from wmkit import backbones, fast
 from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
 
@@ -254,6 +254,9 @@ def test_carries_stay_values_in_a_loop_without_gradients(name: str) -> None:
             torch.testing.assert_close(again, whole[:, other + 1], **EXACT)
             torch.testing.assert_close(after, carries[other + 1], **EXACT)
             assert not torch.allclose(wrong, again)
+        with fast.disabled():
+            plain, _ = loop.step(x[:, 31], carries[30], reset[:, 31])
+        torch.testing.assert_close(plain, whole[:, 31], **EXACT)
         begun = loop.scan(x[:, :8], None, reset[:, :8])[1]
         again, _ = loop.step(x[:, 8], begun, reset[:, 8])
         torch.testing.assert_close(again, whole[:, 8], **EXACT)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.registry import available, register
-    from wmkit.systems import build, load_dreamerv3_jax
+    from wmkit.systems import build, load_dreamerv3_jax, load_released
 
 ROOMS = (
     "cli",
@@ -51,9 +51,10 @@ _ATTRIBUTES = {
     "register": "wmkit.registry",
     "build": "wmkit.systems",
     "load_dreamerv3_jax": "wmkit.systems",
+    "load_released": "wmkit.systems",
 }
 
-__all__ = ["ROOMS", "__version__", "available", "build", "load_dreamerv3_jax", "register"]
+__all__ = ["ROOMS", "__version__", "available", "build", "load_dreamerv3_jax", "load_released", "register"]
 
 
 def __getattr__(name: str) -> Any:

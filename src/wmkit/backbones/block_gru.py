@@ -16,15 +16,14 @@ the product with whatever part of the input is known ahead out of the loop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from wmkit import fast
 from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, RecurrentCell
 from wmkit.errors import ConfigError
-from wmkit.functional import block_product, linear
-from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle, LoopWeight, side_by_side
+from wmkit.nn import STYLE_2024, BlockLinear, DenseNormAct, LayerStyle
 
 
 class BlockGRU(RecurrentCell):
@@ -82,24 +81,7 @@ class BlockGRU(RecurrentCell):
         own, shared = self.hidden.weight.split([width, self.hidden.weight.shape[1] - width], 1)
         dense = shared.transpose(0, 1).reshape(-1, self.out_dim)  # [H + D, U]
         step, ahead = dense.split([len(dense) - known, known])
-        gates = LoopWeight(self.gates.weight, self.gates.bias)
-        start = torch.tanh(self.start)
-        return BlockGRULoop(self, start, LoopWeight(own), LoopWeight(step.t()), gates, self._apart(), ahead)
-
-    def _apart(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight ``[g, U/g, U/g]`` and bias ``[U]`` of each gate; the update's is one lower.
-
-        Quicker than one product that is cut afterwards, where no gradient puts them together again.
-        """
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return []
-        weights = self.gates.weight.chunk(3, -1)
-        biases = self.gates.bias.view(self.blocks, -1).chunk(3, -1)
-        lower = (0.0, 0.0, 1.0)
-        # Laid out as products read them: rows of outputs.
-        return [
-            (w.mT.contiguous().mT, (b - x).flatten()) for w, b, x in zip(weights, biases, lower, strict=True)
-        ]
+        return BlockGRULoop(self, torch.tanh(self.start), own, step.t(), ahead.t())
 
     def cell(self, x: Tensor, belief: Tensor) -> Tensor:
         """One step without reset."""
@@ -118,9 +100,7 @@ class BlockGRULoop(Loop):
         start: ``[U]`` belief after a reset.
         own: weight ``[g, U/g, U/g]`` of the hidden layer for a block's own belief.
         shared: weight ``[U, H + D - K]`` for what all blocks read at a step.
-        gates: weight ``[g, U/g, 3U/g]`` and bias of the gates.
-        apart: the same gate by gate, for roll-outs without gradients.
-        known: ``[K, U]`` rows for what all blocks read and is known ahead.
+        known: weight ``[U, K]`` for what all blocks read and is known ahead.
 
     >>> gru = BlockGRU(6, 16)
     >>> x, reset = torch.randn(2, 5, 6), torch.zeros(2, dtype=torch.bool)
@@ -132,15 +112,13 @@ class BlockGRULoop(Loop):
     """
 
     start: Tensor
-    own: LoopWeight
-    shared: LoopWeight
-    gates: LoopWeight
-    apart: list[tuple[Tensor, Tensor]]
+    own: Tensor
+    shared: Tensor
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
         """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
-        return linear(x, self.known.t(), self.model.hidden.bias)
+        return fast.linear(x, self.known, self.model.hidden.bias)
 
     def step(
         self, x: Tensor, carry: Tensor, reset: Tensor | None = None, ahead: Tensor | None = None
@@ -154,63 +132,7 @@ class BlockGRULoop(Loop):
     def cell(self, x: Tensor, belief: Tensor, ahead: Tensor) -> Tensor:
         """One step without reset."""
         gru: BlockGRU = self.model
-        shared = self.shared(torch.cat([gru.belief_in(belief), x], -1))  # [B, U]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            hidden = gru.norm(shared + ahead + side_by_side(self.own(belief)))
-            gates = self.gates(gru.style.activate(hidden)).to(belief.dtype)  # [g, B, 3U/g]
-            update = _update if torch.compiler.is_compiling() else _Update.apply
-            return side_by_side(update(gates, self._blocks(belief)))
-        self._blocks(shared.add_(ahead)).add_(self.own(belief))
-        hidden = gru.style.activate(gru.norm(shared), inplace=True)
-        reset, candidate, update = (block_product(hidden, *layer) for layer in self.apart)  # [g, B, U/g]
-        _tanh(candidate.mul_(reset.sigmoid_()))
-        parts = (x.to(belief.dtype) for x in (candidate, update.sigmoid_()))  # autocast may have lowered it
-        after = torch.empty_like(belief)
-        torch.lerp(self._blocks(belief), *parts, out=self._blocks(after))
-        return after
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        """``[B, U] -> [g, B, U/g]``, a view."""
-        return x.view(len(x), self.model.blocks, -1).transpose(0, 1)
-
-
-def _tanh(x: Tensor) -> Tensor:
-    """Tanh in place, as ``2 σ(2x) - 1`` where that is as exact: a CPU's own takes four times as long."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return x.tanh_()
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
-
-
-def _update(gates: Tensor, belief: Tensor) -> Tensor:
-    """:class:`_Update` as a compiler reads it, who finds a gradient of its own."""
-    reset, candidate, update = gates.chunk(3, -1)
-    return torch.lerp(belief, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
-
-
-class _Update(torch.autograd.Function):
-    """``u + σ(z-1) (tanh(σ(r) c) - u)`` from gates ``[g, B, 3W]`` and beliefs ``[g, B, W]``.
-
-    Its gradient takes half the operations of autograd's, and leaves the three gates' in one tensor.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, belief: Tensor) -> Tensor:
-        reset, candidate, update = gates.chunk(3, -1)
-        reset = torch.sigmoid(reset)
-        new = torch.mul(reset, candidate).tanh_()
-        update = torch.sub(update, 1).sigmoid_()
-        ctx.save_for_backward(gates, reset, new, update, belief)
-        return torch.lerp(belief, new, update)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        gates, reset, new, update, belief = ctx.saved_tensors
-        through = grad * update
-        inside = torch.ops.aten.tanh_backward(through, new)
-        out = torch.empty_like(gates)
-        d_reset, d_candidate, d_update = out.chunk(3, -1)
-        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-        sigmoid_backward(inside * gates.chunk(3, -1)[1], reset, grad_input=d_reset)
-        torch.mul(inside, reset, out=d_candidate)
-        sigmoid_backward((new - belief).mul_(grad), update, grad_input=d_update)
-        return out, grad - through
+        shared = fast.linear(torch.cat([gru.belief_in(belief), x], -1), self.shared)  # [B, U]
+        own = fast.block_product(belief, self.own)  # [g, B, U/g]
+        hidden = gru.style.activate(gru.norm(fast.add_blocks(shared, ahead, own)))
+        return fast.gated_update(hidden, gru.gates.weight, gru.gates.bias, belief)

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmkit import fast
 from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets
-from wmkit.backbones.room import Room
 from wmkit.errors import ConfigError
-from wmkit.fast import rows_are_free
 from wmkit.nn import Linear
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
 
@@ -143,7 +142,7 @@ class TransformerLoop(Loop):
     Attributes:
         model: whose weights these are.
         tables: one per layer, see :meth:`Transformer.tables`.
-        room: see :class:`~wmkit.backbones.room.Room`.
+        room: see :class:`~wmkit.fast.Room`.
 
     >>> from wmkit import backbones
     >>> model, reset = backbones.build("transformer_xl", 6, 16).eval(), torch.zeros(2, 3, dtype=torch.bool)
@@ -154,7 +153,7 @@ class TransformerLoop(Loop):
     """
 
     tables: Sequence[Tensor | None]
-    room: Room = field(default_factory=lambda: Room())  # a compiler reads a call, not a class
+    room: fast.Room = field(default_factory=lambda: fast.Room())  # a compiler reads a call, not a class
 
     def step(
         self, x: Tensor, carry: Memory, reset: Tensor | None = None, ahead: Tensor | None = None
@@ -188,8 +187,8 @@ class TransformerLoop(Loop):
 
 
 def _last(x: Tensor, slots: int) -> Tensor:
-    """The last slots of ``[B, heads, M, d]``; where fewer, zeros in front unless shapes are free."""
+    """The last slots of ``[B, heads, M, d]``; where fewer, zeros in front where shapes have to be fixed."""
     missing = slots - x.shape[2]
     if missing <= 0:
         return x[:, :, -slots:]
-    return x if rows_are_free(x) else F.pad(x, (0, 0, missing, 0))
+    return x if fast.rows_are_free(x) else F.pad(x, (0, 0, missing, 0))

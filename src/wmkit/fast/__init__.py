@@ -6,6 +6,7 @@ place and knows no more of it.
 """
 
 from wmkit.fast.allocator import keep_freed_memory
+from wmkit.fast.block_gru import add_blocks, gated_update
 from wmkit.fast.choices import linear_of_parts, one_hot_linear, sample_index, softmax
 from wmkit.fast.conv import (
     doubling_conv,
@@ -18,15 +19,19 @@ from wmkit.fast.dropout import dropout
 from wmkit.fast.losses import coded_cross_entropy, squared_norm, weighted_sum
 from wmkit.fast.norms import rms_norm
 from wmkit.fast.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
+from wmkit.fast.room import Room
 from wmkit.fast.switch import disabled, enabled, rows_are_free
 
 __all__ = [
+    "Room",
+    "add_blocks",
     "block_product",
     "coded_cross_entropy",
     "disabled",
     "doubling_conv",
     "dropout",
     "enabled",
+    "gated_update",
     "halving_conv",
     "keep_freed_memory",
     "linear",

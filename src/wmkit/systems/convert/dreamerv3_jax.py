@@ -22,14 +22,13 @@ belief before both; keys stand in alphabetical order.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from wmkit.errors import CheckpointError
+from wmkit.systems.convert.strict import SAME, TRANSPOSED, Slot, Turn, export, load
 from wmkit.systems.system import System
 
 _MODEL, _RSSM, _GRU = "world_model.", "world_model.dynamics.", "world_model.dynamics.backbone."
@@ -101,32 +100,18 @@ NUMBERS = {
 }
 COUNT = "slowval_count/value"  # updates of the slow critic, which follows at every one: nothing depends on it
 
-_NAMED = 10  # names in a message before the rest is counted
-
-
-class _Slot(NamedTuple):
-    """One number of ours and how the original keeps it."""
-
-    name: str
-    tensor: Tensor
-    layout: str
-    state_dim: int
-
-    def to_ours(self, x: Tensor) -> Tensor:
-        if self.layout == "conv":
-            return x.permute(3, 2, 0, 1)
-        if self.layout == "dense":
-            return x.t()
-        return x.t().roll(self.state_dim, 1) if self.layout == "feature" else x.view(self.tensor.shape)
-
-    def to_theirs(self, x: Tensor) -> Tensor:
-        if self.layout == "conv":
-            return x.permute(2, 3, 1, 0)
-        if self.layout == "dense":
-            return x.t()
-        if self.layout == "feature":
-            return x.roll(-self.state_dim, 1).t()
-        return x.view(()) if self.layout == "number" else x
+CODE = "the JAX DreamerV3"
+ADVICE = (
+    "build it with the size and for the environment that they were trained with, and leave the optimiser's "
+    "out"
+)
+TURNS = {
+    "dense": TRANSPOSED,
+    "conv": Turn(lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)),
+    "blocks": SAME,
+    "norm": SAME,
+}
+NUMBER = Turn(lambda x: x.view(1), lambda x: x.view(()))
 
 
 def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
@@ -153,7 +138,7 @@ def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
     ...     build("dreamer_v3", observation_spec=spec, action_spec=Bounded(-1, 1, (6,))) for _ in range(2))
     >>> weights = dreamerv3_jax_parameters(teacher)
     >>> load_dreamerv3_jax(pupil, weights)
-    >>> torch.equal(pupil.critic.trunk[0].linear.weight, teacher.critic.trunk[0].linear.weight)
+    >>> bool((pupil.critic.trunk[0].linear.weight == teacher.critic.trunk[0].linear.weight).all())
     True
     >>> del weights["enc/mlp0/bias"]
     >>> load_dreamerv3_jax(pupil, weights)
@@ -162,24 +147,8 @@ def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
 enc/mlp0/bias, wanted exactly the names and shapes of its size and spaces; build it with the size and for \
 the environment that they were trained with, and leave the optimiser's out
     """
-    if not isinstance(parameters, Mapping):
-        raise CheckpointError(
-            f"weights of the JAX DreamerV3 are a {type(parameters).__name__}: wanted a mapping from names to "
-            "arrays; pass the agent's params without its optimiser's"
-        )
-    for name in parameters:
-        if not isinstance(name, str):
-            raise CheckpointError(
-                f"weights of the JAX DreamerV3 have the key {name!r} of type {type(name).__name__}: wanted "
-                "names such as 'enc/mlp0/kernel'; pass the flat mapping that the original saves"
-            )
-    slots = {slot.name: slot for slot in _slots(system)}
-    shapes = {name: tuple(slot.to_theirs(slot.tensor.to("meta")).shape) for name, slot in slots.items()}
-    _check({**shapes, COUNT: ()}, {name: _shape(name, value) for name, value in parameters.items()}, system)
-    arrays = {name: _float32(name, parameters[name]) for name in slots}
-    with torch.no_grad():
-        for name, slot in slots.items():
-            slot.tensor.copy_(slot.to_ours(arrays[name]))
+    unused = {COUNT: ()}
+    load(system, parameters, slots(system), code=CODE, advice=ADVICE, unused=unused, complaint=_about_vectors)
     actor: Any = system.actor
     if hasattr(actor, "unimix"):
         actor.unimix = 0.0
@@ -197,44 +166,48 @@ def dreamerv3_jax_parameters(system: System) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: the system is another one or reads its observations in another order.
     """
-    arrays: dict[str, np.ndarray] = {COUNT: np.zeros((), np.int32)}
-    for slot in _slots(system):
-        theirs = slot.to_theirs(slot.tensor.detach().float().cpu())
-        arrays[slot.name] = theirs.clone(memory_format=torch.contiguous_format).numpy()
-    return dict(sorted(arrays.items()))
+    return dict(sorted((export(slots(system)) | {COUNT: np.zeros((), np.int32)}).items()))
 
 
-def _slots(system: System) -> Iterator[_Slot]:
-    """Every number of a system that the original keeps too."""
+def slots(system: System) -> dict[str, Slot]:
+    """Every number of a system that the original keeps too, by its names.
+
+    Raises:
+        CheckpointError: the system is another one or reads its observations in another order.
+    """
     if system.name != "dreamer_v3":
         raise CheckpointError(
-            f"system {system.name} is not the JAX DreamerV3 of these weights: wanted a system built from "
-            "dreamer_v3; build one"
+            f"system {system.name} is not {CODE} of these weights: wanted a system built from dreamer_v3; "
+            "build one"
         )
     state_dim = system.world_model.dynamics.state_dim
+    turns = TURNS | {
+        "feature": Turn(lambda x: x.t().roll(state_dim, 1), lambda x: x.roll(-state_dim, 1).t()),
+    }
     rows = [(theirs, _pattern(ours), layout) for theirs, ours, layout in LAYERS]
+    found: dict[str, Slot] = {}
     for name, parameter in system.named_parameters():
         layer, _, leaf = name.rpartition(".")
-        found = ((theirs, pattern.fullmatch(layer), layout) for theirs, pattern, layout in rows)
-        theirs, match, layout = next((row for row in found if row[1]), ("", None, ""))
+        fits = ((theirs, pattern.fullmatch(layer), layout) for theirs, pattern, layout in rows)
+        theirs, match, layout = next((row for row in fits if row[1]), ("", None, ""))
         if match is None:
             raise CheckpointError(
-                f"system {system.name} has a parameter {name!r} that the JAX DreamerV3 has not: wanted a "
-                "system built from dreamer_v3; build one, without overrides that add or change parts"
+                f"system {system.name} has a parameter {name!r} that {CODE} has not: wanted a system built "
+                "from dreamer_v3; build one, without overrides that add or change parts"
             )
         key = match[1] if match.groups() else ""
         theirs = theirs.replace("*", key)
         if theirs.startswith("dec/vec/") and key in system.spaces.classes:
             theirs = f"dec/vec/{key}/logits"
-        if leaf == "bias":
-            yield _Slot(f"{theirs}/bias", parameter, "blocks", state_dim)
-        else:
-            yield _Slot(f"{theirs}/{'scale' if layout == 'norm' else 'kernel'}", parameter, layout, state_dim)
+        leaf = leaf if leaf == "bias" else "scale" if layout == "norm" else "kernel"
+        turn = SAME if leaf == "bias" else turns[layout]
+        found[f"{theirs}/{leaf}"] = Slot(parameter, (f"{theirs}/{leaf}",), turn)
     _check_order(system)
     buffers = dict(system.named_buffers())
     for theirs, ours in NUMBERS.items():
         if ours in buffers:
-            yield _Slot(theirs, buffers[ours], "number", state_dim)
+            found[theirs] = Slot(buffers[ours], (theirs,), NUMBER)
+    return found
 
 
 def _pattern(ours: str) -> re.Pattern[str]:
@@ -271,66 +244,13 @@ def _check_order(system: System) -> None:
             )
 
 
-def _check(
-    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], system: System
-) -> None:
-    """Raise unless names and shapes agree; the message names what does not."""
-    wrong = [
-        f"{name} of shape {list(found[name])} instead of {list(shape)}"
-        for name, shape in sorted(wanted.items())
-        if name in found and found[name] != shape
-    ]
-    troubles = {"missing": sorted(wanted.keys() - found), "unknown": sorted(found.keys() - wanted), "": wrong}
-    said = [f"{what} {_listed(names)}".strip() for what, names in troubles.items() if names]
-    if said:
-        advice = (
-            "build it with the size and for the environment that they were trained with, and leave the "
-            "optimiser's out"
-        )
-        if all(
-            any(name.startswith("dec/vec/") for name in troubles[what]) for what in ("missing", "unknown")
-        ):
-            advice += (
-                "; its vectors must stand under the same names: dmc_proprio keeps them apart, as the "
-                "original does, with joined=False (env.options.joined=false)"
-            )
-        raise CheckpointError(
-            f"weights of the JAX DreamerV3 do not fit system {system.name}: {', '.join(said)}, wanted "
-            f"exactly the names and shapes of its size and spaces; {advice}"
-        )
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    try:
-        return tuple(np.shape(value))
-    except (TypeError, ValueError) as error:  # a ragged list
-        raise _no_numbers(name, type(value).__name__) from error
-
-
-def _float32(name: str, value: Any) -> Tensor:
-    """Any array as a tensor: bfloat16 of PyTorch is unknown to NumPy, that of JAX to PyTorch."""
-    if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
-        raise _no_numbers(name, "complex numbers")
-    try:
-        if isinstance(value, Tensor):
-            array = value.detach().float()
-        else:
-            with np.errstate(over="ignore"):  # said below
-                array = torch.from_numpy(np.array(value, np.float32, order="C"))
-    except (TypeError, ValueError) as error:
-        raise _no_numbers(name, type(value).__name__) from error
-    if not array.isfinite().all():
-        raise _no_numbers(name, "numbers that are NaN or infinite in float32")
-    return array
-
-
-def _no_numbers(name: str, found: str) -> CheckpointError:
-    return CheckpointError(
-        f"weight {name!r} of the JAX DreamerV3 is not an array of finite real numbers: found {found}, "
-        "wanted a NumPy or JAX array or a tensor of them; convert or save it again"
+def _about_vectors(troubles: Mapping[str, list[str]]) -> str:
+    """Advice where only the names of vectors differ."""
+    if not all(
+        any(name.startswith("dec/vec/") for name in troubles[what]) for what in ("missing", "unknown")
+    ):
+        return ""
+    return (
+        "; its vectors must stand under the same names: dmc_proprio keeps them apart, as the original does, "
+        "with joined=False (env.options.joined=false)"
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from wmkit.nn.attention import Memory, Remember
+from wmkit.fast.switch import enabled
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Room:
@@ -23,20 +28,31 @@ class Room:
     SPARE = 16  # calls until buffers are full
 
     def __init__(self) -> None:
-        self.last: Memory | None = None
+        self.last: Any = None
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._end = 0
 
-    def remember(self, carry: Memory | None, count: int, layers: int) -> list[Remember | None]:
-        """For each layer, what to call with its ``count`` new keys and values."""
+    def remember(self, carry: Any, count: int, layers: int) -> list[Remember | None]:
+        """For each layer, what to call with its ``count`` new keys and values ``[B, heads, count, d]``.
+
+        Args:
+            carry: a :class:`~wmkit.nn.attention.Memory` of C tokens, or nothing.
+            count: new tokens.
+            layers: how many.
+
+        Returns:
+            Of each layer a function from new keys and values to all, ``[B, heads, C + count, d]``; ``None``
+            where nothing is remembered.
+        """
         last, self.last = self.last, None
-        looping = last is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if carry is None or not looping:
-            self._buffers = []
         if carry is None:
+            self._buffers = []
             return [None] * layers
+        looping = last is not None and not torch.is_grad_enabled()
+        looping = looping and enabled(carry.age, autocast=True, everywhere=True)
         pairs = list(zip(carry.keys, carry.values, strict=True))
         if not looping:
+            self._buffers = []
             return [_joined(*pair) for pair in pairs]
         slots = pairs[0][0].shape[2]
         full = not self._buffers or self._end + count > self._buffers[0][0].shape[2]

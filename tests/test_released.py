@@ -1,0 +1,198 @@
+"""Weights of the original codes by their own names: what is taken, and what is refused in one sentence.
+
+What the loaded networks compute is held in ``tests/oracles``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
+
+import wmkit
+from wmkit.errors import CheckpointError
+from wmkit.systems import System, released_parameters
+from wmkit.systems.convert import ls_imagine
+
+Shapes = dict[str, tuple[int, ...]]
+PIXELS = {"pixels": UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)}
+VIEWS = PIXELS | {"affordance": UnboundedDiscrete((1, 64, 64), dtype=torch.uint8), "reward": Unbounded((1,))}
+SMALL = (
+    "size.deter=32",
+    "size.hidden=24",
+    "size.units=24",
+    "size.groups=4",
+    "size.classes=4",
+    "size.depth=4",
+)
+BLOCKS = ("size.blocks=3", "size.heads=2", "size.layers=3")
+CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "ls_imagine": (VIEWS, ("compat=released", "size.layers=5", "size.patch=1")),
+    "storm": (PIXELS, BLOCKS),
+    "twm": (PIXELS, (*BLOCKS, "batch.length=18")),
+    "dreamer_v3": (PIXELS, ()),
+}
+
+
+def build(name: str, *overrides: str, actions: int = 12) -> System:
+    spec, usual = CASES[name]
+    return wmkit.build(
+        name,
+        observation_spec=Composite(spec),
+        action_spec=OneHot(actions),
+        overrides=[*SMALL, *usual, *overrides],
+    )
+
+
+def published_ls_imagine() -> Shapes:
+    """Names and shapes in the released file (12 actions), copies left out."""
+    shapes: Shapes = {}
+
+    def put(name: str, *weight: int, norm: str = "", bias: bool = False) -> None:
+        shapes[f"{name}.weight"] = weight
+        if bias:
+            shapes[f"{name}.bias"] = weight[:1]
+        for leaf in ("weight", "bias") if norm else ():
+            shapes[f"{norm}.{leaf}"] = weight[:1]
+
+    def trunk(name: str, word: str, width: int, layers: int, out: int) -> None:
+        for i in range(layers):
+            layer = f"{name}.layers.{word}_"
+            put(f"{layer}linear{i}", 1024, 1024 if i else width, norm=f"{layer}norm{i}")
+        put(f"{name}.mean_layer", out, 1024, bias=True)
+
+    for i, (wide, narrow) in enumerate([(96, 4), (192, 96), (384, 192), (768, 384)]):
+        cnn = "_wm.encoder._cnn.layers."
+        put(f"{cnn}{3 * i}", wide, narrow, 4, 4, norm=f"{cnn}{3 * i + 1}.norm")
+        cnn = "_wm.heads.decoder._cnn.layers."
+        shapes[f"{cnn}{9 - 3 * i}.weight"] = (wide, narrow, 4, 4)  # transposed
+        for leaf in ("weight", "bias") if i else ():
+            shapes[f"{cnn}{10 - 3 * i}.norm.{leaf}"] = (narrow,)
+    shapes["_wm.heads.decoder._cnn.layers.9.bias"] = (4,)
+    for i in range(5):
+        mlp = "_wm.encoder._mlp.layers.Encoder_"
+        put(f"{mlp}linear{i}", 1024, 1024 if i else 1, norm=f"{mlp}norm{i}")
+    shapes["_wm.dynamics.W"] = (1, 4096)
+    for name, width in {"_img_in_layers": 1037, "_img_out_layers": 4096, "_obs_out_layers": 17408}.items():
+        put(f"_wm.dynamics.{name}.0", 1024, width, norm=f"_wm.dynamics.{name}.1")
+    for name in ("_imgs_stat_layer", "_obs_stat_layer"):
+        put(f"_wm.dynamics.{name}", 1024, 1024, bias=True)
+    put("_wm.dynamics._cell.layers.GRU_linear", 12288, 5120, norm="_wm.dynamics._cell.layers.GRU_norm")
+    put("_wm.heads.decoder._cnn._linear_layer", 12288, 5120, bias=True)
+    for name, word, out in (
+        ("reward", "Reward", 255),
+        ("intrinsic", "Intrinsic", 255),
+        ("end", "End", 1),
+        ("jump", "Jump", 1),
+        ("jumping_steps", "jumping_steps", 255),
+        ("accumulated_reward", "accumulated_reward", 255),
+    ):
+        trunk(f"_wm.heads.{name}", word, 10240 if "_" in name else 5120, 5, out)
+    trunk("_task_behavior.actor", "Actor", 5120, 5, 12)
+    for name in ("value", "_slow_value"):
+        trunk(f"_task_behavior.{name}", "Value", 5120, 2, 255)
+    return shapes
+
+
+def test_ls_imagines_names_and_shapes_are_those_of_the_published_file() -> None:
+    shapes = published_ls_imagine()
+    assert len([name for name in shapes if name.startswith("_wm.")]) == 159
+    with torch.device("meta"):
+        system = wmkit.build(
+            "ls_imagine",
+            observation_spec=Composite(VIEWS),
+            action_spec=OneHot(12),
+            overrides=["size=paper", "compat=released"],
+        )
+    assert shapes == {
+        name: tuple(part.shape)
+        for slot in ls_imagine.slots(system).values()
+        for name, part in zip(slot.names, slot.theirs(slot.tensor), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_system_gives_another_takes(name: str) -> None:
+    teacher, pupil = build(name), build(name)
+    with torch.no_grad():
+        for x in teacher.parameters():
+            x.normal_()
+    weights = released_parameters(teacher)
+    wmkit.load_released(pupil, {key: torch.from_numpy(x).double() for key, x in weights.items()})
+    for key, x in teacher.named_parameters():
+        torch.testing.assert_close(dict(pupil.named_parameters())[key], x, rtol=0, atol=0)
+
+
+def refused(system: System, weights: Any, *said: str) -> None:
+    with pytest.raises(CheckpointError) as error:
+        wmkit.load_released(system, weights)
+    assert "\n" not in str(error.value)
+    for part in said:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "dreamer_v3"])  # see test_jax_weights
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(name: str) -> None:
+    system = build(name)
+    good = released_parameters(build(name))
+    before = [x.clone() for x in system.parameters()]
+    one, other = min(good), max(good)
+    refused(system, {key: x for key, x in good.items() if key != one}, f"missing {one}")
+    refused(system, good | {"mystery": np.zeros(1)}, "unknown mystery")
+    shape = list(good[other].shape)
+    refused(system, good | {other: good[other][None]}, f"{other} of shape {[1, *shape]} instead of {shape}")
+    refused(system, good | {other: good[other] * np.nan}, other, "NaN")
+    refused(system, list(good), "are a list")
+    refused(build(name, actions=3), good, "instead of [3")
+    assert all(torch.equal(x, y) for x, y in zip(before, system.parameters(), strict=True))
+
+
+def test_systems_without_known_weights_are_refused() -> None:
+    spec = Composite(PIXELS)
+    system = wmkit.build("dreamer_v1", observation_spec=spec, action_spec=OneHot(3), overrides=[*SMALL])
+    refused(system, {}, "system dreamer_v1 has no original whose weights are known", "ls_imagine")
+    swapped = build("storm", "backbone=gru")
+    refused(swapped, {}, "has a parameter 'world_model.dynamics.backbone", "that the released STORM has not")
+
+
+def test_copies_in_a_released_file_must_agree() -> None:
+    system = build("ls_imagine")
+    weights = released_parameters(build("ls_imagine"))
+    copies: dict[str, Any] = {}
+    for name, x in weights.items():  # as they are saved of compiled modules, three times
+        part, _, rest = name.partition(".")
+        copies[f"{part}._orig_mod.{rest}"] = x
+        for behaviour in ("_task_behavior", "_expl_behavior"):
+            inner = f"_world_model.{rest}" if part == "_wm" else rest
+            copies[f"{behaviour}._orig_mod.{inner}"] = x.copy()
+    copies["_task_behavior._orig_mod.ema_vals"] = copies["_expl_behavior._orig_mod.ema_vals"] = np.zeros(2)
+    assert len(copies) == 545
+    wmkit.load_released(system, copies)
+    assert torch.equal(
+        system.world_model.dynamics.short.backbone.start, torch.from_numpy(weights["_wm.dynamics.W"][0])
+    )
+    copies["_expl_behavior._orig_mod._world_model.dynamics.W"] += 1
+    refused(system, copies, "two values for _wm.dynamics.W")
+
+
+def test_storms_two_files_and_statistics() -> None:
+    teacher, pupil = build("storm"), build("storm")
+    with torch.no_grad():
+        for _, x in [one for one in teacher.named_buffers() if one[0].endswith("running_mean")]:
+            x.normal_()
+    weights = released_parameters(teacher)
+    agent = ("actor", "critic", "slow_critic")
+    wmkit.load_released(
+        pupil, {("ag." if name.startswith(agent) else "wm.") + name: x for name, x in weights.items()}
+    )
+    assert all(
+        torch.equal(x, y)
+        for (_, x), (_, y) in zip(teacher.named_buffers(), pupil.named_buffers(), strict=True)
+    )
+    learnt = {name: x for name, x in weights.items() if "running" not in name and "num_batches" not in name}
+    wmkit.load_released(build("storm"), learnt)
+    mean = next(name for name in weights if name.endswith("running_mean"))
+    refused(pupil, learnt | {mean: weights[mean]}, "missing encoder.backbone.1.running_var")
