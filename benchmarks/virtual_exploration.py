@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from wmkit.affordance.maps import fuse_scores, zoom_window
+from wmkit.affordance import fuse_scores, zoom_window
+from wmkit.affordance.labels.virtual_exploration import VirtualExploration
 from wmkit.affordance.scorers import ClipSource, EmbeddedScorer, LabelScorer
-from wmkit.affordance.virtual_exploration import VirtualExploration
 from wmkit.envs import make_env, task_prompt
 
 SIZE = (160, 256)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from wmkit.affordance import AffordanceDataset, SmallUNet, collect_frames, fit_affordance, label_frames
-from wmkit.affordance.agreement import agreement, truth
-from wmkit.affordance.augment import RandomAffine
-from wmkit.affordance.recipes import RECIPES, poly_decay
+from wmkit.affordance.unet.agreement import agreement, truth
+from wmkit.affordance.unet.augment import RandomAffine
+from wmkit.affordance.unet.recipes import RECIPES, poly_decay
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError, SpecError
 
 SIZE = (32, 64)
@@ -123,7 +123,7 @@ def test_published_recipe_and_budget(monkeypatch):
     optimiser = recipe.optimiser(small().parameters(), recipe.lr)
     assert optimiser.defaults["momentum"] == 0.9 and optimiser.defaults["weight_decay"] == 1e-4
     looks = itertools.count()  # every look at the clock is an eighth of a second after the one before
-    monkeypatch.setattr("wmkit.affordance.fit.time", SimpleNamespace(monotonic=lambda: next(looks) / 8))
+    monkeypatch.setattr("wmkit.affordance.unet.fit.time", SimpleNamespace(monotonic=lambda: next(looks) / 8))
     report = fit_affordance(small(), frames, labels, torch.ones(4), how="published", budget=0.3)
     assert (report.iterations, report.seconds) == (3, 0.375)
 

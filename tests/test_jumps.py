@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wmkit.affordance.jumps import JumpLabeller, RunningStatistics, zoom_view
+from wmkit.affordance import ClipReward, DenseGate, PotentialGate, RecordGate
+from wmkit.affordance.labels.jumps import JumpLabeller, RunningStatistics, zoom_view
 from wmkit.affordance.mask import MaskAffordance
-from wmkit.affordance.rewards import ClipReward, DenseGate, PotentialGate, RecordGate
 from wmkit.errors import ConfigError
 
 SIZE = (160, 256)

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmkit.affordance.maps import affordance_score, fuse_scores, jump_probability, zoom_window
+from wmkit.affordance import affordance_score, fuse_scores, jump_probability, zoom_window
+from wmkit.affordance.labels.map_scores import gaussian_weight
+from wmkit.affordance.labels.regions import filled_regions, opening
+from wmkit.affordance.labels.zoom_path import exploration_boxes, zoom_schedule
 from wmkit.errors import ConfigError, SpecError
-from wmkit.functional.maps import gaussian_weight
-from wmkit.functional.regions import filled_regions, opening
-from wmkit.functional.zoom import exploration_boxes, zoom_schedule
 
 SIZE = (160, 256)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from wmkit.affordance.labels.virtual_exploration import VirtualExploration
 from wmkit.affordance.scorers import ClipSource, EmbeddedScorer, LabelScorer, build_scorer
-from wmkit.affordance.scorers.base import fit_affine
 from wmkit.affordance.scorers.clips import GROWN, MOTIONS, UNCHANGED, make_clips
 from wmkit.affordance.scorers.embedded import info_nce
-from wmkit.affordance.virtual_exploration import VirtualExploration
+from wmkit.affordance.scorers.scorer import fit_affine
 from wmkit.errors import CheckpointError, MissingWeightsError, SpecError
 from wmkit.systems import compose
 from wmkit.training import fit_only

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from wmkit.affordance import SmallUNet, SwinUNet, load_affordance, load_swin_unet, save_affordance
-from wmkit.affordance.unet.compat import convert_swin_unet
 from wmkit.affordance.unet.fusion import ConstantQueryFusion, ImageQueryFusion, TextQueryAttention
 from wmkit.affordance.unet.model import load_strictly
 from wmkit.affordance.unet.resize import SmoothResize
+from wmkit.affordance.unet.swin_weights import convert_swin_unet
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError, SpecError
 
 TINY = dict(embed_dim=16, heads=(1, 2, 4, 8), window=4, image_size=(64, 64), text_dim=8)

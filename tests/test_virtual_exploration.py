@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkit.affordance.maps import fuse_scores
+from wmkit.affordance import fuse_scores
+from wmkit.affordance.labels.virtual_exploration import VirtualExploration
+from wmkit.affordance.labels.zoom_path import crop_resize, exploration_boxes, spread_frames, zoom_schedule
 from wmkit.affordance.scorers import LabelScorer
-from wmkit.affordance.virtual_exploration import VirtualExploration
 from wmkit.errors import ConfigError, SpecError
-from wmkit.functional.zoom import crop_resize, exploration_boxes, spread_frames, zoom_schedule
 
 
 class Redness:

@@ -77,7 +77,7 @@ _PARTS: dict[str, dict[str, str]] = {
     "scorer": {
         "embedded": "wmkit.affordance.scorers.embedded:EmbeddedScorer",
         "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
-        "labels": "wmkit.affordance.scorers.labels:LabelScorer",
+        "labels": "wmkit.affordance.scorers.label_scorer:LabelScorer",
     },
 }
 

@@ -4,7 +4,8 @@
     frame, text --SwinUNet | SmallUNet--> map            fast student, made by fit_affordance
     map --AffordanceTransform--> intrinsic reward, jump labels, zoomed view
 
-Everything here is imported on first use.
+``labels`` holds maps and what is made of them, ``unet`` the student and its fit, ``scorers`` the teacher's
+judges. Everything here is imported on first use.
 """
 
 from __future__ import annotations
@@ -12,57 +13,60 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmkit.affordance.fit import fit_affordance
-    from wmkit.affordance.fit_report import FitReport
-    from wmkit.affordance.frames import AffordanceDataset, collect_frames, label_frames
-    from wmkit.affordance.jumps import JumpLabeller
-    from wmkit.affordance.maps import ZoomWindow, affordance_score, fuse_scores, jump_probability, zoom_window
+    from wmkit.affordance.labels.gates import DenseGate, PotentialGate, RecordGate
+    from wmkit.affordance.labels.jumps import JumpLabeller
+    from wmkit.affordance.labels.map_scores import affordance_score, jump_probability
+    from wmkit.affordance.labels.score_fusion import fuse_scores
+    from wmkit.affordance.labels.video_score import ClipReward
+    from wmkit.affordance.labels.virtual_exploration import VirtualExploration
+    from wmkit.affordance.labels.zoom_windows import ZoomWindow, zoom_window
     from wmkit.affordance.mask import MaskAffordance
-    from wmkit.affordance.recipes import RECIPES, Recipe
-    from wmkit.affordance.rewards import ClipReward, DenseGate, PotentialGate, RecordGate
     from wmkit.affordance.scorers import EmbeddedScorer, HFClipScorer, LabelScorer, Scorer, build_scorer
     from wmkit.affordance.transform import AffordanceMap, AffordanceTransform
-    from wmkit.affordance.unet.compat import load_swin_unet
+    from wmkit.affordance.unet.dataset import AffordanceDataset, collect_frames, label_frames
+    from wmkit.affordance.unet.fit import fit_affordance
+    from wmkit.affordance.unet.fit_report import FitReport
     from wmkit.affordance.unet.model import AffordanceUNet
+    from wmkit.affordance.unet.recipes import RECIPES, Recipe
     from wmkit.affordance.unet.save import SavedAffordance, load_affordance, save_affordance
     from wmkit.affordance.unet.small import SmallUNet
     from wmkit.affordance.unet.swin import SwinUNet
-    from wmkit.affordance.virtual_exploration import VirtualExploration
+    from wmkit.affordance.unet.swin_weights import load_swin_unet
 
 _HOMES = {
-    "AffordanceDataset": "frames",
+    "AffordanceDataset": "unet.dataset",
     "AffordanceMap": "transform",
     "AffordanceTransform": "transform",
     "AffordanceUNet": "unet.model",
-    "ClipReward": "rewards",
-    "DenseGate": "rewards",
+    "ClipReward": "labels.video_score",
+    "DenseGate": "labels.gates",
     "EmbeddedScorer": "scorers",
-    "FitReport": "fit_report",
+    "FitReport": "unet.fit_report",
     "HFClipScorer": "scorers",
-    "JumpLabeller": "jumps",
+    "JumpLabeller": "labels.jumps",
     "LabelScorer": "scorers",
     "MaskAffordance": "mask",
-    "PotentialGate": "rewards",
-    "RECIPES": "recipes",
-    "Recipe": "recipes",
-    "RecordGate": "rewards",
+    "PotentialGate": "labels.gates",
+    "RECIPES": "unet.recipes",
+    "Recipe": "unet.recipes",
+    "RecordGate": "labels.gates",
     "SavedAffordance": "unet.save",
     "Scorer": "scorers",
     "SmallUNet": "unet.small",
     "SwinUNet": "unet.swin",
-    "VirtualExploration": "virtual_exploration",
-    "ZoomWindow": "maps",
-    "affordance_score": "maps",
+    "VirtualExploration": "labels.virtual_exploration",
+    "ZoomWindow": "labels.zoom_windows",
+    "affordance_score": "labels.map_scores",
     "build_scorer": "scorers",
-    "collect_frames": "frames",
-    "fit_affordance": "fit",
-    "fuse_scores": "maps",
-    "jump_probability": "maps",
-    "label_frames": "frames",
+    "collect_frames": "unet.dataset",
+    "fit_affordance": "unet.fit",
+    "fuse_scores": "labels.score_fusion",
+    "jump_probability": "labels.map_scores",
+    "label_frames": "unet.dataset",
     "load_affordance": "unet.save",
-    "load_swin_unet": "unet.compat",
+    "load_swin_unet": "unet.swin_weights",
     "save_affordance": "unet.save",
-    "zoom_window": "maps",
+    "zoom_window": "labels.zoom_windows",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from wmkit.functional.maps import gaussian_blur_matrix
+from wmkit.affordance.labels.blur import gaussian_blur_matrix
 
 
 class MaskAffordance:

@@ -1,7 +1,7 @@
 """AffordanceTransform: from the simulator's frame to everything LS-Imagine adds to a record.
 
-LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3. The computation is in :mod:`wmkit.affordance.labels`; here
-are keys, specs and the state of live environments.
+LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3. The computation is in
+:mod:`wmkit.affordance.labels.records`; here are keys, specs and the state of live environments.
 
     reads    frame uint8 [3, H, W], or goal_mask bool [1, H, W], or both: what the parts look at
              reward, terminated, is_init             each [1]; zeros where a record has none
@@ -31,9 +31,10 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, TensorSpec, Unbounded
 from torchrl.envs import Transform
 
-from wmkit.affordance.jumps import JumpLabeller
-from wmkit.affordance.labels import Mapper, Memory, RecordLabels, Records, blank
-from wmkit.affordance.rewards import ClipReward, Gate, RecordGate
+from wmkit.affordance.labels.gates import Gate, RecordGate
+from wmkit.affordance.labels.jumps import JumpLabeller
+from wmkit.affordance.labels.records import Mapper, Memory, RecordLabels, Records, blank
+from wmkit.affordance.labels.video_score import ClipReward
 from wmkit.errors import SpecError
 from wmkit.plug import as_keys
 
@@ -50,7 +51,7 @@ class AffordanceMap(Transform):
     """Add the affordance map to every record: all that an agent needs to act.
 
     Args:
-        model: see :class:`~wmkit.affordance.labels.Mapper`.
+        model: see :class:`~wmkit.affordance.labels.records.Mapper`.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
         size: height and width of the map.
         in_keys: the images, uint8 or bool ``[*B, C, H, W]``; the model's ``reads`` if not given.
@@ -117,7 +118,7 @@ class AffordanceTransform(Transform):
     sequence runs its own.
 
     Args:
-        model: see :class:`~wmkit.affordance.labels.Mapper`.
+        model: see :class:`~wmkit.affordance.labels.records.Mapper`.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
         labeller: the affordance score, thresholds and zooms; holds the running statistics.
         gate: when scores are paid: ``RecordGate()`` (released), ``DenseGate()`` (paper), ``PotentialGate()``.

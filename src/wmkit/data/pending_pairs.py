@@ -1,6 +1,6 @@
 """Which zoomed views were reached, when, and what was earned on the way.
 
-LS-Imagine, arXiv:2410.03618, section 3.4; released rule: spec section 4.5. A record t whose zoomed
+LS-Imagine, arXiv:2410.03618, section 3.4, and its released code. A record t whose zoomed
 view promises the score s' waits until the first later record k whose real score beats s'. Then
 
     Delta_t = k - t

@@ -163,9 +163,9 @@ def _check(config: DictConfig) -> None:
     Raises:
         ConfigError: an option that a stage does not have, or of another type.
     """
-    from wmkit.affordance.fit import fit_affordance
+    from wmkit.affordance.labels.virtual_exploration import VirtualExploration
     from wmkit.affordance.scorers import EmbeddedScorer
-    from wmkit.affordance.virtual_exploration import VirtualExploration
+    from wmkit.affordance.unet.fit import fit_affordance
 
     block = _options(config.affordance)
     # Of frames one to learn from and one to judge by, in the scorer's fit as in the U-Net's.
@@ -197,10 +197,10 @@ def _check(config: DictConfig) -> None:
 
 
 def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) -> AffordanceTools:
-    from wmkit.affordance.fit import fit_affordance
-    from wmkit.affordance.frames import label_frames
+    from wmkit.affordance.labels.virtual_exploration import VirtualExploration
     from wmkit.affordance.unet import save_affordance
-    from wmkit.affordance.virtual_exploration import VirtualExploration
+    from wmkit.affordance.unet.dataset import label_frames
+    from wmkit.affordance.unet.fit import fit_affordance
     from wmkit.envs import make_env
 
     block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
@@ -264,7 +264,7 @@ def _collect(env: Any, count: int, probability: float, seed: int, bar: Stage) ->
     most) and frames without it make room: a scorer or U-Net that never sees the goal learns nothing.
     Frames that show it are spread evenly, so that every split has its share.
     """
-    from wmkit.affordance.frames import collect_frames
+    from wmkit.affordance.unet.dataset import collect_frames
 
     enough = max(6, count // 20)
     found: list[Any] = []

@@ -20,11 +20,11 @@ from wmkit.errors import MissingWeightsError
 from wmkit.registry import resolve
 
 if TYPE_CHECKING:
-    from wmkit.affordance.scorers.base import Scorer
     from wmkit.affordance.scorers.clips import ClipSource
     from wmkit.affordance.scorers.embedded import EmbeddedScorer
     from wmkit.affordance.scorers.hf_clip import HFClipScorer
-    from wmkit.affordance.scorers.labels import LabelScorer
+    from wmkit.affordance.scorers.label_scorer import LabelScorer
+    from wmkit.affordance.scorers.scorer import Scorer
 
 __all__ = ["ClipSource", "EmbeddedScorer", "HFClipScorer", "LabelScorer", "Scorer", "build_scorer"]
 
@@ -32,8 +32,8 @@ _HOMES = {
     "ClipSource": "clips",
     "EmbeddedScorer": "embedded",
     "HFClipScorer": "hf_clip",
-    "LabelScorer": "labels",
-    "Scorer": "base",
+    "LabelScorer": "label_scorer",
+    "Scorer": "scorer",
 }
 
 

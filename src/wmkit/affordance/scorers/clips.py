@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from wmkit.affordance.labels.zoom_path import FRACTION, FRAMES, crop_resize, zoom_schedule
 from wmkit.errors import SpecError
-from wmkit.functional.zoom import FRACTION, FRAMES, crop_resize, zoom_schedule
 
 SKY, GROUND, AHEAD = "look at the sky", "look at the ground", "walk on ahead"
 AWAY, STILL = "walk away", "stand still"

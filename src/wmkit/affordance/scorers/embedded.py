@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wmkit.affordance.maps import LOGIT_MIDPOINT
-from wmkit.affordance.scorers.base import TEXT_DIM, fit_affine
+from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT
+from wmkit.affordance.labels.zoom_path import FRAMES, spread_frames
 from wmkit.affordance.scorers.clips import MOTIONS, ClipSource, caption_table, make_clips
+from wmkit.affordance.scorers.scorer import TEXT_DIM, fit_affine
 from wmkit.affordance.scorers.text import TextTower, tokenize
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
-from wmkit.functional.zoom import FRAMES, spread_frames
 
 PROMPTS = ("Cut a tree", "Obtain water", "Obtain sand", "Obtain wool", "Mine iron ore")
 TRAINED = 6  # frames of each clip that a training step encodes

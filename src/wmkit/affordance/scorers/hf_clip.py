@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkit.affordance.scorers.base import fit_affine
+from wmkit.affordance.scorers.scorer import fit_affine
 from wmkit.errors import MissingWeightsError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP, where a model does not say

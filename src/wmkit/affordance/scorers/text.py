@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from wmkit.affordance.scorers.base import words
+from wmkit.affordance.scorers.scorer import words
 
 VOCABULARY = tuple(
     [

@@ -4,8 +4,11 @@
 ``model``              what they share: frames in, maps of the same size out
 ``swin``, ``fusion``   the published Swin-UNet; where the prompt enters it
 ``small``              a small one for every step on a CPU
-``compat``             released weights
+``swin_weights``       released weights
 ``save``               own weights: safetensors and JSON
+``dataset``            frames with labels, collected and on disk
+``fit``, ``recipes``   training, ``augment`` included
+``fit_report``         how good a fit is, by ``agreement``
 =====================  ==========================================================
 """
 
@@ -14,11 +17,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmkit.affordance.unet.compat import load_swin_unet
     from wmkit.affordance.unet.model import AffordanceUNet
     from wmkit.affordance.unet.save import SavedAffordance, load_affordance, save_affordance
     from wmkit.affordance.unet.small import SmallUNet
     from wmkit.affordance.unet.swin import SwinUNet
+    from wmkit.affordance.unet.swin_weights import load_swin_unet
 
 _HOMES = {
     "AffordanceUNet": "model",
@@ -26,7 +29,7 @@ _HOMES = {
     "SmallUNet": "small",
     "SwinUNet": "swin",
     "load_affordance": "save",
-    "load_swin_unet": "compat",
+    "load_swin_unet": "swin_weights",
     "save_affordance": "save",
 }
 

@@ -2,7 +2,7 @@
 
 A model sees a frame and the text feature of a prompt and answers with a map in [0, 1]
 that says where in the frame the prompt's goal can be approached (LS-Imagine,
-arXiv:2410.03618, section 3.1; spec sections 2.5 and 2.6).
+arXiv:2410.03618, section 3.1).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmkit.affordance.labels.blur import gaussian_blur_matrix
 from wmkit.errors import ConfigError
-from wmkit.functional.maps import gaussian_blur_matrix
 
 
 class SmoothResize(nn.Module):

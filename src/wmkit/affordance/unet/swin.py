@@ -9,7 +9,7 @@ prompt rewrites the skip features. All features are channels-last: ``[B, H, W, C
     map   224x224x1 <- 56x56x96 <- 28x28x192 <- 14x14x384 <- 7x7x768      decoder
 
 In the published size with ``fusion="constant_query"`` it has 52,977,252 parameters and loads
-LS-Imagine's released weights (:func:`wmkit.affordance.unet.compat.load_swin_unet`).
+LS-Imagine's released weights (:func:`wmkit.affordance.unet.swin_weights.load_swin_unet`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class DecoderStage(nn.Module):
 
 
 class SwinUNet(AffordanceUNet):
-    """Text-conditioned Swin-UNet (LS-Imagine, arXiv:2410.03618; spec section 2.1).
+    """Text-conditioned Swin-UNet (LS-Imagine, arXiv:2410.03618).
 
     Args:
         fusion: ``"image_query"`` (corrected) or ``"constant_query"`` (the released weights'); see

@@ -1,4 +1,4 @@
-"""Read LS-Imagine's released U-Net weights (``swin_unet_checkpoint.pth``; spec section 9.2).
+"""Read LS-Imagine's released U-Net weights (``swin_unet_checkpoint.pth``).
 
 The file is a bare state dict of 270 entries under the prefix ``swin_unet.``. Parameters match
 :class:`~wmkit.affordance.unet.swin.SwinUNet` with ``fusion="constant_query"`` one to one, up to

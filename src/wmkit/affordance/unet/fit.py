@@ -1,4 +1,4 @@
-"""Fit an affordance U-Net to the maps of virtual exploration (spec sections 2.3 to 2.5).
+"""Fit an affordance U-Net to the maps of virtual exploration (LS-Imagine, arXiv:2410.03618, section 3.1).
 
     collect_frames --> label_frames --> fit_affordance --> save_affordance
      random agent       81 zooms         this module        safetensors
@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmkit.affordance.fit_report import FitReport, judge
-from wmkit.affordance.frames import AffordanceDataset, Progress
-from wmkit.affordance.recipes import Recipe, recipe
+from wmkit.affordance.unet.dataset import AffordanceDataset, Progress
+from wmkit.affordance.unet.fit_report import FitReport, judge
 from wmkit.affordance.unet.model import AffordanceUNet
+from wmkit.affordance.unet.recipes import Recipe, recipe
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
 
 
@@ -55,7 +55,7 @@ def fit_affordance(
         text: features of the prompts, ``[D]`` or ``[P,D]``.
         text_index: int64 ``[N]``, the prompt of each frame's label; the first if left out.
         masks: bool ``[N,H,W]``, true goal pixels, if known; for the report only.
-        how: ``"small"``, ``"published"`` or a :class:`~wmkit.affordance.recipes.Recipe`.
+        how: ``"small"``, ``"published"`` or a :class:`~wmkit.affordance.unet.recipes.Recipe`.
         iterations: how many; the recipe's epochs if left out.
         budget: seconds of training; the schedule then ends with whichever comes first.
         holdout: share of each prompt's frames, the last in time, that judge the fit.
@@ -67,7 +67,7 @@ def fit_affordance(
             ``{"loss": ..., "seconds": ...}``.
 
     Returns:
-        The report (:class:`~wmkit.affordance.fit_report.FitReport`); ``model`` is left in evaluation mode.
+        The report (:class:`~wmkit.affordance.FitReport`); ``model`` is left in evaluation mode.
 
     Raises:
         SpecError: data that does not fit together.

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmkit.affordance.agreement import agreement, truth
-from wmkit.affordance.frames import AffordanceDataset
+from wmkit.affordance.unet.agreement import agreement, truth
+from wmkit.affordance.unet.dataset import AffordanceDataset
 from wmkit.affordance.unet.model import AffordanceUNet
 
 HELD_OUT_LIMIT = 512  # frames that judge a fit at most
@@ -28,9 +28,9 @@ class FitReport:
         seconds: likewise.
         loss: pairs of iteration and training loss, thinned to a few hundred.
         agreement: with virtual exploration, on held-out frames; see
-            :func:`~wmkit.affordance.agreement.agreement`.
-        truth: of the predictions against goal masks; see :func:`~wmkit.affordance.agreement.truth`. Empty
-            without masks.
+            :func:`~wmkit.affordance.unet.agreement.agreement`.
+        truth: of the predictions against goal masks; see
+            :func:`~wmkit.affordance.unet.agreement.truth`. Empty without masks.
         label_truth: the same of the labels: what a perfect student would reach.
         panels: held-out examples for a report: ``frame`` uint8 [K,3,H,W], ``label`` and ``prediction``
             uint8 [K,H,W], ``mask`` bool [K,H,W] where known, ``index`` int64 [K].

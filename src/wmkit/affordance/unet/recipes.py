@@ -1,6 +1,7 @@
 """How an affordance U-Net is trained: a recipe is optimiser, schedule, loss, batch and augmentation.
 
-``published`` is LS-Imagine's (spec section 2.5); ``small`` gets the small U-Net trained in minutes on a CPU.
+``published`` is LS-Imagine's (arXiv:2410.03618, released code); ``small`` gets the small U-Net trained in
+minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from wmkit.affordance.augment import RandomAffine
+from wmkit.affordance.unet.augment import RandomAffine
 from wmkit.errors import ConfigError
 
 

@@ -1,4 +1,4 @@
-"""Random flips and small affine changes, the same for a frame and its map (spec section 2.5)."""
+"""Random flips and small affine changes, the same for a frame and its map."""
 
 from __future__ import annotations
 

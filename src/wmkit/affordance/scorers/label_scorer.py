@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from wmkit.affordance.maps import LOGIT_MIDPOINT, LOGIT_SLOPE
-from wmkit.affordance.scorers.base import TEXT_DIM, hashed_text_features
+from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT, LOGIT_SLOPE
+from wmkit.affordance.scorers.scorer import TEXT_DIM, hashed_text_features
 from wmkit.errors import SpecError
-from wmkit.functional.maps import box_sums, integral_image
 
 
 class LabelScorer:
@@ -75,3 +75,40 @@ class LabelScorer:
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """``[P, 512]``: fixed random vectors of the words."""
         return hashed_text_features(prompts, self.text_dim)
+
+
+def integral_image(values: Tensor) -> Tensor:
+    """Sums over every rectangle that starts at the top left corner.
+
+    Args:
+        values: ``[*B, H, W]``, any dtype.
+
+    Returns:
+        ``[*B, H + 1, W + 1]`` float64; entry ``(y, x)`` is the sum of ``values[:y, :x]``.
+
+    >>> integral_image(torch.ones(2, 3))[-1, -1]
+    tensor(6., dtype=torch.float64)
+    """
+    sums = values.new_zeros(
+        *values.shape[:-2], values.shape[-2] + 1, values.shape[-1] + 1, dtype=torch.float64
+    )
+    sums[..., 1:, 1:] = values.double().cumsum(-1).cumsum(-2)
+    return sums
+
+
+def box_sums(integral: Tensor, boxes: Tensor) -> Tensor:
+    """Sums inside boxes, four look-ups each.
+
+    Args:
+        integral: ``[*B, H + 1, W + 1]`` of :func:`integral_image`.
+        boxes: ``[..., 4]`` int64 ``(top, left, bottom, right)``, ends excluded.
+
+    Returns:
+        ``[*B, ...]`` in the dtype of ``integral``.
+
+    >>> box_sums(integral_image(torch.ones(4, 4)), torch.tensor([[1, 1, 3, 4]]))
+    tensor([6.], dtype=torch.float64)
+    """
+    top, left, bottom, right = boxes.unbind(-1)
+    corner = integral[..., bottom, right] - integral[..., top, right]
+    return corner - integral[..., bottom, left] + integral[..., top, left]

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from wmkit.affordance.maps import LOGIT_MIDPOINT, LOGIT_SLOPE
+from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT, LOGIT_SLOPE
 
 TEXT_DIM = 512  # width of the text vector that the U-Nets read
 
@@ -25,7 +25,7 @@ TEXT_DIM = 512  # width of the text vector that the U-Nets read
 class Scorer(Protocol):
     """Scores clips against prompts.
 
-    Optional, and used by :class:`~wmkit.affordance.virtual_exploration.VirtualExploration` when present:
+    Optional, and used by :class:`~wmkit.affordance.VirtualExploration` when present:
 
     - ``resolution: (h, w)``: the size of frames it wants; else frames come at the explored size;
     - ``encode(frames[M, C, h, w]) -> features[M, D]`` with ``pool(features[N, 16, D], prompts) -> scores[N,

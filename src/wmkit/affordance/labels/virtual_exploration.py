@@ -1,7 +1,7 @@
 """Virtual exploration: affordance maps from 81 imagined walks (LS-Imagine, arXiv:2410.03618, section 3.1).
 
 A frame is zoomed into at 9 x 9 boxes, 16 frames each; a scorer says how well each zoom shows what the
-prompt asks for; :func:`~wmkit.affordance.maps.fuse_scores` makes a map of the 81 scores. Of the 1296 frames
+prompt asks for; :func:`~wmkit.affordance.fuse_scores` makes a map of the 81 scores. Of the 1296 frames
 of a map 1216 are distinct, because all zooms begin with the whole frame.
 """
 
@@ -13,10 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wmkit.affordance.maps import fuse_scores
-from wmkit.affordance.scorers.base import Scorer
+from wmkit.affordance.labels.score_fusion import fuse_scores
+from wmkit.affordance.labels.zoom_path import (
+    FRAMES,
+    STEPS,
+    crop_resize,
+    exploration_boxes,
+    spread_frames,
+    zoom_schedule,
+)
+from wmkit.affordance.scorers.scorer import Scorer
 from wmkit.errors import ConfigError, SpecError
-from wmkit.functional.zoom import FRAMES, STEPS, crop_resize, exploration_boxes, spread_frames, zoom_schedule
 
 KEPT = (0, 8, 13, 15)  # frames of a zoom that the fast mode renders; others are interpolated
 COARSE = (0, 2, 4, 6, 8)  # rows and columns of boxes that the fast mode scores first
@@ -36,7 +43,7 @@ class VirtualExploration:
     Frames are resampled bilinearly without antialiasing, at ``scorer.resolution`` if it names one.
 
     Args:
-        scorer: see :class:`~wmkit.affordance.scorers.base.Scorer`.
+        scorer: see :class:`~wmkit.affordance.scorers.scorer.Scorer`.
         mode: ``"exact"`` or ``"fast"``.
         chunk: frames rendered and encoded at once.
         truncate: round resampled pixels down to whole numbers, as the released labeller did by storing
@@ -45,7 +52,7 @@ class VirtualExploration:
     Raises:
         ConfigError: another mode, or a chunk below 16.
 
-    >>> from wmkit.affordance.scorers.labels import LabelScorer
+    >>> from wmkit.affordance.scorers.label_scorer import LabelScorer
     >>> mask = torch.zeros(1, 1, 160, 256, dtype=torch.bool)
     >>> mask[..., 40:90, 150:190] = True
     >>> maps = VirtualExploration(LabelScorer())(mask, ["Cut a tree"])

@@ -1,7 +1,7 @@
 """Frames for fitting an affordance U-Net: collect at random, label, keep on disk.
 
 LS-Imagine gathers its images with a uniformly random agent and saves each step's frame with
-a small probability (spec section 2.4). The released script meant to stop at 2000 images but counted
+a small probability. The released script meant to stop at 2000 images but counted
 episodes; here images are counted.
 
 On disk a data set is a folder of plain ``.npy`` files that are memory-mapped when read:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from wmkit.affordance.maps import zoom_window
+from wmkit.affordance.labels.zoom_windows import zoom_window
 
 THRESHOLD = 0.5
 

@@ -1,6 +1,6 @@
 """Everything LS-Imagine adds to records, tensors in and tensors out.
 
-LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3; released rules: spec sections 3 and 4.1 to 4.4.
+LS-Imagine, arXiv:2410.03618, sections 3.1 to 3.3, and its released code.
 A step of E environments, a partial reset and sequences from replay are one computation over
 ``[n, T]`` records, in four passes:
 
@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmkit.affordance.jumps import JumpLabeller, Zooms
-from wmkit.affordance.rewards import ClipReward, Gate
+from wmkit.affordance.labels.gates import Gate
+from wmkit.affordance.labels.jumps import JumpLabeller, Zooms
+from wmkit.affordance.labels.video_score import ClipReward
 
 CHUNK = 64  # images per call of a model
 
