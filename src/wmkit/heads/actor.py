@@ -211,7 +211,8 @@ class ContinuousActor(Actor):
 
     def distribution(self, *numbers: Tensor) -> BoundedNormal:
         """From mean and spread."""
-        return BoundedNormal(*numbers, low=self.low, high=self.high)
+        mean, std = numbers
+        return BoundedNormal(mean, std, self.low, self.high)
 
 
 class TanhNormalActor(Actor):
@@ -255,7 +256,8 @@ class TruncatedNormalActor(Actor):
 
     def distribution(self, *numbers: Tensor) -> TruncatedNormal:
         """From mean and spread."""
-        return TruncatedNormal(*numbers, low=self.low)
+        mean, std = numbers
+        return TruncatedNormal(mean, std, low=self.low)
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
         """Uniforms ``[*lead, A]``."""
