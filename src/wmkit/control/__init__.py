@@ -2,6 +2,7 @@
 
 from wmkit.control.actor_critic import ActorCritic, Learned
 from wmkit.control.actor_gradients import MixedGradient, Reinforce, ThroughDynamics
+from wmkit.control.dream_env import DreamEnv
 from wmkit.control.entropy import EntropyBonus, EntropyFloor
 from wmkit.control.exploration import AdditiveGaussian, EpsilonGreedy
 from wmkit.control.policy import Policy
@@ -13,6 +14,7 @@ __all__ = [
     "ActorCritic",
     "AdditiveGaussian",
     "AllStates",
+    "DreamEnv",
     "EntropyBonus",
     "EntropyFloor",
     "EpsilonGreedy",

@@ -12,7 +12,7 @@ from functools import wraps
 from typing import Any, Literal
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.data import Unbounded
@@ -57,7 +57,8 @@ class Policy(TensorDictModuleBase):
 
     Args:
         world_model: encoder and dynamics are used; read, not owned.
-        actor: ``policy(features)`` gives a distribution over actions; read, not owned.
+        actor: ``policy(features)`` gives a distribution over actions; or any TensorDict module (a policy or a planner
+            of TorchRL) that reads what :class:`~wmkit.control.DreamEnv` shows and writes ``action``. Read, not owned.
         images: image keys that the encoder reads, ``{key: shape of one frame}``.
         vectors: vector keys that it reads.
         frames: how images are stacked; single frames as they are if not given.
@@ -89,7 +90,8 @@ class Policy(TensorDictModuleBase):
         self.__dict__["world_model"], self.__dict__["actor"] = world_model, actor
         self.__dict__["_fused"] = _Fused(world_model, actor)
         dynamics, self.frames = world_model.dynamics, frames or FrameStack()
-        fields = {dynamics.fields.get(key) for key in actor.in_keys}
+        own = hasattr(actor, "policy")  # one of wmkit's, called on tensors
+        fields = {dynamics.fields.get(key) for key in actor.in_keys} if own else set()
         self.memoryless = dynamics.myopic and fields == {"state"}
         if acts_on not in ACTS_ON or (acts_on == "mode" and not self.memoryless):
             raise ConfigError(
@@ -187,8 +189,22 @@ class Policy(TensorDictModuleBase):
                 packed = dynamics.pack(latent)
                 if self.acts_on == "expected":
                     latent = self._expected(latent, is_init)
-            choice = self.actor.policy(model.read(self.actor, latent))
-        return (choice.sample() if explore else choice.mode), packed
+            if hasattr(self.actor, "policy"):
+                choice = self.actor.policy(model.read(self.actor, latent))
+                return (choice.sample() if explore else choice.mode), packed
+        return self._asked(latent), packed
+
+    def _asked(self, latent: Latent) -> Tensor:
+        """The action of a TensorDict module, which may look ahead in a :class:`~wmkit.control.DreamEnv`."""
+        dynamics, rows = self.world_model.dynamics, len(latent.state)
+        known = isinstance(latent.carry, Tensor)  # recent steps are no memory to imagine from
+        shown = dynamics.pack(latent._replace(carry=None) if known else latent)
+        never = torch.zeros(rows, 1, dtype=torch.bool, device=latent.state.device)
+        shown |= {"continuation": ~never + 0.0, "done": never, "terminated": never.clone()}
+        action = self.actor(TensorDict(shown, [rows])).get("action").float()
+        if not self.continuous:  # a planner's numbers, of which the largest is chosen
+            action = torch.nn.functional.one_hot(action.argmax(-1), action.shape[-1]).float()
+        return action
 
     def _glance(self, embed: Tensor) -> Latent:
         """The state of an observation, without memory."""
@@ -208,6 +224,7 @@ class Policy(TensorDictModuleBase):
     @property
     def _may_fuse(self) -> bool:
         plain = self.latent_keys == ("state", "belief") and self.acts_on == "sample" and not self._stacks
+        plain = plain and hasattr(self.actor, "policy") and not self.across_episodes
         return plain and not torch.is_autocast_enabled("cpu")
 
     def _stack(self, observations: dict[str, Tensor], recent: Tensor, is_init: Tensor) -> Tensor:

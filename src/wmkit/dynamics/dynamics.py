@@ -139,6 +139,11 @@ class Dynamics(Plug):
     # -- what follows from it --------------------------------------------------------------
 
     @property
+    def dream_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one row of each tensor of :meth:`pack` for a latent that is imagined from."""
+        return self.pack_shapes
+
+    @property
     def latent_spec(self) -> Any:
         """:attr:`pack_shapes` as a TorchRL ``Composite``, for primers and replay."""
         from torchrl.data import Composite, Unbounded

@@ -109,6 +109,11 @@ class LongShortRSSM(Dynamics):
         """See :attr:`Dynamics.pack_shapes`."""
         return self.short.pack_shapes
 
+    @property
+    def dream_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :attr:`Dynamics.dream_shapes`."""
+        return self.short.dream_shapes
+
     def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
         """See :meth:`Dynamics.restart`."""
         return self.short.restart(latent, mask, start)

@@ -274,19 +274,25 @@ class TokenDynamics(Dynamics):
 
     @property
     def pack_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The recent steps of an acting window; else state, belief and ``carry``."""
-        if self.recent is not None:
-            return {"recent_steps": self.recent.shape}
+        """The recent steps of an acting window; else :attr:`dream_shapes`."""
+        return self.dream_shapes if self.recent is None else {"recent_steps": self.recent.shape}
+
+    @property
+    def dream_shapes(self) -> dict[str, tuple[int, ...]]:
+        """State, belief and ``carry``."""
         width = carry_width(self._carry_like(1))
         return {"state": (self.state_dim,), "belief": (self.belief_dim,), "carry": (width,)}
 
     def pack(self, latent: Latent) -> dict[str, Tensor]:
-        """See :meth:`Dynamics.pack`."""
-        if self.recent is not None:
+        """See :meth:`Dynamics.pack`; the recent steps of a latent that :meth:`filter` gave with a window."""
+        if isinstance(latent.carry, Tensor):
             return {"recent_steps": latent.carry}
-        carry = latent.carry
-        if carry.memory is None:
-            carry = carry._replace(memory=self.backbone.initial(len(latent.state)))
+        carry, rows = latent.carry, len(latent.state)
+        if carry is None:  # nothing was before
+            carry = self._carry_like(rows)
+            carry = carry._replace(is_init=torch.ones_like(carry.is_init))
+        elif carry.memory is None:
+            carry = carry._replace(memory=self.backbone.initial(rows))
         return {"state": latent.state, "belief": latent.belief, "carry": flatten_carry(carry)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import Bounded, OneHot
 
 from wmkit.arguments import made
 from wmkit.codecs import FrameStack
-from wmkit.control import Policy
+from wmkit.control import DreamEnv, Policy
 from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 from wmkit.optim import Loss
@@ -258,6 +259,22 @@ class System(nn.Module):
         """
         packed = {key: start[key] for key in ("state", "belief", "carry") if key in start.keys()}
         return self.controller.imagine(self.world_model, self.world_model.dynamics.unpack(packed), horizon)
+
+    def dream_env(self, batch_size: Any = (), **options: Any) -> DreamEnv:
+        """The world model as a TorchRL environment.
+
+        Args:
+            batch_size: of the environment.
+            options: of :class:`~wmkit.control.DreamEnv`; rewards are those of the controller if not given.
+        """
+        spaces = self.spaces
+        if spaces.actions == "discrete":
+            action_spec: Any = OneHot(spaces.action_dim, dtype=torch.float32)
+        else:
+            action_spec = Bounded(-1.0, 1.0, (spaces.action_dim,))
+        if self.controller is not None:
+            options = {"rewards": self.controller.outcome.rewards, **options}
+        return DreamEnv(self.world_model, action_spec, batch_size=batch_size, **options)
 
     @torch.no_grad()
     def open_loop(self, batch: TensorDictBase, context: int) -> dict[str, Tensor]:
