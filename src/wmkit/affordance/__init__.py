@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from wmkit.affordance.labels.gates import DenseGate, PotentialGate, RecordGate
     from wmkit.affordance.labels.jumps import JumpLabeller
     from wmkit.affordance.labels.map_scores import affordance_score, jump_probability
+    from wmkit.affordance.labels.records import AffordanceModel
     from wmkit.affordance.labels.score_fusion import fuse_scores
     from wmkit.affordance.labels.video_score import ClipReward
     from wmkit.affordance.labels.virtual_exploration import VirtualExploration
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AffordanceDataset": "unet.dataset",
     "AffordanceMap": "transform",
+    "AffordanceModel": "labels.records",
     "AffordanceTransform": "transform",
     "AffordanceUNet": "unet.model",
     "ClipReward": "labels.video_score",
@@ -73,6 +75,7 @@ __all__ = [
     "RECIPES",
     "AffordanceDataset",
     "AffordanceMap",
+    "AffordanceModel",
     "AffordanceTransform",
     "AffordanceUNet",
     "ClipReward",

@@ -33,7 +33,7 @@ from torchrl.envs import Transform
 
 from wmkit.affordance.labels.gates import Gate, RecordGate
 from wmkit.affordance.labels.jumps import JumpLabeller
-from wmkit.affordance.labels.records import Mapper, Memory, RecordLabels, Records, blank
+from wmkit.affordance.labels.records import AffordanceModel, Mapper, Memory, RecordLabels, Records, blank
 from wmkit.affordance.labels.video_score import ClipReward
 from wmkit.errors import SpecError
 from wmkit.plug import as_keys
@@ -51,7 +51,8 @@ class AffordanceMap(Transform):
     """Add the affordance map to every record: all that an agent needs to act.
 
     Args:
-        model: see :class:`~wmkit.affordance.labels.records.Mapper`.
+        model: makes the maps; see :class:`~wmkit.affordance.AffordanceModel`. It is shared, not copied: its
+            weights stay out of ``state_dict`` and ``.to()``.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
         size: height and width of the map.
         in_keys: the images, uint8 or bool ``[*B, C, H, W]``; the model's ``reads`` if not given.
@@ -70,7 +71,7 @@ class AffordanceMap(Transform):
 
     def __init__(
         self,
-        model: Any,
+        model: AffordanceModel,
         text: Tensor | None = None,
         *,
         size: tuple[int, int] = (64, 64),
@@ -118,7 +119,8 @@ class AffordanceTransform(Transform):
     sequence runs its own.
 
     Args:
-        model: see :class:`~wmkit.affordance.labels.records.Mapper`.
+        model: makes the maps; see :class:`~wmkit.affordance.AffordanceModel`. It is shared, not copied: its
+            weights stay out of ``state_dict`` and ``.to()``.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
         labeller: the affordance score, thresholds and zooms; holds the running statistics.
         gate: when scores are paid: ``RecordGate()`` (released), ``DenseGate()`` (paper), ``PotentialGate()``.
@@ -149,7 +151,7 @@ class AffordanceTransform(Transform):
 
     def __init__(
         self,
-        model: Any,
+        model: AffordanceModel,
         text: Tensor | None = None,
         *,
         labeller: JumpLabeller | None = None,

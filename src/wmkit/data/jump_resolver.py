@@ -167,13 +167,13 @@ class JumpResolver(Transform):
         """Columns of records ``[n]``, as :func:`~wmkit.data.to_sequence` lays them out."""
         first, records = starts.nonzero()[:, 0], {}
         for name in self.pairs.columns:
-            before = name in ARRIVING or self._column(tensordict, name, rows)
-            after = before if name == "is_init" else self._column(tensordict.get("next"), name, rows)
-            column = after.new_zeros(int(arrive_at[-1]) + 1)
+            side = tensordict if name == "is_init" else tensordict.get("next")
+            value = self._column(side, name, rows)
+            column = value.new_zeros(int(arrive_at[-1]) + 1)
             if name != "is_init":
-                column[arrive_at] = after
+                column[arrive_at] = value
             if name not in ARRIVING:
-                column[arrive_at[first] - 1] = before[first]
+                column[arrive_at[first] - 1] = self._column(tensordict, name, rows[first])
             records[name] = column
         return records
 

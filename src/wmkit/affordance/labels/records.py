@@ -15,7 +15,7 @@ buffers, so that a checkpoint keeps them.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -75,13 +75,22 @@ class Memory(NamedTuple):
         return Memory(affordance, clip, zoomed_affordance, zoomed_clip, history)
 
 
+class AffordanceModel(Protocol):
+    """Makes maps of images: an :class:`~wmkit.affordance.AffordanceUNet`, a
+    :class:`~wmkit.affordance.MaskAffordance`, or one of your own.
+
+    An attribute ``reads`` names the images it wants; a model without it reads ``frame``.
+    """
+
+    def predict(self, images: Tensor, text: Tensor | None, /) -> Tensor:
+        """Images ``[B, C, H, W]``, and features of the prompt or None, to maps ``[B, H, W]`` in [0, 1]."""
+
+
 class Mapper(nn.Module):
     """A model as a function from images to maps, and from maps to what an agent sees of them.
 
     Args:
-        model: ``predict(images [B, C, H, W], text) -> maps [B, H, W]`` in [0, 1]. It reads the images called
-            ``model.reads``, ``frame`` if it does not say. It is shared, not copied: its weights stay out of
-            ``state_dict`` and of ``.to()``.
+        model: makes the maps. It is shared, not copied: its weights stay out of ``state_dict`` and ``.to()``.
         text: features of the prompt ``[D]`` or ``[1, D]``, for models that need them.
         size: height and width of the small images.
 
@@ -92,10 +101,12 @@ class Mapper(nn.Module):
     ('goal_mask', torch.Size([2, 160, 256]), torch.Size([2, 1, 64, 64]))
     """
 
-    model: Any
+    model: AffordanceModel
     text: Tensor | None
 
-    def __init__(self, model: Any, text: Tensor | None = None, *, size: tuple[int, int] = (64, 64)) -> None:
+    def __init__(
+        self, model: AffordanceModel, text: Tensor | None = None, *, size: tuple[int, int] = (64, 64)
+    ) -> None:
         super().__init__()
         self.__dict__["model"] = model  # not a submodule
         self.register_buffer("text", text, persistent=False)
