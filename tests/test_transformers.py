@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmkit import backbones, fast
 from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
+from wmkit.systems.convert import transdreamer
 
 B, D, U = 3, 6, 16
 NAMES = ["transformer_xl", "gpt", "stacked_transformer"]
@@ -116,31 +116,15 @@ def test_gpt_is_its_formulas(pre_norm: bool) -> None:
     torch.testing.assert_close(model.scan(x, None, reset)[0], slow_gpt(model, x, reset, pre_norm), **EXACT)
 
 
-def ours(released: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Weights of TransDreamer's ``world_model.dynamic.cell`` under the names of ``stacked_transformer``."""
-    weights = {}
-    for i in range(layers):
-        theirs, here = f"world_model.dynamic.cell.layers.{i}.", f"layers.{i}."
-        parts = [released[f"{theirs}mah.{part}_net.net.weight"] for part in "qkv"]
-        weights[here + "attention.project.weight"] = torch.cat(parts)
-        weights[here + "attention.out.weight"] = released[theirs + "mah.out_net.net.weight"]
-        for kind in ("weight", "bias"):
-            for name, source in (
-                ("norm_attention", "mah.layer_norm"),
-                ("norm_feed_forward", "pos_ff.layer_norm"),
-                ("feed_forward.first", "pos_ff.CoreNet.0.net"),
-                ("feed_forward.second", "pos_ff.CoreNet.2.net"),
-            ):
-                weights[f"{here}{name}.{kind}"] = released[f"{theirs}{source}.{kind}"]
-    return weights
-
-
 def test_stacked_transformer_is_that_of_transdreamer() -> None:
     """The original's beliefs of whole windows, and again where every row starts anew in the middle."""
     kept = np.load(Path(__file__).parent / "oracles" / "transdreamer_transformer.npz")
     released = {name: torch.from_numpy(kept[name]) for name in kept.files}
     model = backbones.build("stacked_transformer", 24, 72, layers=3, heads=2, head_dim=8, hidden=40)
-    model.load_state_dict(ours(released, 3))
+    system = torch.nn.Module()
+    system.world_model = torch.nn.ModuleDict({"dynamics": torch.nn.ModuleDict({"backbone": model})})
+    for slot in transdreamer.slots(system).values():
+        slot.tensor.data.copy_(slot.ours([released[name] for name in slot.names]))
     state, action, wanted = (released[name] for name in ("posterior_sample", "action", "deter"))
     mix = [released[f"world_model.dynamic.act_stoch_mlp.net.{kind}"] for kind in ("weight", "bias")]
     x = F.elu(F.linear(torch.cat([action[:, 1:], state[:, :-1].flatten(2)], -1), *mix))  # the layout's layer

@@ -25,7 +25,7 @@ class FitReport:
 
     Attributes:
         iterations: done in total, earlier runs of the same checkpoint included.
-        seconds: likewise.
+        seconds: spent in total, in the same runs.
         loss: pairs of iteration and training loss, thinned to a few hundred.
         agreement: with virtual exploration, on held-out frames; see
             :func:`~wmkit.affordance.unet.agreement.agreement`.
