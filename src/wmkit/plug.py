@@ -2,8 +2,8 @@
 
 A part is a :class:`Plug`: an ordinary module whose ``forward`` takes a TensorDict, reads ``in_keys`` and
 writes ``out_keys``, once per sequence. Loops and losses call its *tensor methods* instead (``encode``,
-``predict``, ``policy``, ``scan``, ``observe``), which know nothing of TensorDict. Parameters keep their names:
-nothing is wrapped.
+``predict``, ``policy``, ``scan``, ``observe``), which know nothing of TensorDict. Parameters keep their
+names: nothing is wrapped.
 """
 
 from __future__ import annotations

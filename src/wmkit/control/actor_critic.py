@@ -59,19 +59,19 @@ class ActorCritic(nn.Module):
         returns: how they are valued (:mod:`wmkit.control.returns`).
         rewards: heads whose predictions add up to the reward, with their factors.
         hooks: what changes them on their way (:mod:`wmkit.dynamics.hooks`).
-        gradient: what the actor climbs (:mod:`wmkit.control.actor_gradients`), or one for each kind of action,
-            ``"discrete"`` and ``"continuous"``.
+        gradient: what the actor climbs (:mod:`wmkit.control.actor_gradients`), or one for each kind of
+            action, ``"discrete"`` and ``"continuous"``.
         entropy: factor on what the policy's entropy costs.
         entropy_term: what it costs: :class:`~wmkit.control.EntropyBonus` if not given.
         return_norm: divides advantages by the range of returns; none leaves them raw.
-        also_to: a second target of the critic: its slow copy's value (``"slow_value"``) or the return that the
-            slow copy's values make (``"slow_return"``).
+        also_to: a second target of the critic: its slow copy's value (``"slow_value"``) or the return that
+            the slow copy's values make (``"slow_return"``).
         replay: the critic's loss on replay.
         weights: factors on ``actor``, ``critic`` and ``replay_critic``; one where they are not named.
 
     Raises:
-        ConfigError: a horizon that is too short, an unknown option, a gradient through the dynamics with an estimator
-            that keeps none, or no gradient for the actor's kind of action.
+        ConfigError: a horizon that is too short, an unknown option, a gradient through the dynamics with an
+            estimator that keeps none, or no gradient for the actor's kind of action.
     """
 
     return_norm: Any
@@ -123,7 +123,8 @@ class ActorCritic(nn.Module):
             return given
         if kind not in given:
             raise ConfigError(
-                f"there is no gradient for {kind} actions: found {', '.join(given) or 'none'}, wanted {kind}; add it "
+                f"there is no gradient for {kind} actions: found {', '.join(given) or 'none'}, wanted "
+                f"{kind}; add it "
                 "to gradient"
             )
         return given[kind]
@@ -272,7 +273,9 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def imagine(self, world_model: WorldModel, latent: Latent, horizon: int) -> TensorDict:
-        """Roll the policy out from ``latent``, leaves ``[N, ...]``: transitions ``[N, horizon]`` (:class:`Outcome`)."""
+        """Roll the policy out from ``latent``, leaves ``[N, ...]``: transitions ``[N, horizon]``
+        (:class:`Outcome`).
+        """
         hooks = [single for hook in self.hooks if (single := hook.single()) is not None]
         return self.outcome(world_model, rollout(world_model, latent, self.actor, horizon, hooks=hooks))
 

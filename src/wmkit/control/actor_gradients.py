@@ -1,8 +1,8 @@
 """What an actor climbs: where its gradient comes from.
 
-Each is called with what an action led to, ``target``, how much more that was than expected, ``advantage``, and
-the action's log-probability, all ``[H, N, 1]``, and gives what the actor maximises. ``through`` says
-that roll-outs must carry gradients, ``scored`` that log-probabilities are wanted.
+Each is called with what an action led to, ``target``, how much more that was than expected, ``advantage``,
+and the action's log-probability, all ``[H, N, 1]``, and gives what the actor maximises. ``through`` says that
+roll-outs must carry gradients, ``scored`` that log-probabilities are wanted.
 """
 
 from __future__ import annotations

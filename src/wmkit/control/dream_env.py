@@ -21,22 +21,23 @@ ENDS = ("likely", "sampled", "never")
 class DreamEnv(ModelBasedEnvBase):
     """Imagination as an environment, batched.
 
-    What the agent observes is what the dynamics pack: ``state``, ``belief`` and, where the sequence model carries more
-    than its output, ``carry``. A step samples the prior. Under ``next`` stand ``reward`` ``[*B, 1]`` (what the heads
-    predict, in their units), ``continuation`` ``[*B, 1]``, ``terminated`` and ``done``. Episodes have no limit of
-    their own: append TorchRL's ``StepCounter``.
+    What the agent observes is what the dynamics pack: ``state``, ``belief`` and, where the sequence model
+    carries more than its output, ``carry``. A step samples the prior. Under ``next`` stand ``reward`` ``[*B,
+    1]`` (what the heads predict, in their units), ``continuation`` ``[*B, 1]``, ``terminated`` and ``done``.
+    Episodes have no limit of their own: append TorchRL's ``StepCounter``.
 
     Args:
         world_model: read, not owned; without gradient and dropout.
         action_spec: of one row: one-hot or bounded floats, as of the environment that the model has learned.
         batch_size: of the environment.
-        start: where episodes begin: a TensorDict ``[M]`` of what the dynamics pack, of which rows are drawn uniformly, or
-            a function of a number of rows; the initial state, that of a model which has seen nothing, if not given.
+        start: where episodes begin: a TensorDict ``[M]`` of what the dynamics pack, of which rows are drawn
+            uniformly, or a function of a number of rows; the initial state, that of a model which has seen
+            nothing, if not given.
         rewards: heads whose predictions add up to the reward, with their factors.
-        ends: an episode ends where its end is the likelier (``"likely"``), by a draw from the predicted continuation
-            (``"sampled"``, where this holds a discount a draw from it), or ``"never"``.
-        relaxed: takes a one-hot action as floats between 0 and 1, of which the largest is chosen: for planners that
-            search over numbers.
+        ends: an episode ends where its end is the likelier (``"likely"``), by a draw from the predicted
+            continuation (``"sampled"``, where this holds a discount a draw from it), or ``"never"``.
+        relaxed: takes a one-hot action as floats between 0 and 1, of which the largest is chosen: for
+            planners that search over numbers.
         gradient: let gradients through the steps, for policies that climb through the model.
 
     Raises:
@@ -79,7 +80,9 @@ class DreamEnv(ModelBasedEnvBase):
         observed = {key: Unbounded((*lead, *shape), device=device) for key, shape in carried.items()}
         one = {"continuation": Unbounded((*lead, 1), device=device)}
         self.observation_spec = Composite({**observed, **one}, shape=lead, device=device)
-        self.state_spec = Composite({key: spec.clone() for key, spec in observed.items()}, shape=lead, device=device)
+        self.state_spec = Composite(
+            {key: spec.clone() for key, spec in observed.items()}, shape=lead, device=device
+        )
         self.action_spec = action_spec.to(device).expand(*lead, *action_spec.shape)
         self.reward_spec = Unbounded((*lead, 1), device=device)
         flag = Binary(1, (*lead, 1), dtype=torch.bool, device=device)
@@ -130,7 +133,13 @@ class DreamEnv(ModelBasedEnvBase):
             reward = self._reward(after)
             continuation = model.continuation(after)
         over = self._over(continuation)
-        written = {**packed, "reward": reward, "continuation": continuation, "done": over, "terminated": over.clone()}
+        written = {
+            **packed,
+            "reward": reward,
+            "continuation": continuation,
+            "done": over,
+            "terminated": over.clone(),
+        }
         shaped = {key: value.reshape(*lead, *value.shape[1:]) for key, value in written.items()}
         return TensorDict(shaped, lead, device=self.device)
 

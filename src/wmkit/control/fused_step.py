@@ -31,7 +31,7 @@ from wmkit.dynamics import RSSM
 from wmkit.dynamics.inputs import SplitInput
 from wmkit.functional import symlog
 from wmkit.heads import ContinuousActor, DiscreteActor
-from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, Linear, RMSNorm
+from wmkit.nn import MLP, CategoricalLatent, DenseNormAct, LayerStyle, Linear, RMSNorm
 
 KNOWN = (nn.Linear, Linear, RMSNorm, DenseNormAct, MLP, nn.Sequential, SplitInput)
 Array = np.ndarray

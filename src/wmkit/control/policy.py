@@ -1,8 +1,8 @@
 """The one policy: take in an observation, choose an action, remember.
 
-What goes from step to step follows from the parts: recurrent dynamics pack state and belief (and what else their
-backbone carries), token dynamics their memory or a window of recent steps, and an actor that reads nothing but the
-state of a myopic posterior needs no memory at all.
+What goes from step to step follows from the parts: recurrent dynamics pack state and belief (and what else
+their backbone carries), token dynamics their memory or a window of recent steps, and an actor that reads
+nothing but the state of a myopic posterior needs no memory at all.
 """
 
 from __future__ import annotations
@@ -46,27 +46,29 @@ def in_precision(forward: Callable[..., TensorDictBase]) -> Callable[..., Tensor
 class Policy(TensorDictModuleBase):
     """Policy for a TorchRL collector, batched over environments.
 
-    Reads the observation keys, ``is_init``, ``previous_action`` and what the dynamics pack; writes ``action`` and what
-    the next step is to carry (``state`` and ``belief`` of this step among it, where the dynamics pack these). Samples
-    under ``ExplorationType.RANDOM`` and takes the mode otherwise; the posterior is sampled either way, and nothing
-    is dropped out. Continuous actions are of the order of [-1, 1] and not clipped: what was drawn is stored and
-    remembered, and the environment clips and rescales it (:func:`wmkit.envs.unit_actions`).
+    Reads the observation keys, ``is_init``, ``previous_action`` and what the dynamics pack; writes ``action``
+    and what the next step is to carry (``state`` and ``belief`` of this step among it, where the dynamics
+    pack these). Samples under ``ExplorationType.RANDOM`` and takes the mode otherwise; the posterior is
+    sampled either way, and nothing is dropped out. Continuous actions are of the order of [-1, 1] and not
+    clipped: what was drawn is stored and remembered, and the environment clips and rescales it
+    (:func:`wmkit.envs.unit_actions`).
 
     A vector observation ``reward`` is read from ``arrival_reward``
     (:class:`wmkit.training.collect.ArrivalReward`), zero if that key is absent.
 
     Args:
         world_model: encoder and dynamics are used; read, not owned.
-        actor: ``policy(features)`` gives a distribution over actions; or any TensorDict module (a policy or a planner
-            of TorchRL) that reads what :class:`~wmkit.control.DreamEnv` shows and writes ``action``. Read, not owned.
+        actor: ``policy(features)`` gives a distribution over actions; or any TensorDict module (a policy or a
+            planner of TorchRL) that reads what :class:`~wmkit.control.DreamEnv` shows and writes ``action``.
+            Read, not owned.
         images: image keys that the encoder reads, ``{key: shape of one frame}``.
         vectors: vector keys that it reads.
         frames: how images are stacked; single frames as they are if not given.
         continuous: whether actions are numbers rather than a choice.
         exploration: turns sampled actions ``[B, A]`` into those that are taken; none takes them as they are.
-        acts_on: the state acted on: a ``"sample"`` of the posterior, its ``"mode"`` (TWM; only where the actor reads
-            the state of a myopic posterior alone), or what the model ``"expected"``: as in its dreams, and blind to
-            the present observation (the released STORM).
+        acts_on: the state acted on: a ``"sample"`` of the posterior, its ``"mode"`` (TWM; only where the
+            actor reads the state of a myopic posterior alone), or what the model ``"expected"``: as in its
+            dreams, and blind to the present observation (the released STORM).
         across_episodes: whether the memory goes on where an episode begins (the released STORM).
 
     Raises:
@@ -95,7 +97,8 @@ class Policy(TensorDictModuleBase):
         self.memoryless = dynamics.myopic and fields == {"state"}
         if acts_on not in ACTS_ON or (acts_on == "mode" and not self.memoryless):
             raise ConfigError(
-                f"acts_on is {acts_on!r}: wanted one of {', '.join(ACTS_ON)}, and mode only for an actor that reads "
+                f"acts_on is {acts_on!r}: wanted one of {', '.join(ACTS_ON)}, and mode only for an actor "
+                "that reads "
                 "the state of a myopic posterior alone; correct acts_on"
             )
         self.precision = torch.float32

@@ -1,6 +1,7 @@
 """What a roll-out was worth: targets of the critic, what the actor climbs, and how much each step counts.
 
-Two ways to line values up with rewards. Either a value is of what comes after its state (DreamerV3, LS-Imagine, TWM,
+Two ways to line values up with rewards. Either a value is of what comes after its state (DreamerV3,
+LS-Imagine, TWM,
 STORM, TransDreamer)::
 
     states      s_0     s_1   ...   s_{H-1}   s_H
@@ -63,11 +64,11 @@ class TransitionReturns(nn.Module):
         estimator: a TorchRL value estimator; its ``gamma`` also discounts the weights.
         bootstrap: whose values make the targets: the critic's (``"online"``) or its slow copy's (``"slow"``).
         weigh: a transition counts by the probability that it happens at all, the product of the continuations
-            before it; of the states that transitions lead to (``"next"``) or start from (``"current"``). ``"none"``
-            counts all alike (STORM).
+            before it; of the states that transitions lead to (``"next"``) or start from (``"current"``).
+            ``"none"`` counts all alike (STORM).
         first: the weight of a roll-out's first transition: whether the episode went on after the start in
-            ``"replay"`` (DreamerV3 of 2023 and of 2024), the model's own ``"predicted"`` continuation of the start
-            (today's), or ``"one"``.
+            ``"replay"`` (DreamerV3 of 2023 and of 2024), the model's own ``"predicted"`` continuation of the
+            start (today's), or ``"one"``.
 
     Raises:
         ConfigError: an unknown option, or ``first`` other than one where ``weigh`` begins with the start's

@@ -62,8 +62,8 @@ class PairStarts:
         context: records before a start that fill the sequence model's memory: one in TWM, although its
             model is trained on up to sixteen.
         ahead: last records of the batch that nothing starts from.
-        restart_states: how many states an update is given beside its batch, drawn uniformly from all records, for
-            roll-outs that begin anew (TWM); zero takes the starts.
+        restart_states: how many states an update is given beside its batch, drawn uniformly from all records,
+            for roll-outs that begin anew (TWM); zero takes the starts.
 
     Raises:
         ConfigError: ``count`` is not positive, or another number negative.
@@ -116,9 +116,11 @@ class PairStarts:
 
 
 class PrefixStarts:
-    """One start for each window, after a prefix of it; one length is drawn for all (TransDreamer, arXiv:2202.09481).
+    """One start for each window, after a prefix of it; one length is drawn for all (TransDreamer,
+    arXiv:2202.09481).
 
-    The start is the record after the prefix; with :class:`~wmkit.dynamics.FromPrior` it is what the model expects there.
+    The start is the record after the prefix; with :class:`~wmkit.dynamics.FromPrior` it is what the model
+    expects there.
 
     Args:
         least: records of the shortest prefix.

@@ -7,8 +7,8 @@ consumed everything up to ``(z_t, a_t)``::
     posterior   q(z_{t+1} | o_{t+1}, u_t)  filtering: RSSM       q(z_{t+1} | o_{t+1})  myopic: TokenDynamics
     state       s_{t+1} = (z_{t+1}, u_t)   the keys ``state`` and ``belief`` of record t+1
 
-A *record* is what is known of each step besides its observation: ``previous_action`` ``[*B, A]`` float, ``is_init``
-``[*B]`` bool, and the ``conditions`` of the dynamics (:func:`to_record`).
+A *record* is what is known of each step besides its observation: ``previous_action`` ``[*B, A]`` float,
+``is_init`` ``[*B]`` bool, and the ``conditions`` of the dynamics (:func:`to_record`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ BEFORE = "before"  # where a TensorDict holds the state before its window
 class Dynamics(Plug):
     """Base of all dynamics: a Plug over a window, with tensor methods for loops and losses.
 
-    ``forward`` filters a window ``[B, T]``: it reads ``embed`` ``[B, T, E]``, ``previous_action``, ``is_init`` and the
-    conditions, and writes ``state``, ``belief``, ``posterior_logits`` and ``prior_logits``. The window starts from
-    ``("before", "state")`` and ``("before", "belief")`` (and ``("before", "carry")``), of which the first step is
-    read, where they are there, and from the initial state where they are not.
+    ``forward`` filters a window ``[B, T]``: it reads ``embed`` ``[B, T, E]``, ``previous_action``,
+    ``is_init`` and the conditions, and writes ``state``, ``belief``, ``posterior_logits`` and
+    ``prior_logits``. The window starts from ``("before", "state")`` and ``("before", "belief")`` (and
+    ``("before", "carry")``), of which the first step is read, where they are there, and from the initial
+    state where they are not.
 
     A subclass implements :meth:`initial`, :meth:`observe`, :meth:`filter`, :meth:`bind`, :meth:`pack`,
     :meth:`unpack` and :attr:`pack_shapes`.
@@ -182,7 +183,9 @@ class Dynamics(Plug):
         return self.latent.sample(statistics, noise)
 
     def prior_logits(self, belief: Tensor) -> Tensor:
-        """``[*B, U] -> [*B, G, C]``: what is expected; statistics of the latent, logits unless it is Gaussian."""
+        """``[*B, U] -> [*B, G, C]``: what is expected; statistics of the latent, logits unless it is
+        Gaussian.
+        """
         raise NotImplementedError
 
 

@@ -99,14 +99,15 @@ def _where(
 class Restart(Hook):
     """A roll-out whose predicted discounts multiply to less than a threshold begins anew (TWM).
 
-    TWM (arXiv:2303.07109, section 2.3): what was before is cut off, and the next state is another real one, so
-    that no row goes on dreaming about nothing.
+    TWM (arXiv:2303.07109, section 2.3): what was before is cut off, and the next state is another real one,
+    so that no row goes on dreaming about nothing.
 
     Args:
         threshold: on the product of the discounts since the last start; zero never restarts.
 
     Attributes:
-        states: leaves ``[M, ...]``, real states to restart from, drawn uniformly; whoever rolls out gives them.
+        states: leaves ``[M, ...]``, real states to restart from, drawn uniformly; whoever rolls out gives
+            them.
 
     Raises:
         ConfigError: a threshold outside [0, 1].

@@ -14,7 +14,8 @@ from wmkit.dynamics.tokens import Steps
 
 
 class RecentSteps:
-    """Rows ``[B, window, N]``: the state (by its classes if it has any), arrival, ``is_init`` and action of each.
+    """Rows ``[B, window, N]``: the state (by its classes if it has any), arrival, ``is_init`` and action of
+    each.
 
     Args:
         window: steps that are remembered.

@@ -2,12 +2,13 @@
 
 ::
 
-    start ─ act ─▶ a_0 ─ step ─▶ s_1 ─ act ─▶ a_1 ─ ... ─▶ s_H        time is the first dimension: [H+1, N, ...]
+    start ─ act ─▶ a_0 ─ step ─▶ s_1 ─ act ─▶ a_1 ─ ... ─▶ s_H        time is the first dimension: [H+1, N,
+    ...]
 
-What acts is a policy, a plan, or any function of the state. *Hooks* change a roll-out without it knowing how: a jump
-gate chooses options (LS-Imagine), restarts replace states after a predicted end (TWM), a start is drawn from the
-prior (STORM). Each draws its own chance, after states and actions have drawn theirs, so that a roll-out whose
-hooks do nothing equals one without them, number for number.
+What acts is a policy, a plan, or any function of the state. *Hooks* change a roll-out without it knowing how:
+a jump gate chooses options (LS-Imagine), restarts replace states after a predicted end (TWM), a start is
+drawn from the prior (STORM). Each draws its own chance, after states and actions have drawn theirs, so that a
+roll-out whose hooks do nothing equals one without them, number for number.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class Hook:
     def durations(
         self, world_model: WorldModel, found: Rollout, gamma: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Environment steps and discounted reward inside of each transition ``[H, N, 1]``; None: one, and none."""
+        """Environment steps and discounted reward inside of each transition ``[H, N, 1]``; None: one, and
+        none.
+        """
         return None
 
     def outlook(self, world_model: WorldModel, latent: Latent) -> dict[str, Tensor]:
@@ -127,11 +130,11 @@ def rollout(
     Args:
         world_model: read only.
         start: states to start from, leaves ``[N, ...]``.
-        act: an actor (``policy(features)``, whose ``noise(H, N)`` draws for all steps at once what ``sample`` takes);
-            actions ``[N, H, A]``; or a function of the latent and the step.
+        act: an actor (``policy(features)``, whose ``noise(H, N)`` draws for all steps at once what ``sample``
+            takes); actions ``[N, H, A]``; or a function of the latent and the step.
         horizon: transitions H.
-        gradient: record how states depend on actions; call under :func:`constants` to keep the model out of it. The
-            actor reads its features without gradient either way.
+        gradient: record how states depend on actions; call under :func:`constants` to keep the model out of
+            it. The actor reads its features without gradient either way.
         hooks: see :class:`Hook`.
 
     Raises:
@@ -208,7 +211,8 @@ def _as_act(
     if isinstance(act, Tensor):
         if act.shape[:2] != (rows, horizon):
             raise SpecError(
-                f"actions of a roll-out are {list(act.shape)}: wanted [{rows}, {horizon}, A], one for each step of "
+                f"actions of a roll-out are {list(act.shape)}: wanted [{rows}, {horizon}, A], one for "
+                "each step of "
                 "each start; expand them"
             )
         return lambda latent, t: act[:, t], False

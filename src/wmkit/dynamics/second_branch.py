@@ -16,8 +16,8 @@ from wmkit.dynamics.world_model import WorldModel
 class SecondBranch(JumpGate):
     """A gate that adds to every roll-out a second one, from the step that most expects a jump.
 
-    From that step one jump and one ordinary step lead to where the second roll-out of ordinary steps sets off; up to
-    twice the work. Its arguments are those of :class:`JumpGate`.
+    From that step one jump and one ordinary step lead to where the second roll-out of ordinary steps sets
+    off; up to twice the work. Its arguments are those of :class:`JumpGate`.
     """
 
     def single(self) -> Hook | None:

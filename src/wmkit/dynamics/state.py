@@ -78,7 +78,8 @@ class Observed(NamedTuple):
     """Posterior over a window.
 
     Attributes:
-        latent: state at every step, leaves ``[B, T, ...]``; with its carry only where that has a value at each.
+        latent: state at every step, leaves ``[B, T, ...]``; with its carry only where that has a value at
+            each.
         posterior_logits: ``[B, T, G, C]``, or whatever statistics describe the latent (:mod:`wmkit.nn`).
         prior_logits: of the same shape, what the model expected before seeing each step.
         last: state after the window, leaves ``[B, ...]``, to go on from.

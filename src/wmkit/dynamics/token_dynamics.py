@@ -75,8 +75,8 @@ class TokenDynamics(Dynamics):
             (STORM) or states are constants to it (TWM).
         separate_episodes: whether an episode sees nothing of the one before it; the released STORM lets
             attention cross.
-        acting_window: act on the last so many steps, run through the sequence model anew each time (STORM); its
-            own memory goes from step to step if not given.
+        acting_window: act on the last so many steps, run through the sequence model anew each time (STORM);
+            its own memory goes from step to step if not given.
         in_keys: of embedding, previous action, ``is_init`` and the layout's conditions.
         out_keys: of state, belief, posterior and prior.
 
@@ -152,8 +152,8 @@ class TokenDynamics(Dynamics):
             represented: of these embeddings, where that is known already.
 
         Returns:
-            Beliefs are zero at index 0 of a window that nothing went before; where an episode starts they are still
-            about the one before.
+            Beliefs are zero at index 0 of a window that nothing went before; where an episode starts they are
+            still about the one before.
         """
         seen = self.represent(embed) if represented is None else represented
         visible = seen.state if self.state_gradient else seen.state.detach()

@@ -24,9 +24,9 @@ from wmkit.plug import Plug
 class WorldModel(Plug):
     """Encoder, dynamics, decoder and named heads.
 
-    What decoder and heads read is their ``in_keys``: any of the state and belief that the dynamics write, before and,
-    under ``next``, after a transition. ``forward`` encodes and observes a window ``[B, T]``: it writes ``embed`` and
-    what the dynamics write.
+    What decoder and heads read is their ``in_keys``: any of the state and belief that the dynamics write,
+    before and, under ``next``, after a transition. ``forward`` encodes and observes a window ``[B, T]``: it
+    writes ``embed`` and what the dynamics write.
 
     Args:
         spaces: shape of one observation for each key.

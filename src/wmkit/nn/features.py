@@ -13,14 +13,16 @@ from wmkit import fast
 class Feature:
     """Parts side by side, of any leading dimensions; layers take it wherever they take a tensor.
 
-    A state is G one-hot vectors of C classes; a belief is numbers. A layer reads either, both, or those of two steps.
+    A state is G one-hot vectors of C classes; a belief is numbers. A layer reads either, both, or those of
+    two steps.
 
     Args:
         parts: each ``[*B, D]`` float, in the order in which a layer's columns read them.
-        classes: for each part ``[*B, G]`` int64, the class of each of its one-hot groups, or ``None`` where it is
-            not one-hot or its classes are not known; of no part if not given.
+        classes: for each part ``[*B, G]`` int64, the class of each of its one-hot groups, or ``None`` where
+            it is not one-hot or its classes are not known; of no part if not given.
 
-    >>> feature = Feature(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]]), classes=[torch.tensor([[1]]), None])
+    >>> state, belief = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]])
+    >>> feature = Feature(state, belief, classes=[torch.tensor([[1]]), None])
     >>> with torch.no_grad():
     ...     feature.linear(torch.tensor([[10.0, 20.0, 1.0]]))
     tensor([[22.]])

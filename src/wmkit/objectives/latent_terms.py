@@ -33,8 +33,8 @@ class KLBalance(Objective):
     TransDreamer          on the mean over the batch, 0  0            1
     ====================  =============================  ===========  =========
 
-    DreamerV3 (arXiv:2301.04104, eq. 5), DreamerV2 (arXiv:2010.02193, section 2.2), STORM (arXiv:2310.09615, eq. 5).
-    The 0.8 / 0.2 balance of DreamerV2 is set in the weights.
+    DreamerV3 (arXiv:2301.04104, eq. 5), DreamerV2 (arXiv:2010.02193, section 2.2), STORM (arXiv:2310.09615,
+    eq. 5). The 0.8 / 0.2 balance of DreamerV2 is set in the weights.
 
     Args:
         weights: of the two terms.
@@ -199,7 +199,8 @@ class CrossEntropyLatents(Objective):
 
 
 class EntropyHinge(Objective):
-    """``entropy``: how far the posterior's mean entropy lies below a threshold (TWM, arXiv:2303.07109, eq. 3).
+    """``entropy``: how far the posterior's mean entropy lies below a threshold (TWM, arXiv:2303.07109, eq.
+    3).
 
     Args:
         weights: of ``entropy``.

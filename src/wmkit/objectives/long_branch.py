@@ -59,7 +59,8 @@ class BatchMeanTargets(nn.Module):
 class LongBranch(Objective):
     """Objectives along a window and, prefixed with ``zoomed_``, at its zoomed views; and those of the jumps.
 
-    Each view is a jump from its position's posterior. The states after real jumps are starts of imagination too.
+    Each view is a jump from its position's posterior. The states after real jumps are starts of imagination
+    too.
 
     Args:
         weights: of the heads that read a jump's two states: ``jump_steps`` and ``jump_return``.
@@ -69,7 +70,8 @@ class LongBranch(Objective):
         weight: factor on all predictions at the views.
         targets: how predictions meet targets.
         views: keys of a zoomed view, under ``zoomed``: observations, and rewards on arriving there.
-        world_model: what is trained, with :class:`~wmkit.dynamics.LongShortRSSM`; :meth:`attach` gives it later.
+        world_model: what is trained, with :class:`~wmkit.dynamics.LongShortRSSM`; :meth:`attach` gives it
+            later.
     """
 
     def __init__(
@@ -177,7 +179,9 @@ class LongBranch(Objective):
 
     @staticmethod
     def _records(batch: Mapping[str, Any], index: Tensor) -> dict[str, Tensor]:
-        """The zoomed views as records ``[K, ...]`` under the ordinary names; the rest as it is at their place."""
+        """The zoomed views as records ``[K, ...]`` under the ordinary names; the rest as it is at their
+        place.
+        """
 
         def take(x: Tensor) -> Tensor:
             return x.flatten(0, 1)[index]

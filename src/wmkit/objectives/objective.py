@@ -24,11 +24,11 @@ Score = Callable[[Any, Tensor], Tensor]
 class Objective(LossModule):
     """Base of all objectives: what a world model is trained on.
 
-    A subclass implements :meth:`names` and :meth:`terms`. A system calls these; as a TorchRL loss module an objective
-    is called with a TensorDict ``[B, T]`` in the sequence layout and gives ``loss_NAME``, weighted, for each term.
-    Where the window was observed before (``state``, ``belief`` and the logits are there), that is scored;
-    otherwise the world model observes it. Its parameters stay the world model's own: an optimiser is made of
-    ``world_model.parameters()``.
+    A subclass implements :meth:`names` and :meth:`terms`. A system calls these; as a TorchRL loss module an
+    objective is called with a TensorDict ``[B, T]`` in the sequence layout and gives ``loss_NAME``, weighted,
+    for each term. Where the window was observed before (``state``, ``belief`` and the logits are there), that
+    is scored; otherwise the world model observes it. Its parameters stay the world model's own: an optimiser
+    is made of ``world_model.parameters()``.
 
     Args:
         weights: one factor per term.
@@ -138,7 +138,8 @@ class Objective(LossModule):
         model = self.__dict__.get("world_model")
         if model is None:
             raise ConfigError(
-                f"{type(self).__name__} has no world model: found none, wanted the one to score; give world_model= "
+                f"{type(self).__name__} has no world model: found none, wanted the one to score; give "
+                "world_model= "
                 "or call attach(world_model)"
             )
         return model

@@ -49,7 +49,8 @@ class Reconstruction(Objective):
         """The decoder's keys."""
         if world_model.decoder is None:
             raise ConfigError(
-                "there is nothing to reconstruct: found a world model without a decoder, wanted one; give it a "
+                "there is nothing to reconstruct: found a world model without a decoder, wanted one; "
+                "give it a "
                 "decoder or leave Reconstruction out"
             )
         return tuple(world_model.decoder.targets)
@@ -76,8 +77,8 @@ class HeadLosses(Objective):
     Args:
         weights: by head.
         first: leading records that are not scored.
-        arrivals: score only records that something led to, not the first of an episode: for heads that read the
-            belief alone, before the state is seen (TWM, STORM).
+        arrivals: score only records that something led to, not the first of an episode: for heads that read
+            the belief alone, before the state is seen (TWM, STORM).
         world_model: what is trained; :meth:`attach` gives it later.
 
     Raises:

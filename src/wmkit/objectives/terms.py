@@ -55,7 +55,8 @@ def check_weights(terms: Iterable[str], weights: Mapping[str, float]) -> None:
 
     >>> check_weights(["reward"], {"rewrd": 1.0})
     Traceback (most recent call last):
-    wmkit.errors.ConfigError: weights do not match the terms: 'rewrd' has a weight but no term, 'reward' a term but \
+    wmkit.errors.ConfigError: weights do not match the terms: 'rewrd' has a weight but no term, 'reward' a
+    term but \
 no weight; name exactly reward
     """
     extra, missing = sorted(set(weights) - set(terms)), sorted(set(terms) - set(weights))

@@ -3,7 +3,8 @@
 ::
 
     learners:
-      representation: {trains: [world_model.encoder, ...], learns_from: [representation], optimizer: ..., clip: 100.0}
+      representation: {trains: [world_model.encoder, ...], learns_from: [representation], optimizer: ...,
+          clip: 100.0}
       dynamics:       {trains: [world_model], learns_from: [dynamics], optimizer: ..., clip: 100.0}
       actor: ...
       critic: ...
@@ -11,8 +12,8 @@
     slow: {critic: {fraction: 0.02, every: 1}}               copies that follow
     phases: {representation: {share: 0.6, learners: [representation], objectives: [...]}, ...}
 
-Learners of one inner list see the weights as they were before any of them stepped; those of the next see what the
-former have learned. Phases come before all of that, each with its share of ``pretrain`` updates.
+Learners of one inner list see the weights as they were before any of them stepped; those of the next see what
+the former have learned. Phases come before all of that, each with its share of ``pretrain`` updates.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class Schedule(nn.Module):
 
     Args:
         modules: what there is to train, by name: ``world_model``, ``actor``, ``critic``.
-        learners: by name, ``trains`` (names of modules, dotted for parts of them; a parameter belongs to the learner
-            that names it most closely), ``learns_from`` (groups of terms), ``optimizer`` (called with parameters) and, if any,
-            ``clip``, the largest norm of the whole gradient.
+        learners: by name, ``trains`` (names of modules, dotted for parts of them; a parameter belongs to the
+            learner that names it most closely), ``learns_from`` (groups of terms), ``optimizer`` (called with
+            parameters) and, if any, ``clip``, the largest norm of the whole gradient.
         order: inner lists of learners that learn at once.
         slow: by module, ``fraction`` that its slow copy moves towards it, ``every`` so many updates.
         pretrain: updates of a pretraining of share one.
@@ -181,7 +182,8 @@ class Schedule(nn.Module):
             if not own:
                 raise ConfigError(
                     f"learner {name!r} learns from nothing: found terms of "
-                    f"{', '.join(sorted({loss.group for loss in losses.values()})) or 'no group'}, wanted some of "
+                    f"{', '.join(sorted({loss.group for loss in losses.values()})) or 'no group'}, wanted "
+                    "some of "
                     f"{', '.join(self.on[name])}; correct learns_from"
                 )
             totals[name] = torch.stack([value.reshape(()) for value in own]).sum() if len(own) > 1 else own[0]
@@ -218,7 +220,8 @@ class Schedule(nn.Module):
     def _known(self, name: str) -> str:
         if name not in self.learners:
             raise ConfigError(
-                f"there is no learner {name!r}: wanted one of {', '.join(self.learners)}; correct order or phases"
+                f"there is no learner {name!r}: wanted one of {', '.join(self.learners)}; correct order "
+                "or phases"
             )
         return name
 
@@ -242,7 +245,8 @@ def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
         return found.get_submodule(rest)
     except AttributeError:
         raise ConfigError(
-            f"there is no module {path!r} to train or follow: wanted {', '.join(modules)}, or a part of one as "
+            f"there is no module {path!r} to train or follow: wanted {', '.join(modules)}, or a part "
+            "of one as "
             "world_model.encoder; correct it"
         ) from None
 

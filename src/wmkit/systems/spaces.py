@@ -67,8 +67,8 @@ class Spaces:
         images: image keys.
         vectors: vector keys.
         action_dim: width A of an action.
-        needs: batch keys that parts need beyond these, reward and flags (:class:`~wmkit.plug.Key`); nested ones of
-            every record that has the whole group.
+        needs: batch keys that parts need beyond these, reward and flags (:class:`~wmkit.plug.Key`); nested
+            ones of every record that has the whole group.
         actions: ``"discrete"``, one-hot, or ``"continuous"``, floats of the order of [-1, 1], unclipped.
         classes: of vector keys that hold classes, how many; they are read as one-hot.
         dtypes: of vector keys, as the environment shows them.

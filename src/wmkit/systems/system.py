@@ -36,8 +36,10 @@ class System(nn.Module):
         objectives: what the world model is trained on, by name (:mod:`wmkit.objectives`).
         actor: called as ``actor(width, action_dim)``; none where nothing acts.
         critic: called as ``critic(width)``; none where there is no value function.
-        controller: called as ``controller(actor, critic)``, turns the model into behaviour (:mod:`wmkit.control`).
-        schedule: called as ``schedule(modules)``, gives the order of learning (:class:`~wmkit.optim.Schedule`).
+        controller: called as ``controller(actor, critic)``, turns the model into behaviour
+            (:mod:`wmkit.control`).
+        schedule: called as ``schedule(modules)``, gives the order of learning
+            (:class:`~wmkit.optim.Schedule`).
         batch: ``size`` B, ``length`` T and leading ``context`` steps of a batch.
         exploration: by kind of action, what the policy adds to its samples (:mod:`wmkit.control`).
         policy: called as :class:`~wmkit.control.Policy`, gives what acts in the environment.
@@ -54,8 +56,8 @@ class System(nn.Module):
         context: leading steps that only supply stored latents or older frames.
         carry_dtype: precision in which acting and learning compute and carry the belief from step to step
             (:meth:`compute_in`); replay stores it so without loss.
-        dream_windows: ``(N, length)`` of the extra windows that :meth:`update` takes; None if imagination starts from
-            the batch.
+        dream_windows: ``(N, length)`` of the extra windows that :meth:`update` takes; None if imagination
+            starts from the batch.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
@@ -201,7 +203,8 @@ class System(nn.Module):
         shape = None if dreams is None else tuple(dreams.shape)
         if shape != self.dream_windows:
             raise SpecError(
-                f"windows for dreams are {shape}: wanted {self.dream_windows}, as the controller's starts say; "
+                f"windows for dreams are {shape}: wanted {self.dream_windows}, as the controller's starts "
+                "say; "
                 "give update what System.example_batches shows"
             )
         beside = None
@@ -286,8 +289,8 @@ class System(nn.Module):
 
         Returns:
             ``{key: [B, T, ...]}``: a prediction in [0, 1] for every image key, and what the hooks of the
-            controller's roll-outs expect (of a jump gate ``jump`` ``[B, T]``, a probability, and ``jump_steps``
-            ``[B, T]``, the predicted span Δ of a jump from that step).
+            controller's roll-outs expect (of a jump gate ``jump`` ``[B, T]``, a probability, and
+            ``jump_steps`` ``[B, T]``, the predicted span Δ of a jump from that step).
         """
         out, latent = self.world_model.open_loop(self.fill(batch), context)
         for key, stack in out.items():
