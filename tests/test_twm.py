@@ -618,7 +618,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no belief"):
         build("world_model.dynamics.policy_reads=feature")
     with pytest.raises(ConfigError, match="wanted one that reads the state"):
-        build("world_model.decoder.in_keys=[state,belief]")
+        build("world_model.decoder._target_=wmkit.codecs.Decoder")
     with pytest.raises(ConfigError, match="wanted one of micro, paper, tiny"):
         compose("twm", ["size=huge"])
     with pytest.raises(SpecError, match="wanted 3 or more"):
