@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,15 @@ def create(name: str, package: str, **options):
         if "MUJOCO_GL" in str(error):
             pytest.skip(str(error))
         raise
+
+
+@pytest.fixture(autouse=True)
+def small_worlds(request, monkeypatch):
+    """Crafter makes a world at each reset, in a time that grows with its area: a sixteenth here."""
+    if "crafter" in request.node.name:
+        crafter = pytest.importorskip("crafter")
+        small = partialmethod(crafter.Env.__init__, area=(16, 16))
+        monkeypatch.setattr(crafter.Env, "__init__", small)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -321,13 +321,13 @@ def test_vectors_are_squashed_or_one_hot_in_the_given_order() -> None:
     one_hot = F.one_hot(batch["slots"], 5).flatten(-2), F.one_hot(batch["weapon"], 4)
     vector = encoder.vector(torch.cat([symlog(batch["velocity"]), *one_hot], -1))
     image = encoder.image(batch["pixels"].flatten(0, 1) / 255).unflatten(0, (2, 4))
-    torch.testing.assert_close(encoder(batch), torch.cat([vector, image], -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.encode(batch), torch.cat([vector, image], -1), atol=1e-5, rtol=1e-5)
     nothing = dict(batch, weapon=torch.full((2, 4), -1))
     blank = torch.cat([symlog(batch["velocity"]), one_hot[0], torch.zeros(2, 4, 4)], -1)
-    torch.testing.assert_close(encoder(nothing)[..., :8], encoder.vector(blank))
+    torch.testing.assert_close(encoder.encode(nothing)[..., :8], encoder.vector(blank))
 
     decoder = Decoder(48, spaces, image=partial(PooledImageDecoder, deter=16, units=8, blocks=2), **options)
-    predictions = decoder(torch.randn(2, 4, 48))
+    predictions = decoder.predict(torch.randn(2, 4, 48))
     assert list(predictions) == list(decoder.targets)
     for key, prediction in predictions.items():
         assert prediction.mode.shape == batch[key].shape

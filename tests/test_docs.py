@@ -5,11 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-import torch
-from omegaconf import OmegaConf
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
-import wmkit
 from support.pages import PAGES, TREE, code, commands, programs
 from wmkit.systems import compose
 
@@ -76,42 +72,6 @@ def test_benchmarks_take_the_options_that_are_shown(page):
             source = (path / "__main__.py" if path.is_dir() else path).read_text(encoding="utf-8")
             for option in [word for word in words if word.startswith("--")]:
                 assert f'"{option}"' in source, f"{words[1]} takes no {option}"
-
-
-SWITCHED = {"ls_imagine": 10, "twm": 5, "storm": 2}  # systems whose page says how to switch back, how often
-
-
-def switches(text: str) -> list[list[str]]:
-    """Overrides in the last column of a table "switch back", row by row; a row without any must say so."""
-    _, head, table = text.partition("| switch back |\n")
-    cells = [line.rstrip("| ").rsplit(" | ", 1)[1] for line in table.partition("\n\n")[0].splitlines()[1:]]
-    found = [re.findall(r"`(\+?[\w.]+=[^` ]+)`", cell) for cell in cells]
-    assert head and all(
-        overrides or cell.startswith(("none", "not offered", "–"))
-        for overrides, cell in zip(found, cells, strict=True)
-    )
-    return found
-
-
-@pytest.mark.parametrize("system", SWITCHED)
-def test_switches_back_to_the_released_code_exist(system):
-    """Each changes the page, and the system is built with it."""
-    text = (TREE / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
-    page, rows = OmegaConf.to_container(compose(system)), switches(text)
-    spaces = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)), OneHot(3)
-    for switch in [switch for row in rows for switch in row]:
-        assert OmegaConf.to_container(compose(system, [switch])) != page, f"{switch} changes nothing"
-        if not switch.startswith(("training.", "+training.", "+env.")):
-            wmkit.build(system, observation_spec=spaces[0], action_spec=spaces[1], overrides=[switch])
-    assert sum(map(len, rows)) >= SWITCHED[system]
-
-
-@pytest.mark.parametrize("system", SWITCHED)
-def test_overrides_beside_the_table_exist(system):
-    text = (TREE / "docs" / "systems" / f"{system}.md").read_text(encoding="utf-8")
-    found = set(re.findall(r"`(\+?[a-z_]+\.[\w.]+=[\w.]+)`", text))
-    for override in found.difference(*switches(text)):
-        compose(system, [override])
 
 
 def test_jumpy_return_example(capsys):

@@ -223,7 +223,8 @@ def test_a_head_reads_the_keys_it_is_given_and_says_so_before_it_is_made() -> No
 @pytest.mark.parametrize("layers", [0, 1])
 def test_features_in_parts_are_features_side_by_side(maker: Any, layers: int) -> None:
     classes = torch.randint(0, 4, (3, 2))
-    parts = Feature(nn.functional.one_hot(classes, 4).flatten(-2).float(), torch.randn(3, 4), classes)
+    state = nn.functional.one_hot(classes, 4).flatten(-2).float()
+    parts = Feature(state, torch.randn(3, 4), classes=[classes, None])
     head = maker(12, units=8, layers=layers, outscale=1.0).eval()
     torch.testing.assert_close(head.predict(parts).mean, head.predict(parts.dense).mean, rtol=1e-4, atol=1e-5)
     actor = DiscreteActor(12, 3, units=8, layers=layers)

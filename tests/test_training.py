@@ -622,7 +622,23 @@ def wait_for_training(process: subprocess.Popen, folder: Path, step: int) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_killed_and_interrupted_runs_go_on(tmp_path, start, number):
+def test_an_interrupted_run_stops_with_a_checkpoint(tmp_path, number):
+    class Interrupted(ToySystem):
+        def update(self, batch):
+            if self.count == 5:
+                signal.raise_signal(number)
+            return super().update(batch)
+
+    parts = replace(toy_parts(), build=lambda config, env, device: Interrupted())
+    summary = train(toy_config(tmp_path / "run"), parts=parts)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    counters = store.load(store.latest())["counters"]
+    assert summary.interrupted and 6 <= summary.updates < 68
+    assert (counters["step"], counters["updates"]) == (summary.steps, summary.updates)
+
+
+def test_killed_and_interrupted_runs_go_on(tmp_path, start):
+    """By SIGKILL, which leaves a checkpoint behind, then by SIGTERM, which writes one; then to the end."""
     folder = tmp_path / "run"
     store = CheckpointStore(folder / "checkpoints")
     process = start(folder, "1000000")
@@ -640,7 +656,7 @@ def test_killed_and_interrupted_runs_go_on(tmp_path, start, number):
     on = reached(folder) + 160
     process = start(folder, "1000000", str(folder))
     wait_for_training(process, folder, on)
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=300) == 130, process.stderr.read()
     before = store.load(store.latest())["counters"]
     # What was owed at the kill is not made up for, what was taken since is paid: no burst.

@@ -112,11 +112,6 @@ class Decoder(Plug):
         predicted = [("predicted", key) for key in self.targets] if out_keys is None else out_keys
         self.set_plug(in_keys, as_keys(predicted, len(self.targets), "out_keys"))
 
-    @property
-    def reads(self) -> str:
-        """``"state"`` or ``"feature"``, for callers that do not ask for ``in_keys`` yet."""
-        return "state" if self.in_keys == ["state"] else "feature"
-
     def forward(self, tensordict: Any) -> Any:
         """Write the mean of every prediction from a TensorDict's features into it.
 

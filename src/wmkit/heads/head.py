@@ -24,16 +24,6 @@ from wmkit.plug import Key, Plug, as_keys, has_all
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sign": torch.sign}
 
 
-class _Reads:
-    """INTERIM: what a head reads in one word, until nobody asks for ``reads``."""
-
-    def __get__(self, head: Head | None, kind: type[Head]) -> str:
-        keys = as_keys(kind.default_in_keys if head is None else head.in_keys)
-        if any(map(is_next, keys)):
-            return "pair"
-        return "belief" if keys == ["belief"] else "feature"
-
-
 class Head(Plug):
     """A prediction from features.
 
@@ -76,7 +66,6 @@ class Head(Plug):
     default_out_keys: ClassVar[Sequence[NestedKey] | None] = None
     default_target: ClassVar[str | None] = None
     default_distribution: ClassVar[Distribution] = "normal"
-    reads = _Reads()
 
     def __init__(
         self,
