@@ -74,6 +74,8 @@ class ActorCritic(nn.Module):
             estimator that keeps none, or no gradient for the actor's kind of action.
     """
 
+    actor: Any
+    critic: Any
     return_norm: Any
 
     def __init__(
@@ -152,7 +154,7 @@ class ActorCritic(nn.Module):
                 "online": lambda latent: self.critic.predict(model.read(self.critic, latent)).mean,
                 "slow": lambda latent: slow_critic.predict(model.read(slow_critic, latent)).mean,
             }
-            shown = None if through else online.mean
+            shown: Any = None if through else online.mean
             with torch.set_grad_enabled(through):
                 targets = self.returns(model, found, start, self.outcome, shown, values)
         if through:  # outside, where the critic is no constant
@@ -251,18 +253,20 @@ class ActorCritic(nn.Module):
             latent = scene.observed.latent
         keep = latent.state.shape[1] - ahead
         latent = latent.light().map(lambda x: x[:, :keep].detach())
-        reward, continuation = model.heads["reward"], model.heads["continuation"]
+        heads: Any = model.heads
+        reward, continuation = heads["reward"], heads["continuation"]
         goes_on = ~(episode_ends(batch) | batch["is_init"])[:, 1:keep]  # [B, T-1, 1]
         after = {
-            "reward": reward.label(batch)[:, 1:keep],  # type: ignore[operator]
-            "continuation": goes_on * float(continuation.discount),  # type: ignore[arg-type]
+            "reward": reward.label(batch)[:, 1:keep],
+            "continuation": goes_on * float(continuation.discount),
         }
         online = self.critic.predict(model.read(self.critic, latent.map(lambda x: x[:, :-1])))
         with torch.no_grad():
             last = self.critic.predict(model.read(self.critic, latent.map(lambda x: x[:, -1:]))).mean
         transitions = TensorDict({"next": after}, list(goes_on.shape[:2]))
         value = _swap(torch.cat([online.mean.detach(), last], 1))
-        target = _swap(self.returns.returns(transitions, value))  # type: ignore[union-attr]
+        assert isinstance(self.returns, TransitionReturns)
+        target = _swap(self.returns.returns(transitions, value))
         real = ~batch["is_init"][:, 1:keep, 0]
         critic_loss = (real * online.loss(target)).sum() / real.sum().clamp(min=1)
         entropy = self.actor.policy(model.read(self.actor, latent)).entropy.mean()

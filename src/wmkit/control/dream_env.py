@@ -14,7 +14,6 @@ from torchrl.envs import ModelBasedEnvBase
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.errors import ConfigError
 
-Starts = TensorDictBase | Callable[[int], TensorDictBase]
 ENDS = ("likely", "sampled", "never")
 
 
@@ -58,7 +57,7 @@ class DreamEnv(ModelBasedEnvBase):
         action_spec: TensorSpec,
         *,
         batch_size: Any = (),
-        start: Starts | None = None,
+        start: TensorDictBase | Callable[[int], TensorDictBase] | None = None,
         rewards: Mapping[str, float] | None = None,
         ends: Literal["likely", "sampled", "never"] = "likely",
         relaxed: bool = False,

@@ -65,7 +65,7 @@ class JumpGate(Hook):
         return latent, None
 
     def durations(self, world_model: WorldModel, found: Rollout, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Span Δ and discounted reward inside of each transition ``[H, N, 1]``, by the heads of both states."""
+        """Span Δ and discounted reward inside each transition ``[H, N, 1]``, by the heads of both states."""
         jumps, before, after = found.options, found.before, found.after
         span = _where(jumps, before, after, lambda *pair: world_model.predict("jump_steps", *pair).mean)
         span = span.clamp(1, self.max_span).floor()

@@ -62,10 +62,12 @@ class Rollout(NamedTuple):
     def join(parts: Sequence[Rollout]) -> Rollout:
         """Roll-outs of one horizon side by side."""
         latent, *rest = zip(*parts, strict=True)
-        whole = Latent(*(None if x[0] is None else torch.cat(x, 1) for x in zip(*latent, strict=True)))
+        fields = (None if x[0] is None else torch.cat(x, 1) for x in zip(*latent, strict=True))
+        whole = Latent(*fields)  # type: ignore[arg-type]
         *timed, rows, valid, last = rest
-        joined = (torch.cat(x, 1) for x in timed)
-        return Rollout(whole, *joined, torch.cat(rows), torch.cat(valid), Latent.cat(last))
+        actions, options, restarts = (torch.cat(x, 1) for x in timed)
+        merged = torch.cat(rows), torch.cat(valid), Latent.cat(last)
+        return Rollout(whole, actions, options, restarts, *merged)
 
 
 class Hook:
@@ -173,8 +175,8 @@ def rollout(
             restarts.append(begins)
         known = all(x.classes is not None for x in latents)
         whole = Latent.stack(latents if known else [x._replace(classes=None) for x in latents], 0)
-        stacked = (torch.stack(x) for x in (actions, options, restarts))
-        found = Rollout(whole, *stacked, torch.arange(rows, device=device), ~never, latent)
+        acted, opted, begun = (torch.stack(x) for x in (actions, options, restarts))
+        found = Rollout(whole, acted, opted, begun, torch.arange(rows, device=device), ~never, latent)
         for hook, chance in zip(hooks, chances, strict=True):
             found = hook.finish(world_model, act, found, chance)
     return found

@@ -151,7 +151,7 @@ class RSSM(Dynamics):
     @property
     def pack_shapes(self) -> dict[str, tuple[int, ...]]:
         """State and belief and, where the backbone carries more than its output, ``carry``."""
-        shapes = {"state": (self.state_dim,), "belief": (self.belief_dim,)}
+        shapes: dict[str, tuple[int, ...]] = {"state": (self.state_dim,), "belief": (self.belief_dim,)}
         if not self.backbone.carry_is_output:
             shapes["carry"] = (carry_width(self.backbone.initial(1)),)
         return shapes

@@ -51,7 +51,8 @@ class _Turn:
     """Uniforms of the gate, and each roll-out's step of the likeliest jump."""
 
     def __init__(self, uniforms: Tensor) -> None:
-        self.uniforms, self.latent = uniforms, None
+        self.uniforms = uniforms
+        self.latent: Latent | None = None
         self.chance = uniforms.new_full(uniforms.shape[1:], -1.0)
 
     def __len__(self) -> int:
@@ -62,5 +63,5 @@ class _Turn:
 
     def look(self, latent: Latent, chance: Tensor) -> None:
         better = chance > self.chance
-        self.latent: Any = latent if self.latent is None else latent.where(better.squeeze(-1), self.latent)
+        self.latent = latent if self.latent is None else latent.where(better.squeeze(-1), self.latent)
         self.chance = chance.maximum(self.chance)

@@ -128,4 +128,4 @@ def _merge(fn: Callable[..., Tensor], *latents: Latent) -> Latent:
         None if any(part is None for part in field) else map_carry(fn, *field)
         for field in zip(*latents, strict=True)
     )
-    return Latent(*parts)
+    return Latent(*parts)  # type: ignore[arg-type]

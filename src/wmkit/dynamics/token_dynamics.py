@@ -237,7 +237,7 @@ class TokenDynamics(Dynamics):
         if self.recent is not None:
             recent = self.recent.unpack(latent.carry, record["previous_action"])
             beliefs, _ = self.advance(self.recent.steps(recent), None, separate=True)
-            carry = self.recent.push(recent, seen.state, seen.classes, arrival, first)
+            carry: Any = self.recent.push(recent, seen.state, seen.classes, arrival, first)
             belief = beliefs[:, -1]
         elif latent.carry is None:
             belief = embed.new_zeros(len(embed), self.belief_dim)
@@ -260,15 +260,12 @@ class TokenDynamics(Dynamics):
 
     def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
         """Other states in rows ``mask [B]``; what was before is cut off with their own tokens."""
+        rows, classes = mask.unsqueeze(-1), latent.classes
+        if classes is not None and start.classes is not None:
+            classes = torch.where(rows, start.classes, classes)
+        state = torch.where(rows, start.state, latent.state)
         assert latent.carry is not None
-        return Latent(
-            torch.where(mask.unsqueeze(-1), start.state, latent.state),
-            latent.belief,
-            latent.carry._replace(is_init=mask),
-            None
-            if latent.classes is None
-            else torch.where(mask.unsqueeze(-1), start.classes, latent.classes),
-        )
+        return Latent(state, latent.belief, latent.carry._replace(is_init=mask), classes)
 
     # -- what a policy carries -------------------------------------------------------------
 

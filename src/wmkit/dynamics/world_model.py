@@ -77,8 +77,8 @@ class WorldModel(Plug):
         if decoder is not None:
             self.decoder = decoder(self.width(decoder, "decoder"), spaces)
         for name, make in heads.items():
-            self.heads[name] = head = make(self.width(make, name))
-            head.named(name)
+            head: Any = make(self.width(make, name))
+            self.heads[name] = head.named(name)
         self._noisy = any(map(_is_noisy, self.modules()))
         dynamics_in = [key for key in self.dynamics.in_keys if key not in self.encoder.out_keys]
         self.set_plug(

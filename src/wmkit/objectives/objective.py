@@ -76,7 +76,7 @@ class Objective(LossModule):
         raise NotImplementedError
 
     def batch_keys(self, shapes: Mapping[str, Sequence[int]]) -> dict[Any, Key]:
-        """Batch keys that are needed beyond what the world model reads; ``shapes`` are those of observations."""
+        """Batch keys needed beyond what the world model reads; ``shapes`` are those of observations."""
         return {}
 
     def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:

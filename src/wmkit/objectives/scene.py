@@ -85,7 +85,7 @@ class Scene:
         return self.observed.posterior_logits
 
     def latent_for(self, part: Any) -> Latent:
-        """The latent that a part reads ``[B, T, ...]``; one that reads states alone needs no sequence model."""
+        """What a part reads ``[B, T, ...]``; one that reads states alone needs no sequence model."""
         model = self.world_model
         if self._observed is None and model.dynamics.myopic:
             fields = {model.dynamics.fields.get(key) for key in part.in_keys}

@@ -81,6 +81,8 @@ class Schedule(nn.Module):
     ['grad_norm_model', 'loss_model']
     """
 
+    _followed: dict[str, Any]
+
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
@@ -197,8 +199,8 @@ class Schedule(nn.Module):
         """Move each slow copy if it is time, and count the update."""
         for key, (fraction, every) in self._slow_spec.items():
             if every == 1 or self.updates % every == 0:
-                pair = getattr(self, f"slow_{key}"), self._followed[key]
-                torch._foreach_lerp_(*(list(module.parameters()) for module in pair), fraction)
+                slow, module = self.slow[key], self._followed[key]
+                torch._foreach_lerp_(list(slow.parameters()), list(module.parameters()), fraction)
         counts = self.phases or any(every != 1 for _, every in self._slow_spec.values())
         if counts or not torch.compiler.is_compiling():
             self.updates += 1

@@ -118,7 +118,9 @@ class System(nn.Module):
             self.schedule = schedule({key: module for key, module in modules.items() if module is not None})
         starts = getattr(self.controller, "starts", None)
         check_window(
-            batch["length"], self.objectives, {"controller": self.controller, "controller.starts": starts}
+            batch["length"],
+            dict(self.objectives.items()),
+            {"controller": self.controller, "controller.starts": starts},
         )
         self.dream_windows: tuple[int, int] | None = starts and starts.windows(self.frames.count)
         spaces.needs |= self._needs()
@@ -181,7 +183,8 @@ class System(nn.Module):
         Raises:
             SpecError: a key is missing or has the wrong rank or dtype, or ``dreams`` are not what is wanted.
         """
-        schedule, scene, metrics = self.schedule, self.scene(batch, dreams), {}
+        schedule, scene = self.schedule, self.scene(batch, dreams)
+        metrics: dict[str, Any] = {}
         phase = schedule.now
         for learners in phase.order:  # those of one inner list learn at once
             losses: dict[str, Loss] = {}
@@ -313,7 +316,7 @@ class System(nn.Module):
         return batch, self.spaces.example_batch(self.dream_windows, seed + 1)
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
-        """The batch as a mapping: images stacked, in [0, 1]; defaults for keys that parts need and it lacks."""
+        """The batch as a mapping: images stacked, in [0, 1]; defaults for missing keys that parts need."""
         filled = {key: batch[key] for key in batch.keys()}
         init = filled["is_init"]
         filled |= {key: self.frames.window(filled[key], init) for key in self.spaces.images}  # not per reader
