@@ -46,7 +46,7 @@ class DreamEnv(ModelBasedEnvBase):
     >>> import wmkit
     >>> spec, tiny = Composite(observation=Unbounded((2,))), ["size=tiny"]
     >>> system = wmkit.build("dreamer_v3", observation_spec=spec, action_spec=OneHot(3), overrides=tiny)
-    >>> env = system.dream_env([5])
+    >>> env = system.dream_env([5], ends="never")
     >>> env.rollout(4)["next", "reward"].shape
     torch.Size([5, 4, 1])
     """

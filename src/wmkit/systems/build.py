@@ -55,6 +55,7 @@ def build(
         ConfigError: see :func:`compose <wmkit.systems.pages.compose>`.
         SpecError: the system cannot see or act in this environment.
 
+    >>> import torch
     >>> from torchrl.data import Composite, OneHot, UnboundedDiscrete
     >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
     >>> system = build("dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(4))
