@@ -300,7 +300,7 @@ def test_any_registered_id_of_gymnasium_stands_alone(rooms, name):
 def test_names_of_wmkit_go_before_ids_of_gymnasium(rooms, monkeypatch):
     monkeypatch.setitem(registry._targets["env"], "Own-v0", _own)
     assert "pixels" in make_env("Own-v0").observation_spec.keys()
-    with pytest.raises(ConfigError, match="'counting/Small-v0' cannot take these options"):
+    with pytest.raises(ConfigError, match="'counting/Small-v0'"):
         make_env("counting/Small-v0")
     assert make_env("gym/counting/Small-v0").observation_spec["observation"].shape == (4,)
 
@@ -347,8 +347,6 @@ def _stubborn(*, seed, **options):
 
 def test_what_only_the_constructor_knows_of_its_options_is_one_sentence_too():
     register("env", "stubborn", _stubborn)
-    with pytest.raises(
-        ConfigError, match=r"env 'stubborn' with options {'side': 'x'} cannot be made"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"'stubborn' .*'side': 'x'") as error:
         make_env("stubborn", side="x")
     assert isinstance(error.value.__cause__, ValueError)

@@ -267,11 +267,11 @@ def test_a_style_on_a_page_is_that_of_its_layers() -> None:
     ):
         found = wmkit.build(name, observation_spec=PIXELS, action_spec=OneHot(4), overrides=overrides)
         assert activations(found) == {overrides[0].partition("=")[2]}, name
-    with pytest.raises(ConfigError, match=r"all of critic\.style is read from style, wanted style\.norm"):
+    with pytest.raises(ConfigError, match=r"style\.norm"):
         compose("dreamer_v3", ["critic.style.norm=layer"])
     with pytest.raises(ConfigError, match="found no trunk there"):
         compose("dreamer_v3", ["trunk.units=3"])
-    with pytest.raises(ConfigError, match=r"'_trunk\.units=3' would change nothing"):
+    with pytest.raises(ConfigError, match=r"_trunk\.units"):
         compose("dreamer_v3", ["_trunk.units=3"])
 
 
@@ -392,7 +392,7 @@ def test_windows_too_short_for_losses_or_stacks_are_refused(system, enough, too_
 def test_bad_batches_are_refused_in_one_sentence() -> None:
     system = build()
     batch = system.example_batch()
-    with pytest.raises(SpecError, match=r"'reward' is \[3, 5\] of torch.float32: wanted \[3, 5, 1\]"):
+    with pytest.raises(SpecError, match=r"'reward' .*\[3, 5, 1\]"):
         system.update(batch.clone().set("reward", batch["reward"].squeeze(-1)))
     with pytest.raises(SpecError, match="no 'previous_action'"):
         system.update(batch.exclude("previous_action"))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchrl.data import OneHot
 from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_exploration_type
+from wmkit.objectives.token_latents import entropy_hinge
 
 import wmkit
 from support.tokens import cut, make_start, parameters, steps
@@ -23,7 +24,6 @@ from wmkit.dynamics.token_dynamics import Steps
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import ConfigError, SpecError
 from wmkit.nn import Feature
-from wmkit.objectives.token_latents import entropy_hinge
 from wmkit.systems import System, compose
 
 
