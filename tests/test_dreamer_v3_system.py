@@ -45,6 +45,7 @@ from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer
 
 SMALL = [
+    "preset=paper",
     *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.depth=2"),
     *("batch.size=3", "batch.length=5"),
 ]

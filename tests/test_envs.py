@@ -322,13 +322,13 @@ def test_gymnasium_by_name():
         (LOG, {"max_steps": 0}, "at least 1"),
         ("counting", {"colour": 1}, "colour"),
         ("counting", {"num_envs": 0}, "at least 1"),
-        ("counting", {"length": "x"}, "env.options.length is 'x': wanted a whole number"),
+        ("counting", {"length": "x"}, "options.length is 'x': wanted a whole number"),
         ("gym/Nothing-v0", {}, "gym/Nothing-v0"),
         ("nothing/Here-v0", {}, "gym/nothing/Here-v0.*install the package"),
         ("CartPole", {}, "wanted 'CartPole-v1'; in a run write env=gymnasium env.name=CartPole-v1"),
         ("CartPole-v1", {"world": "full"}, "that its page was chosen .env=gymnasium env.name=CartPole-v1"),
         ("harvest_sand", {}, "in a run write env=harvest_sand"),
-        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set env.pixels=true"),
+        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set pixels=true"),
     ],
 )
 def test_bad_names_and_options_are_one_sentence(name, options, words):

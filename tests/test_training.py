@@ -27,7 +27,7 @@ from torchrl.envs import SerialEnv, Transform, TransformedEnv
 from support.toy import LENGTH, ToyPolicy, ToySystem, queued_config, toy_config, toy_env, toy_parts
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
-from wmkit.systems.pages import CONF, load
+from wmkit.systems.page_files import find_page, load
 from wmkit.training import captured, schedule
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
@@ -355,7 +355,7 @@ def test_samplers_draw_on_the_runs_device_if_it_is_cuda(tmp_path, monkeypatch):
 
 
 def test_settings_are_those_of_the_page_and_checked(tmp_path):
-    page = load(CONF / "training" / "default.yaml")
+    page = load(find_page("training/default"))
     assert vars(Settings.read(OmegaConf.create({"training": {}}))) == page | {"replay": {}, "pairs": {}}
     for key, value, words in (
         ("training.steps", "abc", "training.steps is 'abc': wanted a whole number"),
