@@ -115,7 +115,7 @@ def test_every_group_of_pages_can_be_added(tmp_path, plugins):
     assert compose("twm", ["size=wee"]).size.blocks == 1
     overrides = ["size=wee", "backbone=broad", "batch.size=2", "batch.length=3"]
     system = wmkit.build("walker", overrides=overrides, **VECTOR)
-    assert system.update(system.example_batch())["loss"].isfinite()
+    assert system.update(system.example_batch())["loss_actor"].isfinite()
     folder = find_pages("size/*")[0].parent.parent
     assert {path.name for path in folder.iterdir() if path.is_dir()} == set(registry.GROUPS)
 
@@ -197,6 +197,7 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
     "dreamer_v3_2024": (140_909_443, 12_607_506, 12_850_431),
     "ls_imagine": (235_889_794, 9_465_874, 9_708_799),
     "storm": (16_513_155, 1_059_858, 1_181_439),
+    "transdreamer": (41_027_723, 2_338_418, 2_331_601),  # of one grey channel
     "twm": (19_016_998, 1_322_002, 1_313_281),  # 21,652,281 together
 }
 
@@ -204,7 +205,8 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
 @pytest.mark.parametrize("name", wmkit.available())
 def test_built_without_choices_a_system_has_its_published_size(name):
     """A quick run, and what a preset or a size chooses, stay small."""
-    pixels = Composite(pixels=UnboundedDiscrete((1 if name == "twm" else 3, 64, 64), dtype=torch.uint8))
+    channels = 1 if name in ("twm", "transdreamer") else 3
+    pixels = Composite(pixels=UnboundedDiscrete((channels, 64, 64), dtype=torch.uint8))
     with torch.device("meta"):
         system = wmkit.build(name, observation_spec=pixels, action_spec=OneHot(18))
     parts = system.world_model, system.actor, system.critic

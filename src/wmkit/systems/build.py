@@ -57,6 +57,7 @@ def build(
         ConfigError: see :func:`compose <wmkit.systems.pages.compose>`.
         SpecError: the system cannot see or act in this environment.
 
+    >>> import torch
     >>> from torchrl.data import Composite, OneHot, UnboundedDiscrete
     >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
     >>> with torch.device("meta"):  # its published size, without memory
