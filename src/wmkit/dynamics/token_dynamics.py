@@ -83,8 +83,8 @@ class TokenDynamics(Dynamics):
     >>> from functools import partial
     >>> from wmkit import backbones
     >>> from wmkit.dynamics import LateRewardTokens
-    >>> from wmkit.nn import Perceptron
-    >>> head = partial(Perceptron, layers=0)
+    >>> from wmkit.nn import MLP
+    >>> head = partial(MLP, layers=0)
     >>> gru = partial(backbones.build, "gru")
     >>> dynamics = TokenDynamics(3, 7, backbone=gru, tokens=LateRewardTokens, deter=16, groups=4, classes=5,
     ...                          posterior=head, prior=head)
