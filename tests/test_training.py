@@ -27,8 +27,9 @@ from torchrl.envs import SerialEnv, Transform, TransformedEnv
 from support.toy import LENGTH, ToyPolicy, ToySystem, queued_config, toy_config, toy_env, toy_parts
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.optim import captured
 from wmkit.systems.page_files import find_page, load
-from wmkit.training import captured, schedule
+from wmkit.training import schedule
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.evaluate import evaluate
