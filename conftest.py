@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,5 +25,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def fresh() -> Iterator[None]:
+    """The same seeds before a test; what PyTorch keeps for the whole process is afterwards as before."""
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)

@@ -13,7 +13,7 @@ events (on a CPU of the clock), after a warm-up; the time of warming up, compili
 column.
 
     eager       as it is written
-    graph       one CUDA graph (`wmkit.training.CapturedUpdate`); TorchRL captures losses and gradients
+    graph       one CUDA graph (`wmkit.optim.CapturedUpdate`); TorchRL captures losses and gradients
     compiled    one graph of the compiler (`fullgraph=True`); TorchRL compiles losses and gradients
     both        compiled, then captured; TorchRL's default on CUDA
 
@@ -122,7 +122,7 @@ def wmkit_update(cell: Cell, args: argparse.Namespace) -> tuple[Callable[[], Any
     from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
     import wmkit
-    from wmkit.training import CapturedUpdate
+    from wmkit.optim import CapturedUpdate
 
     spaces = {
         "proprio": {"observation": Unbounded((24,))},

@@ -29,8 +29,8 @@ from token_update_plain import pieces
 from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
 import wmkit
+from wmkit.fast import keep_freed_memory
 from wmkit.objectives import dream_actor_critic, scaled_dream_actor_critic
-from wmkit.training.allocator import keep_freed_memory
 
 PARTS = ("world model", "imagination", "actor-critic")
 ACTIONS = 18

@@ -35,10 +35,10 @@ from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 import wmkit
 from wmkit import fast
 from wmkit.dynamics import filter_loop, imagine
+from wmkit.fast import keep_freed_memory
 from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
 from wmkit.nn import Feature, FirstLayers, LoopWeight, Products, UpsamplingConv, total_loss
 from wmkit.nn.features import one_hot_linear
-from wmkit.training.allocator import keep_freed_memory
 
 B, T, H, ACTIONS = 16, 64, 15, 6
 IMAGES = 256

@@ -79,7 +79,7 @@ from torchrl.objectives import (
 from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3Optimizer
 
 import wmkit
-from wmkit.training.allocator import keep_freed_memory
+from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import compile_update
 
 # TensorDictModule looks for pandas at every call, which is quick only once it is imported.

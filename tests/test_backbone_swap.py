@@ -17,12 +17,14 @@ from wmkit import backbones
 from wmkit.data import to_sequence
 from wmkit.dynamics import RSSM, imagine
 from wmkit.envs.counting import CountingEnv
+from wmkit.registry import full_name
 from wmkit.systems import System, build, compose
 
 A = 3
 BACKBONES = ["block_gru", "gpt", "gru", "ln_gru", "ln_gru_bias", "lstm", "s5", "transformer_xl"]
-TINY = ["size.deter=16", "size.groups=2", "size.classes=3", "size.hidden=8", "size.units=8", "size.layers=1"]
-SMALL_BATCH = ["batch.size=2", "batch.length=4", "behaviour.horizon=3"]
+TINY = ["size.deter=16", "size.groups=2", "size.hidden=8", "size.units=8"]
+UNREAD = {"dreamer_v1": ("layers", "classes"), "dreamer_v2": ("layers",), "dreamer_v3": ("layers",)}
+SMALL_BATCH = ["preset=paper", "batch.size=2", "batch.length=4", "behaviour.horizon=3"]
 
 
 def vectors() -> Composite:
@@ -37,7 +39,9 @@ def small(system: str, backbone: str, *overrides: str) -> System:
         affordance = UnboundedDiscrete((1, 64, 64), dtype=torch.uint8)
         spec = Composite(pixels=pixels, affordance=affordance)
         overrides = ("size.depth=2", *overrides)
-    overrides = (f"backbone={backbone}", *TINY, *SMALL_BATCH, *overrides)
+    sizes = {"classes": 3, "layers": 1}
+    more = [f"size.{name}={n}" for name, n in sizes.items() if name not in UNREAD.get(system, ())]
+    overrides = (f"backbone={backbone}", *TINY, *more, *SMALL_BATCH, *overrides)
     return build(system, observation_spec=spec, action_spec=OneHot(A), overrides=overrides)
 
 
@@ -91,7 +95,7 @@ def test_older_dreamers_too(system: str) -> None:
 @pytest.mark.parametrize(("system", "tokens"), [("twm", 50), ("storm", 64)])
 def test_a_transformer_sees_the_training_window_of_tokens(system: str, tokens: int, backbone: str) -> None:
     page = compose(system, [f"backbone={backbone}", "preset=full"]).backbone
-    assert page.name == backbone and page.window >= tokens
+    assert page["_target_"] == full_name("backbone", backbone) and page.window >= tokens
 
 
 @pytest.mark.parametrize("backbone", ["gru", "s5"])
@@ -139,7 +143,7 @@ def test_acting_remembers_what_training_does(backbone: str) -> None:
 
 def test_collected_steps_carry_memory_that_replay_does_not_keep() -> None:
     spec = CountingEnv().observation_spec
-    overrides = ["backbone=transformer_xl", *TINY, *SMALL_BATCH]
+    overrides = ["backbone=transformer_xl", *TINY, "size.classes=3", "size.layers=1", *SMALL_BATCH]
     env = CountingEnv()
     system = build("dreamer_v3_2023", observation_spec=spec, action_spec=env.action_spec, overrides=overrides)
     world = TransformedEnv(env, InitTracker())

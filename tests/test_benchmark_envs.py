@@ -267,7 +267,7 @@ def test_the_limit_is_an_end_or_a_truncation_by_the_protocol(system, overrides, 
     assert last["done"] and last["terminated"].item() is terminates
     assert last["truncated"].item() is not terminates
     assert env._envs[0]._played == 8
-    with pytest.raises(ConfigError, match="limit='end': wanted one of truncate, terminate"):
+    with pytest.raises(ConfigError, match="limit='end'"):
         atari100k("pong", limit="end")
 
 
@@ -304,7 +304,7 @@ def test_a_lost_life_ends_an_episode_of_training_but_none_of_evaluation():
         assert made._envs[0].lives == lives
     asked = compose("twm", ["preset=atari100k", "env.evaluation.lives=terminate"])
     assert EvaluationProtocol.of(asked, 1).lives == "terminate"
-    with pytest.raises(ConfigError, match="lives='lost': wanted one of ignored, terminate"):
+    with pytest.raises(ConfigError, match="lives='lost'"):
         atari100k("pong", lives="lost")
 
 
@@ -363,9 +363,7 @@ def test_area_means_are_what_a_pixel_covers():
     pytest.importorskip("ale_py")
     plain, by_area = (atari100k("pong", filter=name, noops=0) for name in ("bilinear", "area"))
     assert plain.reset()["pixels"].shape == by_area.reset()["pixels"].shape
-    with pytest.raises(
-        ConfigError, match=r"filter='box': wanted one of bilinear, area; correct env\.options\.filter"
-    ):
+    with pytest.raises(ConfigError, match=r"filter='box': wanted one of bilinear, area; correct filter"):
         atari100k("pong", filter="box")
 
 

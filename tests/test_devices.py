@@ -25,8 +25,9 @@ from torchrl.envs import SerialEnv, TensorDictPrimer
 import wmkit
 from wmkit.affordance import SmallUNet, save_affordance
 from wmkit.envs.counting import CountingEnv
+from wmkit.optim import CapturedUpdate
 from wmkit.systems import compose
-from wmkit.training import CapturedUpdate, Trainer, affordance_stage
+from wmkit.training import Trainer, affordance_stage
 from wmkit.training.affordance_stage import prepare_affordance
 from wmkit.training.collect import Collection, with_carry
 from wmkit.training.devices import for_env, policy_weights
@@ -41,7 +42,7 @@ SPACES = {
 SYSTEMS = {
     "dreamer_v3": ("proprio",),
     "ls_imagine": ("reward",),
-    "twm": ("vision", "batch.length=4", "behaviour.starts.count=2"),
+    "twm": ("vision", "batch.length=4", "controller.starts.count=2"),
     "storm": ("vision", "batch.length=12"),
 }
 

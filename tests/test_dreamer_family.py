@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch import distributions as torchd
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded, UnboundedDiscrete
 from torchrl.envs import ExplorationType, SerialEnv, set_exploration_type
+from wmkit.systems.exploration import AdditiveGaussian, EpsilonGreedy
+from wmkit.systems.schedules import adam
 
 import wmkit
 from support.steer import Steer
@@ -31,8 +33,6 @@ from wmkit.nn import (
 )
 from wmkit.objectives import LaProp, Learner, MeanKL, MeanKLBalance, MixedGradient
 from wmkit.systems import build_from, compose
-from wmkit.systems.exploration import AdditiveGaussian, EpsilonGreedy
-from wmkit.systems.schedules import adam
 from wmkit.training.parts import default_parts
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer
@@ -203,9 +203,9 @@ def updates_per_decision(system: wmkit.System) -> float | None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_numbers_are_those_of_the_paper(name: str) -> None:
     """Read off the built system, whose parts do with a number what it says."""
-    size = ["size=paper"] if name == "dreamer_v3_2023" else []
+    size = ["size=paper", "size.layers=1"] if name == "dreamer_v3_2023" else []
     actions = CHOICE if name == "dreamer_v3_2023" else SIX
-    system = build(name, VECTOR, actions, *size, sizes=[*NARROW, "size.layers=1"])
+    system = build(name, VECTOR, actions, *size, sizes=NARROW)
     assert PUBLISHED[name] == {
         "rates": optimiser(system),
         "decay, eps, clip": optimiser_numbers(system),
@@ -318,7 +318,7 @@ def test_a_domain_is_a_protocol_whatever_the_preset(domain: str, preset: str) ->
 
 
 def test_blocks_of_pixels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="patch is 8 with convolutions without padding"):
+    with pytest.raises(ConfigError, match="patch is 8"):
         build("dreamer_v2", PIXELS, CHOICE, "size=tiny", sizes=[])
 
 
@@ -607,13 +607,13 @@ def test_both_ways_to_imagine_see_the_same_future(name: str) -> None:
 def test_a_page_that_cannot_work_says_so() -> None:
     with pytest.raises(ConfigError, match="estimator that keeps no gradient"):
         case("v1", "behaviour.estimator.differentiable=false")
-    with pytest.raises(ConfigError, match=r"behaviour\.start is 'scord': wanted one of scored, dropped"):
+    with pytest.raises(ConfigError, match=r"start is 'scord'"):
         case("v1", "behaviour.start=scord")
     with pytest.raises(ConfigError, match="start 'scored' and horizon 1"):
         case("v1", "behaviour.start=scored", "behaviour.horizon=1")
     system, learned = case("v2")
     del system.behaviour.gradients["continuous"]
-    with pytest.raises(ConfigError, match="no gradient for continuous actions: found discrete"):
+    with pytest.raises(ConfigError, match="continuous actions"):
         system.schedule.behave(system, learned)
 
 

@@ -35,13 +35,13 @@ from torch.nn import functional as F
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded, UnboundedDiscrete
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives import categorical_kl_terms
+from wmkit.objectives.actor_critic import ActorCriticOutput
 
 import wmkit
 from wmkit.envs import make_env
 from wmkit.functional import categorical_kl, unimix_probs
 from wmkit.nn import Bernoulli, BoundedNormal, OneHotCategorical, RMSNorm, SymexpTwoHot
 from wmkit.objectives import KLBalance
-from wmkit.objectives.actor_critic import ActorCriticOutput
 from wmkit.systems import System, compose, dreamerv3_jax_parameters
 from wmkit.training.schedule import UpdateRatio
 

@@ -21,6 +21,7 @@ from torchrl.objectives import DreamerV3ValueLoss
 from torchrl.objectives.value import TDLambdaEstimator
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 from torchrl.trainers.algorithms import DreamerV3Optimizer
+from wmkit.systems.schedules import JointUpdate
 
 from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
@@ -38,7 +39,6 @@ from wmkit.objectives import (
     WorldModelLoss,
 )
 from wmkit.systems import System, build_from, compose
-from wmkit.systems.schedules import JointUpdate
 from wmkit.systems.spaces import Spaces
 
 DISCOUNT = 1 - 1 / 333
@@ -197,7 +197,7 @@ def test_laprop_reads_nothing_back() -> None:
 
 
 def test_laprop_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(ConfigError, match=r"dtype torch.bfloat16: LaProp wanted torch.float32"):
+    with pytest.raises(ConfigError, match=r"bfloat16"):
         LaProp([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))])
     with pytest.raises(ConfigError, match="option agc of LaProp is 0"):
         LaProp(tensors(), agc=0)
@@ -398,7 +398,7 @@ def test_losses_on_roll_outs_by_hand(first_weight: str, actor: type[nn.Module]) 
 def test_predicted_first_weight_needs_returns_that_lack_it() -> None:
     common: dict[str, Any] = {"horizon": 5, "rewards": {"reward": 1.0}}
     released = LambdaReturnJumpy(gamma=0.997, lmbda=0.95, continuation_at="current")
-    with pytest.raises(ConfigError, match="counts the start's continuation twice"):
+    with pytest.raises(ConfigError, match="continuation twice"):
         ActorCriticLoss(**common, estimator=released, first_weight="predicted")
     with pytest.raises(ConfigError, match="first_weight 'none' is unknown"):
         ActorCriticLoss(**common, estimator=released, first_weight="none")  # type: ignore[arg-type]

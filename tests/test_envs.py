@@ -300,7 +300,7 @@ def test_any_registered_id_of_gymnasium_stands_alone(rooms, name):
 def test_names_of_wmkit_go_before_ids_of_gymnasium(rooms, monkeypatch):
     monkeypatch.setitem(registry._targets["env"], "Own-v0", _own)
     assert "pixels" in make_env("Own-v0").observation_spec.keys()
-    with pytest.raises(ConfigError, match="'counting/Small-v0' cannot take these options"):
+    with pytest.raises(ConfigError, match="'counting/Small-v0'"):
         make_env("counting/Small-v0")
     assert make_env("gym/counting/Small-v0").observation_spec["observation"].shape == (4,)
 
@@ -322,13 +322,13 @@ def test_gymnasium_by_name():
         (LOG, {"max_steps": 0}, "at least 1"),
         ("counting", {"colour": 1}, "colour"),
         ("counting", {"num_envs": 0}, "at least 1"),
-        ("counting", {"length": "x"}, "env.options.length is 'x': wanted a whole number"),
+        ("counting", {"length": "x"}, "options.length is 'x': wanted a whole number"),
         ("gym/Nothing-v0", {}, "gym/Nothing-v0"),
         ("nothing/Here-v0", {}, "gym/nothing/Here-v0.*install the package"),
         ("CartPole", {}, "wanted 'CartPole-v1'; in a run write env=gymnasium env.name=CartPole-v1"),
         ("CartPole-v1", {"world": "full"}, "that its page was chosen .env=gymnasium env.name=CartPole-v1"),
         ("harvest_sand", {}, "in a run write env=harvest_sand"),
-        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set env.pixels=true"),
+        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set pixels=true"),
     ],
 )
 def test_bad_names_and_options_are_one_sentence(name, options, words):
@@ -347,8 +347,6 @@ def _stubborn(*, seed, **options):
 
 def test_what_only_the_constructor_knows_of_its_options_is_one_sentence_too():
     register("env", "stubborn", _stubborn)
-    with pytest.raises(
-        ConfigError, match=r"env 'stubborn' with options {'side': 'x'} cannot be made"
-    ) as error:
+    with pytest.raises(ConfigError, match=r"'stubborn' .*'side': 'x'") as error:
         make_env("stubborn", side="x")
     assert isinstance(error.value.__cause__, ValueError)

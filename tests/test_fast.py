@@ -99,7 +99,7 @@ def stepped(gru: backbones.SequenceModel, x: Tensor) -> Tensor:
 PARTS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], tuple[int, ...]]] = {
     "linear": (lambda: Linear(128, 256), (64, 128)),
     "block_linear": (lambda: BlockLinear(128, 256, 4), (128, 128)),
-    "mlp": (lambda: MLP(6, 8, 2, out_dim=3), (2, 5, 6)),
+    "mlp": (lambda: MLP(6, 3, units=8, layers=2), (2, 5, 6)),
     "rms_norm": (lambda: RMSNorm(24), (2, 5, 24)),
     "channel_rms_norm": (lambda: ChannelRMSNorm(6), (2, 6, 4, 5)),
     "halving": (lambda: HalvingConv(3, 8), (2, 3, 8, 12)),

@@ -419,7 +419,7 @@ def test_another_size_another_space_and_another_system_are_refused() -> None:
         narrow, p, "missing pol/head/action/logits/bias, pol/head/action/logits/kernel, unknown pol/head/"
     )
     refused(narrow, p, "con/head/logit/kernel of shape [64, 1] instead of [32, 1]", " more, wanted exactly")
-    small = ["size.deter=16", "size.units=8", "size.depth=2"]
+    small = ["preset=paper", "size.deter=16", "size.units=8", "size.depth=2"]
     for name, spec in (("dreamer_v3_2023", PIXELS), ("dreamer_v3_2024", PROPRIO)):  # the second has its names
         older = wmkit.build(name, observation_spec=spec, action_spec=OneHot(3), overrides=small)
         refused(older, p, f"system {name} is not the JAX DreamerV3", "built from dreamer_v3;")

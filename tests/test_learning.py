@@ -42,7 +42,7 @@ def test_policy_learned_in_imagination_is_the_right_one() -> None:
         action_spec=OneHot(2),
         overrides=[f"size.{k}={v}" for k, v in sizes.items()]
         + [f"schedule.{k}.lr={v}" for k, v in rates.items()]
-        + ["behaviour.horizon=5"],
+        + ["behaviour.horizon=5", "preset=paper"],
     )
     for _ in range(400):
         system.update(records(16, 8)[0])
@@ -72,7 +72,13 @@ def test_storm_learns_to_count() -> None:
     torch.manual_seed(0)
     sizes = {"deter": 32, "groups": 4, "classes": 8, "hidden": 32, "units": 16, "layers": 1}
     env = CountingEnv(length=LENGTH)
-    overrides = ["batch.size=16", "batch.length=13", "behaviour.horizon=1", "learning_rate.world_model=3e-3"]
+    overrides = [
+        "preset=paper",
+        "batch.size=16",
+        "batch.length=13",
+        "behaviour.horizon=1",
+        "learning_rate.world_model=3e-3",
+    ]
     overrides += ["behaviour.starts.count=4", "behaviour.starts.context=1", "backbone.heads=2"]
     system = wmkit.build(
         "storm",

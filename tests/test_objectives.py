@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY
 from torchrl.objectives.value import TDLambdaEstimator
+from wmkit.objectives.token_latents import Spans
 
 from support.images import TINY, build
 from wmkit.dynamics import imagine
@@ -25,7 +26,6 @@ from wmkit.objectives import (
     WorldModelEstimators,
     reduce_terms,
 )
-from wmkit.objectives.token_latents import Spans
 
 
 def transitions() -> TensorDict:

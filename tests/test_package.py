@@ -1,11 +1,10 @@
-"""What is shipped: docstrings, the wheel's contents, and parts that other packages add."""
+"""What is shipped: docstrings, and the wheel's contents."""
 
 from __future__ import annotations
 
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +16,6 @@ import wmkit
 
 ROOT = Path(wmkit.__file__).parent
 TREE = Path(__file__).parent.parent
-PLUGIN = TREE / "examples" / "plugin"
 
 
 def tracked_files() -> list[Path]:
@@ -99,45 +97,3 @@ def test_wheel_works_from_an_empty_folder(wheel, tmp_path):
     listed = python("-m", "wmkit", "list", "system", cwd=empty, path=site)
     assert "ls_imagine" in listed and "dreamer_v3_2023" in listed
     assert not list(empty.iterdir())
-
-
-def install_plugin(site: Path) -> None:
-    """Lay ``examples/plugin`` into ``site`` as an installer would: its module and its metadata."""
-    info = site / "leaky_backbone-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    shutil.copy(PLUGIN / "leaky_backbone.py", site)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky-backbone\nVersion: 0.1.0\n")
-    (info / "entry_points.txt").write_text("[wmkit.plugins]\nleaky = leaky_backbone:register\n")
-
-
-def test_a_system_trains_with_the_backbone_of_another_package(tmp_path):
-    install_plugin(tmp_path / "site")
-    code = """
-import torch
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
-import wmkit
-assert "leaky" in wmkit.available("backbone"), wmkit.available("backbone")
-spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-torch.manual_seed(0)
-small = ["backbone=leaky", "size.depth=4", "size.deter=16", "batch.size=2", "batch.length=4"]
-small += ["learning_rate.world_model=3.0e-3"]
-system = wmkit.build("ls_imagine", observation_spec=spec, action_spec=OneHot(3), overrides=small)
-batch = system.example_batch()
-losses = [system.update(batch)["loss_world_model"] for _ in range(10)]
-assert losses[-1] < losses[0] - 2, losses
-print(type(system.world_model.dynamics.short.backbone).__module__)
-"""
-    printed = python("-c", code, cwd=tmp_path, path=tmp_path / "site")
-    assert printed.split() == ["leaky_backbone"]
-    assert "leaky" not in wmkit.available("backbone")  # it was installed for that interpreter only
-
-
-def test_a_broken_name_suggests_its_neighbour():
-    with pytest.raises(wmkit.errors.ConfigError, match="did you mean 'gru'"):
-        wmkit.registry.resolve("backbone", "gruu")
-
-
-def test_every_listed_part_can_be_imported():
-    for kind in wmkit.registry.KINDS:
-        for name in wmkit.available(kind):
-            assert callable(wmkit.registry.resolve(kind, name)), (kind, name)

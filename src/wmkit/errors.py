@@ -18,7 +18,13 @@ class WmkitError(Exception):
 
 
 class ConfigError(WmkitError, ValueError):
-    """An unknown system, override, size, part or option."""
+    """An unknown system, override, size, part or option.
+
+    Attributes:
+        path: where on a page the part stands that objected; empty as long as only the part speaks.
+    """
+
+    path: str = ""
 
 
 class SpecError(WmkitError, ValueError):

@@ -92,8 +92,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
                 continue
             joint = JOINT if system in ("dreamer_v3", "dreamer_v3_2024") else ()
             classes = {"heading": 4} if (kind, actions) == ("vectors", 5) else {}
+            small = [one for one in SMALL if system != "dreamer_v1" or "classes" not in one]
             name = f"{system}-{kind}-{'continuous' if actions < 0 else 'discrete'}"
-            yield name, Case(system, seen[kind], actions, (preset, *SMALL, *BATCH, *joint), classes)
+            yield name, Case(system, seen[kind], actions, (preset, *small, *BATCH, *joint), classes)
     views = PIXELS | {"affordance": (1, 64, 64), "reward": (1,)}
     yield "ls_imagine", Case("ls_imagine", views, 5, (PAPER, *SMALL, *BATCH))
     yield "ls_imagine-quick", Case("ls_imagine", views, 5, (QUICK, *SMALL, *BATCH))

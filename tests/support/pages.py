@@ -34,5 +34,5 @@ def commands(text: str):
     for words in programs(text):
         if words[:2] == ["wmkit", "train"] and len(words) > 2:
             overrides = [word for word in words[3:] if "=" in word]
-            if not any(word.startswith("resume=") or word == "backbone=leaky" for word in overrides):
+            if not any(word.startswith("resume=") or "leaky" in word for word in words):
                 yield words[2], overrides

@@ -10,9 +10,10 @@ from wmkit.systems import System
 
 ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 TINY = [
+    "preset=paper",  # leaves the size at the small one
     *("size.deter=16", "size.groups=4", "size.classes=4", "size.hidden=8", "size.units=8", "size.depth=2"),
-    *("batch.size=3", "batch.length=8", "behaviour.starts.count=12", "behaviour.starts.context=3"),
-    "behaviour.horizon=4",
+    *("batch.size=3", "batch.length=8", "controller.starts.count=12", "controller.starts.context=3"),
+    "controller.horizon=4",
 ]
 
 

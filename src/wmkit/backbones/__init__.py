@@ -50,8 +50,7 @@ def build(name: str, in_dim: int, out_dim: int, **options: Any) -> SequenceModel
     except TypeError as error:
         known = [key for key in inspect.signature(make).parameters if key not in ("in_dim", "out_dim")]
         raise ConfigError(
-            f"backbone {name!r} {error}: wanted options among {', '.join(known) or 'none'}; correct its page "
-            "or what overrides it"
+            f"backbone {name!r} {error}: wanted options among {', '.join(known) or 'none'}; correct them"
         ) from error
     model = make(in_dim, out_dim, **options)
     if not isinstance(model, SequenceModel):

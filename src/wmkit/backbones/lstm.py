@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel
-from wmkit.functional import linear
 from wmkit.nn import Linear
 
 Carry = tuple[Tensor, Tensor]
@@ -86,7 +86,7 @@ class LSTMLoop(Loop):
 
     def ahead(self, x: Tensor) -> Tensor:
         """What the last columns ``[*B, known]`` add to the gates: ``[*B, 4U]``, with bias."""
-        return linear(x, self.known, self.model.input.bias)
+        return fast.linear(x, self.known, self.model.input.bias)
 
     def step(
         self, x: Tensor, carry: Carry, reset: Tensor | None = None, ahead: Tensor | None = None
@@ -98,7 +98,7 @@ class LSTMLoop(Loop):
         gates = self.model.input.bias if ahead is None else ahead
         gates = gates + self.model.recurrent(h)
         if x.shape[-1]:
-            gates = gates + linear(x, self.arriving)
+            gates = gates + fast.linear(x, self.arriving)
         write, keep, candidate, read = gates.chunk(4, -1)
         c = torch.sigmoid(keep) * c + torch.sigmoid(write) * torch.tanh(candidate)
         h = torch.sigmoid(read) * torch.tanh(c)

@@ -202,7 +202,9 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
     Raises:
         ConfigError: an unknown system or override, or a run of another system.
     """
-    from wmkit.systems.pages import GROUPS, check_system, misplaced, read_value
+    from wmkit.registry import GROUPS
+    from wmkit.systems.overrides import check_system, misplaced, read_value
+    from wmkit.systems.pages import name_targets
 
     named = {read_value(o) or "" for o in overrides if o.lstrip("+").startswith("resume=")}
     if len(named) > 1:
@@ -254,6 +256,7 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
                 f"override {override!r} does not fit run {resume!r}: found {' '.join(str(error).split())}, "
                 "wanted a value that all who read it can take; correct it"
             ) from error
+    name_targets(config)
     config.resume, config.run_dir = str(resume), str(resume)
     return config
 

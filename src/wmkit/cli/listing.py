@@ -25,15 +25,15 @@ def listing(kind: str) -> Iterator[str]:
         return (f"{system:<18} {' '.join(names)}" for system, names in _by_system(kind))
     if kind == "env":
         return (f"{name:<25} {override}" for name, override in _environments())
-    if kind not in KINDS:
-        wanted = ", ".join(dict.fromkeys((*KINDS, *BY_SYSTEM)))
+    if kind not in ("system", *KINDS):
+        wanted = ", ".join(dict.fromkeys(("system", *KINDS, *BY_SYSTEM)))
         raise ConfigError(f"kind {kind!r} is unknown: wanted one of {wanted}; run `wmkit list KIND` with it")
     return iter(available(kind))
 
 
 def _by_system(group: str) -> Iterator[tuple[str, list[str]]]:
     """Systems whose page has the group, and its choices."""
-    from wmkit.systems.pages import choices, defaults
+    from wmkit.systems.page_files import choices, defaults
 
     for system in available("system"):
         if group in defaults(system):
@@ -42,10 +42,10 @@ def _by_system(group: str) -> Iterator[tuple[str, list[str]]]:
 
 def _environments() -> Iterator[tuple[str, str]]:
     """Pages, with what has to be chosen on them, then what has a name only, for ``env=gym``."""
-    from wmkit.systems.pages import CONF, load_whole
+    from wmkit.systems.page_files import find_pages, load_whole
 
     reached = set()
-    for path in sorted((CONF / "env").glob("*.yaml")):
+    for path in find_pages("env/*"):
         page = load_whole(path)
         reached |= {path.stem, page["name"]}
         chosen = next((key for key in ("game", "task") if key in page), "name")

@@ -101,7 +101,7 @@ class Decoder(Plug):
         self._channels = [shape[0] for shape in shapes.values()]
         self._events = {key: tuple(spaces[key]) for key in self.vectors}
         self.image = image(in_dim, shapes, depth=depth, patch=patch, style=style) if shapes else None
-        self.vector = MLP(in_dim, units, layers, style) if self.vectors else None
+        self.vector = MLP(in_dim, units=units, layers=layers, style=style) if self.vectors else None
         widths = {key: vector_width(key, event, self.discrete) for key, event in self._events.items()}
         self.vector_out = nn.ModuleDict(
             {

@@ -101,7 +101,7 @@ class Encoder(Plug):
             self.out_dim += self.image.out_dim
         if self.vectors:
             width = sum(vector_width(key, event, self.discrete) for key, event in self.events.items())
-            self.vector = MLP(width, units, layers, style)
+            self.vector = MLP(width, units=units, layers=layers, style=style)
             self.out_dim += units
         if not self.out_dim:
             raise SpecError(

@@ -120,7 +120,7 @@ class OnlineQueue:
 
     def __init__(self, stride: int | None = None):
         if stride is not None:
-            check_range("training.replay.sampler.stride", stride, 1)
+            check_range("stride", stride, 1)
         self.stride = stride
         self._next: Tensor | None = None  # [S], position where the next fresh window starts
         self._queue: deque[int] = deque()
@@ -192,7 +192,7 @@ class VisitBalanced:
     """
 
     def __init__(self, temperature: float = 20.0, device: str | torch.device | None = None):
-        check_range("training.replay.sampler.temperature", temperature, 1e-3)
+        check_range("temperature", temperature, 1e-3)
         self.temperature = temperature
         self.device = None if device is None else torch.device(device)
         self._visits: Tensor | None = None  # int32 [S, C]

@@ -31,14 +31,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
-from wmkit.dynamics import filter_loop
 from wmkit.dynamics.dynamics import Dynamics, Record
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
 from wmkit.dynamics.state import Latent, Observed
 from wmkit.errors import ConfigError
+from wmkit.fast import filter_loop
 from wmkit.functional import rounded
 from wmkit.nn import (
     MLP,
@@ -47,8 +47,6 @@ from wmkit.nn import (
     DenseNormAct,
     GaussianLatent,
     LayerStyle,
-    Linear,
-    init_output,
 )
 
 
@@ -124,15 +122,13 @@ class RSSM(Dynamics):
         self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
         self.clip_action, self.initial_state = clip_action, initial_state
 
-        def logits() -> nn.Linear:
-            return init_output(Linear(hidden, self.latent.stats_dim), init=style.init)
-
+        layer: dict[str, Any] = {"units": hidden, "style": style}
         make_input = JointInput if joint_input else SplitInput
         self.input = make_input(self.state_dim, action_dim, hidden, style)
         self.backbone: Any = backbone(in_dim=self.input.out_dim, out_dim=deter)
-        self.prior = nn.Sequential(*MLP(deter, hidden, prior_layers, style), logits())
+        self.prior = MLP(deter, self.latent.stats_dim, layers=prior_layers, **layer)
         self.posterior_in = DenseNormAct(deter + embed_dim, hidden, style)
-        self.posterior_out = nn.Sequential(*MLP(hidden, hidden, posterior_layers - 1, style), logits())
+        self.posterior_out = MLP(hidden, self.latent.stats_dim, layers=posterior_layers - 1, **layer)
         self.name_keys(in_keys, out_keys)
 
     # -- starting ------------------------------------------------------------------------
@@ -213,7 +209,7 @@ class RSSM(Dynamics):
         return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief), latent)
 
     def _observe_at_once(self, embed: Tensor, record: Record, latent: Latent) -> Observed:
-        """:meth:`observe` by :mod:`wmkit.dynamics.filter_loop`."""
+        """:meth:`observe` by :mod:`wmkit.fast.filter_loop`."""
         noise = self.noise(*embed.shape[:2], device=embed.device)
         action, is_init = self._action(record), record["is_init"]
         seen = filter_loop.run(self, embed, action, is_init, latent.state, latent.belief, noise)

@@ -83,8 +83,8 @@ class TokenDynamics(Dynamics):
     >>> from functools import partial
     >>> from wmkit import backbones
     >>> from wmkit.dynamics import LateRewardTokens
-    >>> from wmkit.nn import Perceptron
-    >>> head = partial(Perceptron, layers=0)
+    >>> from wmkit.nn import MLP
+    >>> head = partial(MLP, layers=0)
     >>> gru = partial(backbones.build, "gru")
     >>> dynamics = TokenDynamics(3, 7, backbone=gru, tokens=LateRewardTokens, deter=16, groups=4, classes=5,
     ...                          posterior=head, prior=head)
@@ -231,7 +231,7 @@ class TokenDynamics(Dynamics):
         return Latent(like.new_zeros(batch, self.state_dim), like.new_zeros(batch, self.belief_dim))
 
     def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
-        """Acting: take in one observation; the belief is zero where an episode starts."""
+        """Acting: take in one observation; the belief is zero where an episode starts, and none sees another."""
         seen, first = self.represent(embed), record["is_init"]
         arrival = self._arrival(record)
         if self.recent is not None:
@@ -244,7 +244,7 @@ class TokenDynamics(Dynamics):
             carry = TokenCarry(None, arrival, first)
         else:
             steps = _one_step(latent, latent.carry, record["previous_action"])
-            beliefs, memory = self.advance(steps, latent.carry.memory)
+            beliefs, memory = self.advance(steps, latent.carry.memory, separate=True)
             belief, carry = beliefs[:, -1], TokenCarry(memory, arrival, first)
         return Latent(seen.state, belief.masked_fill(first.unsqueeze(-1), 0), carry, seen.classes)
 

@@ -106,7 +106,7 @@ class AtariEnv(EnvBase):
             if found not in known:
                 raise ConfigError(
                     f"Atari game {game!r} got {option}={found!r}: wanted one of {', '.join(known)}; correct "
-                    f"env.options.{option}"
+                    f"{option}"
                 )
         if action_repeat < 1 or not 0 <= sticky < 1 or noops < 0 or max_frames < 1 or image_size < 1:
             raise ConfigError(

@@ -160,9 +160,7 @@ def dmc_vision(
         drawn = pixels.Wrapper(_Repeat(env, action_repeat), render_kwargs=view)
     except Exception as error:
         if "camera" in str(error).lower():
-            raise ConfigError(
-                f"task {task!r} has no camera {camera}: {error}; leave env.options.camera out"
-            ) from error
+            raise ConfigError(f"task {task!r} has no camera {camera}: {error}; leave camera out") from error
         raise ConfigError(
             f"task {task!r} cannot be drawn with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: found {error}, "
             "wanted EGL or OSMesa; install libegl1 or libosmesa6, or set MUJOCO_GL to one that is there"

@@ -98,7 +98,7 @@ def _check_spaces(env_id: str, **spaces: Space) -> None:
     for name, space in spaces.items():
         seen = name == "observations"
         wanted = "arrays, classes or a Dict of them" if seen else "an array or classes"
-        pixels = ", or set env.pixels=true to see what it draws" * seen
+        pixels = ", or set pixels=true to see what it draws" * seen
         if any(isinstance(part, (Graph, OneOf, Sequence, Tuple)) for _, part in _walk(space)):
             raise ConfigError(
                 f"env 'gym/{env_id}' does not fit: found {name} {space}, wanted {wanted}; register it "

@@ -139,6 +139,6 @@ def _check_options(name: str, create: partial) -> inspect.BoundArguments:
         raise ConfigError(
             f"env {name!r} cannot take these options: {error}; see its documentation"
         ) from error
-    check_arguments(create.func, create.keywords, "env.options")
+    check_arguments(create.func, create.keywords, "options")
     bound.apply_defaults()
     return bound

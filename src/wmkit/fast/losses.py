@@ -44,7 +44,7 @@ def coded_cross_entropy(logits: Tensor, index: Tensor, mass: Tensor, probs: Tens
     """``-(mass * log_softmax(logits).gather(-1, index)).sum(-1)``: cross-entropy to codes of a few bins.
 
     Args:
-        logits: ``[*B, K]`` float; a column may be minus infinity everywhere.
+        logits: ``[*B, K]`` float.
         index: ``[*B, M]`` int64, bins of the codes.
         mass: ``[*B, M]`` on them; adds up to a whole number, how many codes there are.
         probs: softmax of ``logits`` without gradient, if it is there already.

@@ -1,6 +1,5 @@
 """Pure maths: tensors in, tensors out, no parameters, no TensorDict."""
 
-from wmkit.fast import block_product, linear, matmul, transposed_matmul
 from wmkit.functional.choices import one_hot, sample_index, sample_one_hot, straight_through, unimix_probs
 from wmkit.functional.divergences import categorical_kl, categorical_kl_logits, gaussian_kl
 from wmkit.functional.precision import autocast_dtype, rounded, widened
@@ -17,7 +16,6 @@ from wmkit.functional.two_hot import (
 
 __all__ = [
     "autocast_dtype",
-    "block_product",
     "categorical_kl",
     "categorical_kl_logits",
     "discount_sum",
@@ -25,9 +23,7 @@ __all__ = [
     "gaussian_kl",
     "hippo_normal",
     "lambda_return_jumpy",
-    "linear",
     "linear_scan",
-    "matmul",
     "one_hot",
     "replay_lambda_return",
     "rounded",
@@ -38,7 +34,6 @@ __all__ = [
     "symexp_bins",
     "symlog",
     "symmetric_bins",
-    "transposed_matmul",
     "two_hot",
     "two_hot_cross_entropy",
     "two_hot_mean",

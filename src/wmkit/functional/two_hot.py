@@ -80,7 +80,7 @@ def two_hot_cross_entropy(
     """Cross-entropy between the two-hot code of ``target`` and a categorical over ``bins``.
 
     Args:
-        logits: ``[*B, K]`` float; or wider, with minus infinity beyond the bins.
+        logits: ``[*B, K]`` float.
         target: ``[*B]`` float, in the units of ``bins``; values outside are clipped to the ends. Or
             ``[*B, N]``: N targets, whose cross-entropies are added up.
         bins: ``[K]`` float, increasing.

@@ -104,7 +104,7 @@ class Actor(Plug):
             check_range(name, number, 0, open_end=True)
             setattr(self, name, number)
         outscale = self.default_outscale if outscale is None else outscale
-        self.trunk = MLP(in_dim, units, layers, style)
+        self.trunk = MLP(in_dim, units=units, layers=layers, style=style)
         self._in_parts = takes_parts(self.trunk)
         for name, count in self.outputs.items():
             layer: nn.Linear = Linear(units if layers else in_dim, count * action_dim)

@@ -99,7 +99,7 @@ class Head(Plug):
         outscale = getattr(distribution, "outscale", 1.0) if outscale is None else outscale
         self.out: nn.Module | None
         if trunk is None:
-            self.trunk: nn.Module = MLP(in_dim, units, layers, style)
+            self.trunk: nn.Module = MLP(in_dim, units=units, layers=layers, style=style)
             out = init_output(Linear(units if layers else in_dim, out_dim), outscale, style.init)
             if bias is not None:
                 nn.init.constant_(out.bias, bias)

@@ -13,15 +13,13 @@ from wmkit.nn.conv import (
     UpsamplingStage,
     patches,
 )
-from wmkit.nn.deferred import LoopWeight, loop_weights
-from wmkit.nn.dense import MLP, DenseNormAct, Dropout, Linear, Perceptron
+from wmkit.nn.dense import MLP, DenseNormAct, Dropout, Linear
 from wmkit.nn.distributions import (
     Bernoulli,
     BoundedNormal,
     Categorical,
     CategoricalLatent,
     GaussianLatent,
-    LastLayer,
     OneHotCategorical,
     SquaredError,
     SymexpTwoHot,
@@ -58,12 +56,9 @@ __all__ = [
     "Fill",
     "GaussianLatent",
     "HalvingConv",
-    "LastLayer",
     "LayerStyle",
     "Linear",
-    "LoopWeight",
     "OneHotCategorical",
-    "Perceptron",
     "RMSNorm",
     "SquaredError",
     "SymexpTwoHot",
@@ -79,7 +74,6 @@ __all__ = [
     "channel_norm",
     "init_hidden",
     "init_output",
-    "loop_weights",
     "patches",
     "side_by_side",
     "total_loss",

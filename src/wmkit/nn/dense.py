@@ -75,30 +75,30 @@ class MLP(nn.Sequential):
 
     Args:
         in_dim: input width.
+        out_dim: width of the output; none ends with the last hidden layer.
         units: width of the hidden layers.
         layers: how many; none with an ``out_dim`` leaves one linear map.
         style: norm, activation, bias and initialisation.
-        out_dim: width of the output; none ends with the last hidden layer.
         dropout: after every hidden layer.
         activate_input: pass the input through the activation first, for outputs of a residual stream
             (TWM, arXiv:2303.07109).
         outscale: of the output layer, see :func:`~wmkit.nn.init_output`.
         bias: the output layer starts with this everywhere; left to ``style`` if not given.
 
-    >>> MLP(3, 8, 2)(torch.zeros(2, 3)).shape
+    >>> MLP(3, units=8, layers=2)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
-    >>> MLP(3, 8, 2, out_dim=2, dropout=0.1, outscale=0.0, bias=0.5)(torch.zeros(1, 3))
+    >>> MLP(3, 2, units=8, layers=2, dropout=0.1, outscale=0.0, bias=0.5)(torch.zeros(1, 3))
     tensor([[0.5000, 0.5000]], grad_fn=<AddmmBackward0>)
     """
 
     def __init__(
         self,
         in_dim: int,
-        units: int,
+        out_dim: int | None = None,
+        *,
+        units: int = 0,
         layers: int,
         style: LayerStyle = STYLE_2023,
-        *,
-        out_dim: int | None = None,
         dropout: float = 0.0,
         activate_input: bool = False,
         outscale: float = 1.0,
@@ -116,10 +116,3 @@ class MLP(nn.Sequential):
             if bias is not None:
                 nn.init.constant_(out.bias, bias)
             self.append(out)
-
-
-class Perceptron(MLP):
-    """:class:`MLP` with an output, under the name that callers are about to leave."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, units: int = 0, layers: int, **options: object) -> None:
-        super().__init__(in_dim, units, layers, out_dim=out_dim, **options)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""By what is learned, and in which order: learners, the schedule, LaProp."""
+"""By what is learned, and in which order: learners, the schedule, LaProp, updates as CUDA graphs."""
 
+from wmkit.optim.captured import CapturedUpdate
 from wmkit.optim.laprop import LaProp
 from wmkit.optim.learner import Learner
 from wmkit.optim.schedule import Loss, Schedule, adam
 
-__all__ = ["LaProp", "Learner", "Loss", "Schedule", "adam"]
+__all__ = ["CapturedUpdate", "LaProp", "Learner", "Loss", "Schedule", "adam"]

@@ -12,10 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
-from wmkit.arguments import check_page, check_range, made
+from wmkit.arguments import check_page, check_range, made, placed
 from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
-from wmkit.systems.pages import compose, origin
+from wmkit.systems.overrides import origin
+from wmkit.systems.pages import compose, published
 from wmkit.systems.spaces import Spaces, read_spaces
 from wmkit.systems.system import System
 
@@ -42,8 +43,9 @@ def build(
 ) -> System:
     """A ready system for an environment, with the published numbers.
 
-    `wmkit train` asks for ``preset=quick``, whose batch, discount and learning rates suit a few thousand
-    updates; here the preset is ``paper``, which leaves those of the page, unless ``overrides`` name one.
+    They are those of the page's choices under ``published``, unless ``overrides`` choose a size or a preset
+    (:func:`~wmkit.systems.pages.published`). `wmkit train` begins with the page's small size and
+    ``preset=quick``, whose batch, discount and learning rates suit a few thousand updates.
 
     Args:
         system: one of ``wmkit.available()``.
@@ -58,13 +60,13 @@ def build(
     >>> import torch
     >>> from torchrl.data import Composite, OneHot, UnboundedDiscrete
     >>> spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-    >>> system = build("dreamer_v3_2023", observation_spec=spec, action_spec=OneHot(4))
-    >>> system.batch_shape
-    (16, 64)
+    >>> with torch.device("meta"):  # its published size, without memory
+    ...     system = build("dreamer_v3", observation_spec=spec, action_spec=OneHot(4))
+    >>> system.batch_shape, sum(p.numel() for p in system.actor.parameters())
+    ((16, 65), 12593156)
+    >>> small = build("dreamer_v3", observation_spec=spec, action_spec=OneHot(4), overrides=["size=tiny"])
     """
-    if not any(override.startswith("preset=") for override in overrides):
-        overrides = ["preset=paper", *overrides]
-    return build_from(compose(system, overrides), observation_spec, action_spec)
+    return build_from(compose(system, published(system, overrides)), observation_spec, action_spec)
 
 
 def build_from(config: DictConfig, observation_spec: Composite, action_spec: TensorSpec) -> System:
@@ -119,7 +121,7 @@ def _check_blocks(config: DictConfig) -> None:
 
 
 def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
-    """A part that the configuration describes; what the part objects to comes out as it said it.
+    """A part that the configuration describes; what it objects to, now or later, comes out with its place.
 
     ``page`` is the configuration with its interpolations, to say which key has a value from which.
     """
@@ -128,9 +130,10 @@ def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
         return None
     if not OmegaConf.is_config(node):
         raise ConfigError(f"{name} is {node!r}: wanted a mapping with _target_; correct {name}")
-    check_page(OmegaConf.to_container(node), name, partial(origin, page))
-    with made(name, InstantiationException):
-        return instantiate(node, _convert_="all")
+    source = partial(origin, page)
+    check_page(OmegaConf.to_container(node), name, source)
+    with made(name, InstantiationException, origin=source):
+        return placed(instantiate(node, _convert_="all"), name, source)
 
 
 def _expand_auto(config: DictConfig, spaces: Spaces) -> None:

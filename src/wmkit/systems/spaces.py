@@ -27,8 +27,8 @@ from wmkit.codecs.images import IMAGE_SIZE, check_image
 from wmkit.data.layout import LOG
 from wmkit.errors import SpecError
 from wmkit.plug import Key
-from wmkit.registry import available
-from wmkit.systems.pages import CONF, load_whole
+from wmkit.registry import available, full_name
+from wmkit.systems.page_files import find_page, load_whole
 
 # What a run itself puts beside an environment's observations; these names are no environment's.
 TAKEN = {
@@ -370,6 +370,7 @@ def _read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: s
 
 def _takers(kind: str) -> list[str]:
     """The systems whose page has an actor for actions of a kind."""
-    pages = {name: CONF / f"{name}.yaml" for name in available("system")}
-    actors = {name: load_whole(path)["actor"]["_target_"] for name, path in pages.items() if path.is_file()}
-    return [name for name, actor in actors.items() if kind in pkgutil.resolve_name(actor).actions]
+    pages = {name: load_whole(path) for name in available("system") if (path := find_page(name))}
+    actors = {name: str(page["actor"]["_target_"]) for name, page in pages.items() if "actor" in page}
+    found = {name: actor if "." in actor else full_name("head", actor) for name, actor in actors.items()}
+    return [name for name, actor in found.items() if kind in pkgutil.resolve_name(actor).actions]

@@ -12,7 +12,6 @@ evaluate.py          one record per reset
 again.py             evaluation and report of a run that is there
 memory.py            replay and jump pairs
 guard.py             NaN and infinity, without a synchronisation per update
-captured.py          an update behind fixed buffers, as one CUDA graph
 schedule.py          ratios, intervals, deadlines, interrupts
 protocol.py          the rules a score was made under
 progress.py          one bar per stage
@@ -25,7 +24,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wmkit.optim.captured import CapturedUpdate
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.again import revisit
     from wmkit.training.protocol import EvaluationProtocol
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from wmkit.training.trainer import Summary, Trainer, train
 
 _HOMES = {
-    "CapturedUpdate": "captured",
     "EvaluationProtocol": "protocol",
     "RunDirectory": "run",
     "Summary": "trainer",
@@ -46,7 +43,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "CapturedUpdate",
     "EvaluationProtocol",
     "RunDirectory",
     "Summary",

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-from wmkit.arguments import check_arguments, made
+from wmkit.arguments import check_arguments, made, placing
 from wmkit.data import ReplayStreams, Sampler
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.schema import HALVES
@@ -102,13 +102,14 @@ def make_training_env(
     if config.env.name.startswith("vizdoom/"):
         masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
-    env = make_env(
-        config.env.name,
-        num_envs=num_envs,
-        parallel=config.env.get("parallel", False),
-        seed=seed,
-        **options,
-    )
+    with placing("env"):
+        env = make_env(
+            config.env.name,
+            num_envs=num_envs,
+            parallel=config.env.get("parallel", False),
+            seed=seed,
+            **options,
+        )
     if affordance is None:
         return env
     return TransformedEnv(env, affordance.transform(config, evaluation=evaluation))

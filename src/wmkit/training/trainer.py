@@ -21,8 +21,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
+from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
-from wmkit.training.allocator import keep_freed_memory
 from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means

@@ -10,7 +10,7 @@ from wmkit.nn.distributions.flag import Bernoulli
 from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
 from wmkit.nn.distributions.normal import BoundedNormal, TanhNormal, TruncatedNormal
 from wmkit.nn.distributions.squared_error import SquaredError, SymlogSquaredError, UnitNormal
-from wmkit.nn.distributions.two_hot import LastLayer, SymexpTwoHot, SymlogTwoHot, total_loss
+from wmkit.nn.distributions.two_hot import SymexpTwoHot, SymlogTwoHot, total_loss
 
 __all__ = [
     "Bernoulli",
@@ -18,7 +18,6 @@ __all__ = [
     "Categorical",
     "CategoricalLatent",
     "GaussianLatent",
-    "LastLayer",
     "OneHotCategorical",
     "SquaredError",
     "SymexpTwoHot",

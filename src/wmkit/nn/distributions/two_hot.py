@@ -25,55 +25,39 @@ def total_loss(prediction: Any, *targets: Tensor) -> Tensor:
     return torch.stack([prediction.loss(target) for target in targets]).sum(0)
 
 
-class LastLayer:
-    """Gone; here until the last head that asks has been changed."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor) -> None:
-        raise NotImplementedError
-
-    @staticmethod
-    def helps(hidden: Tensor) -> bool:
-        """Never."""
-        return False
-
-
 class TwoHot:
     """A categorical over bins; see :class:`SymexpTwoHot` and :class:`SymlogTwoHot`.
 
     Args:
-        logits: ``[*B, K]`` float, or wider: what is beyond the bins is minus infinity.
+        logits: ``[*B, K]`` float; computed with in float32.
         bins: ``[K]`` float.
+
+    Attributes:
+        logits: ``[*B, K]`` float32.
     """
 
     _in_bins: Callable[[Tensor], Tensor]  # a target in the units of the bins
 
     def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self._logits = logits.float()
-        self.bins = bins
+        self.logits, self.bins = logits.float(), bins
         self._constant: Tensor | None = None
-
-    @property
-    def logits(self) -> Tensor:
-        """``[*B, K]`` float32."""
-        return self._logits[..., : len(self.bins)]
 
     @property
     def probs(self) -> Tensor:
         """``[*B, K]`` float32."""
-        learns = torch.is_grad_enabled() and self._logits.requires_grad
-        probs = torch.softmax(self._logits, -1) if learns else self._probs()
-        return probs[..., : len(self.bins)]
+        learns = torch.is_grad_enabled() and self.logits.requires_grad
+        return torch.softmax(self.logits, -1) if learns else self._probs()
 
     def _probs(self) -> Tensor:
-        """As constants, for the mean and all losses, and as wide as the logits."""
+        """As constants, made once for the mean and all losses."""
         if self._constant is None:
-            self._constant = torch.softmax(self._logits.detach(), -1)
+            self._constant = torch.softmax(self.logits.detach(), -1)
         return self._constant
 
     def loss(self, *targets: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
         codes = self._in_bins(torch.cat(targets, -1))
-        return two_hot_cross_entropy(self._logits, codes, self.bins, self._probs())
+        return two_hot_cross_entropy(self.logits, codes, self.bins, self._probs())
 
 
 class SymlogTwoHot(TwoHot):

@@ -134,8 +134,8 @@ def load_dreamerv3_jax(system: System, parameters: Mapping[str, Any]) -> None:
     >>> from torchrl.data import Bounded, Composite, Unbounded
     >>> from wmkit.systems import build
     >>> spec = Composite(position=Unbounded((8,)), velocity=Unbounded((9,)))
-    >>> teacher, pupil = (
-    ...     build("dreamer_v3", observation_spec=spec, action_spec=Bounded(-1, 1, (6,))) for _ in range(2))
+    >>> spaces = {"observation_spec": spec, "action_spec": Bounded(-1, 1, (6,))}
+    >>> teacher, pupil = (build("dreamer_v3", overrides=["size=1m"], **spaces) for _ in range(2))
     >>> weights = dreamerv3_jax_parameters(teacher)
     >>> load_dreamerv3_jax(pupil, weights)
     >>> bool((pupil.critic.trunk[0].linear.weight == teacher.critic.trunk[0].linear.weight).all())

@@ -1,8 +1,6 @@
 """A leaky integrator as a wmkit backbone: the smallest sequence model that obeys the contract.
 
 ``u_t = (1 - leak) * u_{t-1} + leak * tanh(W x_t)``, with one learned leak per channel.
-Install this folder (``pip install ./examples/plugin``) and ``wmkit list backbone`` shows
-``leaky``; ``wmkit train ls_imagine backbone=leaky`` trains with it.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wmkit import registry
 from wmkit.backbones import SequenceModel
 
 
@@ -51,8 +48,3 @@ class LeakyIntegrator(SequenceModel):
         before = carry.masked_fill(reset.unsqueeze(-1), 0)
         u = torch.lerp(before, torch.tanh(self.input(x)), torch.sigmoid(self.leak_logit))
         return u, u
-
-
-def register() -> None:
-    """Called by wmkit when it first looks a part up by name."""
-    registry.register("backbone", "leaky", LeakyIntegrator)
