@@ -22,10 +22,9 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 import wmkit
-import wmkit.objectives.actor_critic
-import wmkit.objectives.replay_critic
-import wmkit.objectives.world_model
-from support.originals import Recorded, kept
+from support.originals import Recorded, kept, rows_first
+from wmkit.control import TransitionReturns, actor_critic, replay_critic
+from wmkit.objectives import episode_ends
 from wmkit.systems import System
 from wmkit.systems.convert import dreamerv3_jax
 
@@ -42,8 +41,8 @@ METRICS = {
     "loss/policy": "loss_actor",
     "loss/value": "loss_critic",
     "loss/repval": "loss_replay_critic",
-    "opt/loss": "loss",
-    "opt/grad_norm": "grad_norm",
+    "opt/loss": "loss_joint",
+    "opt/grad_norm": "grad_norm_joint",
 }
 
 
@@ -65,31 +64,28 @@ def fix_noise(system: System, states: Tensor, imagined: Tensor, actions: Tensor)
 
 def watch(patch: pytest.MonkeyPatch, system: System) -> dict[str, Any]:
     """What an update makes on its way, by name, filled anew by every update."""
-    seen: dict[str, Any] = {}
+    seen: dict[str, Any] = {"terms": {}}
+    controller, model = system.controller, system.world_model
 
     def keep(owner: Any, name: str, put: Callable[..., Any]) -> None:
         kept(patch, owner, name, lambda *args, **kwargs: seen.update(put(*args, **kwargs)))
 
-    actor_critic, replay = wmkit.objectives.actor_critic, wmkit.objectives.replay_critic
-    behaviour, model = system.behaviour, system.world_model
-    keep(actor_critic, "imagine", lambda out, *_, **__: {"dream": out})
+    keep(system, "scene", lambda out, *_: {"scene": out})
+    keep(model.encoder, "encode", lambda out, *_: {"embed": out})
+    keep(controller, "dream", lambda out, *_, **__: {"found": out})
+    keep(model, "continuation", lambda out, *_: {"continuation": out})
+    keep(TransitionReturns, "__call__", lambda out, *_: {"targets": out})
+    keep(controller.return_norm, "normalize", lambda out, *_: {"advantage": out})
+    keep(system.actor, "policy", lambda out, *_: {"policy": out})  # the last: of all steps at once
     keep(actor_critic, "total_loss", lambda out, online, target, slow: {"critic": out, "slow": slow})
+    keep(replay_critic, "replay_lambda_return", lambda out, *_, **__: {"replay_return": out})
     keep(
-        replay,
+        replay_critic,
         "total_loss",
-        lambda out, online, target, slow: {
-            "replay": out,
-            "replay_value": online.mean,
-            "replay_slow": slow,
-        },
+        lambda out, online, _, slow: {"replay": out, "replay_value": online.mean, "replay_slow": slow},
     )
-    keep(replay, "replay_lambda_return", lambda out, *_, **__: {"replay_return": out})
-    keep(wmkit.objectives.world_model, "reduce_terms", lambda out, terms, *_: {"terms": terms})
-    keep(behaviour.estimator, "value_estimate", lambda out, td, **_: {"return": out, "transitions": td})
-    keep(behaviour.return_norm, "normalize", lambda out, x: {"advantage": out, "difference": x})
-    keep(behaviour, "_weights", lambda out, *_: {"weight": out})
-    keep(model, "observe", lambda out, *_: {"observed": out})
-    keep(model.encoder, "forward", lambda out, *_: {"embed": out})
+    for objective in system.objectives.values():
+        keep(objective, "terms", lambda out, *_: {"terms": seen["terms"] | out})
     return seen
 
 
@@ -98,40 +94,41 @@ def optimiser_state(system: System) -> Mapping[Tensor, Mapping[str, Tensor]]:
     return system.schedule.learners["joint"].optimizer.state
 
 
-def parts(system: System, seen: Mapping[str, Any], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was seen, under the original's names and with its axes."""
-    dream, observed, transitions = seen["dream"], seen["observed"], seen["transitions"]
-    norm, entropy = system.behaviour.return_norm, system.behaviour.entropy
-    weight = seen["weight"].squeeze(-1)
-    actor = -weight * (dream.log_probs * seen["advantage"].squeeze(-1) + entropy * dream.entropies)
-    ended = wmkit.objectives.replay_critic.ends({key: value[:, 1:] for key, value in batch.items()})
-    found = {
-        "posterior_class": observed.latent.classes,
-        "imagined_class": dream.classes,
+def parts(system: System, seen: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What was seen, under the original's names and with its axes: rows before steps."""
+    scene, found, targets, policy = (seen[name] for name in ("scene", "found", "targets", "policy"))
+    norm, weight = system.controller.return_norm, rows_first(targets.critic_weight)[..., 0]
+    log_probs, entropies = rows_first(policy.log_prob(found.actions)), rows_first(policy.entropy)
+    advantage = rows_first(seen["advantage"])
+    actor = -weight * (log_probs * advantage[..., 0] + system.controller.entropy * entropies)
+    ended = episode_ends(scene.batch)[:, :-1, 0]
+    made = {
+        "posterior_class": scene.observed.latent.classes,
+        "imagined_class": rows_first(found.latent.classes),
         "losses/policy": actor.mean(1),
         "losses/value": (weight * seen["critic"].t()).mean(1),
-        "losses/repval": torch.where(ended[:, :-1, 0], 0.0, seen["replay"]),
+        "losses/repval": torch.where(ended, 0.0, seen["replay"]),
         "scalar/x/lo": norm.low,
         "scalar/x/scale": norm.scale(),
-        "imagined_ret": seen["return"],
+        "imagined_ret": rows_first(targets.critic),
         "tokens": seen["embed"],
-        "posterior_logits": observed.posterior_logits,
-        "prior_logits": observed.prior_logits,
-        "imagined_belief_every_16th": dream.beliefs[::16, ::5],
-        "imagined_action": dream.actions,
-        "imagined_rew": transitions["next", "reward"],
-        "imagined_con": dream.continuations,
-        "imagined_val": seen["return"] - seen["difference"],
-        "imagined_slowval": seen["slow"].transpose(0, 1),
-        "imagined_logp": dream.log_probs,
-        "imagined_ent": dream.entropies,
-        "imagined_adv": seen["advantage"],
-        "imagined_weight": seen["weight"],
+        "posterior_logits": scene.observed.posterior_logits,
+        "prior_logits": scene.observed.prior_logits,
+        "imagined_belief_every_16th": rows_first(found.latent.belief)[::16, ::5],
+        "imagined_action": rows_first(found.actions),
+        "imagined_rew": rows_first(targets.reward),
+        "imagined_con": rows_first(seen["continuation"]),
+        "imagined_val": rows_first(targets.baseline),
+        "imagined_slowval": rows_first(seen["slow"]),
+        "imagined_logp": log_probs,
+        "imagined_ent": entropies,
+        "imagined_adv": advantage,
+        "imagined_weight": weight,
         "replay_ret": seen["replay_return"],
         "replay_val": seen["replay_value"],
         "replay_slow": seen["replay_slow"],
     }
-    return found | {f"losses/{theirs}": seen["terms"][ours].value for theirs, ours in TERMS.items()}
+    return made | {f"losses/{theirs}": seen["terms"][ours].value for theirs, ours in TERMS.items()}
 
 
 # Recorded with one step more than ours, at the end or, of rewards, at the start.
@@ -155,7 +152,7 @@ def built(kind: str) -> System:
         action_spec=Bounded(-1, 1, (ACTIONS,)) if kind == "continuous" else OneHot(ACTIONS),
         overrides=[
             *("size=1m", f"batch.size={WINDOWS}", f"batch.length={LENGTH}"),
-            *("learning_rate.joint=0.001", "schedule.optimizer.warmup=2"),
+            *("learning_rate.joint=0.001", "schedule.learners.joint.optimizer.warmup=2"),
         ],
     )
 
@@ -258,7 +255,7 @@ def test_three_whole_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
         metrics = system.update(batch)
         for name, ours in METRICS.items():
             off.near(ours, given(f"scalar/{name}"), metrics[ours], rounding)
-        found = parts(system, seen, batch)
+        found = parts(system, seen)
         if kind == "discrete":
             found["imagined_action"] = found["imagined_action"].argmax(-1)
         for name, part in found.items():
@@ -267,7 +264,7 @@ def test_three_whole_updates(kind: str, monkeypatch: pytest.MonkeyPatch) -> None
                 off.near(name, wanted, part, 0 if name.endswith("_class") else rounding)
         if update == 1:
             off.near("written back", given("belief"), metrics["replay_context", "belief"], rounding)
-            off.near("share of the entropy", entropy_share(given), system.behaviour.entropy, 5e-3)
+            off.near("share of the entropy", entropy_share(given), system.controller.entropy, 5e-3)
         state = optimiser_state(system)
         now = theirs(whole)
         gradients = theirs({name: x.grad for name, x in learnt.items()})

@@ -7,7 +7,6 @@ Every step of the window is resolved into a jump (``capacity=1``) and every imag
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -15,40 +14,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
-import wmkit.objectives.actor_critic
-from support.originals import Recorded, kept, likeliest_actions, likeliest_states, loaded, near
+from support.originals import Recorded, learned, likeliest_actions, likeliest_states, loaded, near, weighed
+from wmkit.objectives import Scene
 from wmkit.systems import System
 
 WINDOWS, LENGTH, ACTIONS, UNIMIX = 2, 6, 12, 0.01
 STATES = WINDOWS * LENGTH
-
-
-# -- what is called inside ---------------------------------------------------------------------------------
-
-
-def filled(system: System, records: TensorDict) -> dict[str, Any]:
-    return dict(system.fill(records))
-
-
-def scored(system: System, batch: dict[str, Any]) -> Any:
-    """What the world model's loss gives: the loss, what was observed, and where behaviour may start."""
-    return system.world_model_loss(system.world_model, batch)
-
-
-def imagined(system: System, output: Any) -> tuple[Any, Tensor]:
-    """The roll-out that behaviour learns from, leaves ``[N, H, ...]``, and its returns ``[N, H, 1]``."""
-    dreams: list[Any] = []
-    with pytest.MonkeyPatch.context() as patch:
-        kept(patch, wmkit.objectives.actor_critic, "imagine", lambda out, *_, **__: dreams.append(out))
-        system.schedule.behave(system, output)
-    dream = dreams[0]
-    transitions = system.behaviour.transitions(system.world_model, dream)
-    after = dream.features.map(lambda x: x[:, 1:])
-    transitions.set(("next", "state_value"), system.critic(after).mean.detach())
-    return dream, system.behaviour.estimator.value_estimate(transitions)
-
-
-# -- the checks --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +44,7 @@ def system(recorded: Recorded) -> Iterator[System]:
             "size=paper",
             *(f"size.{name}={size}" for name, size in sizes.items()),
             *(f"batch.size={WINDOWS}", f"batch.length={LENGTH}"),
-            *("world_model_loss.long_branch.capacity=1.0", "behaviour.gate.prob=1.0"),
+            *("objectives.branches.capacity=1.0", "controller.hooks.gate.prob=1.0"),
         )
         likeliest_states(system.world_model.dynamics.short, recorded("noise:state"), UNIMIX)
         likeliest_actions(patch, recorded("noise:action"))
@@ -81,7 +52,7 @@ def system(recorded: Recorded) -> Iterator[System]:
 
 
 @pytest.fixture(scope="module")
-def batch(system: System, recorded: Recorded) -> dict[str, Any]:
+def scene(system: System, recorded: Recorded) -> Scene:
     def image(name: str) -> Tensor:  # channels last there, none in a map
         x = recorded(f"in:{name}")
         return x.permute(0, 1, 4, 2, 3).contiguous() if x.ndim == 5 else x.unsqueeze(2)
@@ -111,44 +82,49 @@ def batch(system: System, recorded: Recorded) -> dict[str, Any]:
     records = TensorDict({ours: number(theirs) for ours, theirs in numbers.items()}, lead)
     records.update({"pixels": image("image"), "affordance": image("heatmap")})
     records.set("previous_action", recorded("in:action")).set("zoomed", TensorDict(zoomed, lead))
-    return filled(system, records)
+    return system.scene(records)
 
 
 @pytest.fixture(scope="module")
-def output(system: System, batch: dict[str, Any]) -> Any:
-    return scored(system, batch)
+def losses(system: System, scene: Scene) -> dict[str, Tensor]:
+    """Of the world model; leaves in the scene where jumps lead to."""
+    return weighed(system, scene)
 
 
 @pytest.fixture(scope="module")
-def rows(recorded: Recorded, output: Any) -> Tensor:
+def rows(system: System, recorded: Recorded, scene: Scene, losses: dict[str, Tensor]) -> Tensor:
     """Our start of each recorded one: every state, then those jumps that the original keeps, in its order."""
-    theirs = recorded("out:zoomed_deter").flatten(0, 1)
-    ours = output.starts.belief[STATES:].masked_fill(~output.start_mask[STATES:].view(-1, 1), torch.inf)
+    starts, theirs = system.controller.starts(scene), recorded("out:zoomed_deter").flatten(0, 1)
+    ours = starts.latent.belief.masked_fill(~starts.mask, torch.inf)[STATES:]
     jumps = [int((ours - one).abs().sum(-1).argmin()) for one in theirs]
     return torch.cat([torch.arange(STATES), STATES + torch.tensor(jumps)])
 
 
-def test_the_world_model(system: System, recorded: Recorded, batch: dict[str, Any], output: Any) -> None:
-    near(recorded("out:encoder"), system.world_model.encoder(batch))
-    near(recorded("out:deter"), output.observed.latent.belief)
-    near(recorded("out:post_logit"), output.observed.posterior_logits)
-    near(recorded("out:prior_logit"), output.observed.prior_logits)
-    near(recorded("out:loss_model"), output.loss)
+def test_the_world_model(system: System, recorded: Recorded, scene: Scene, losses: dict[str, Tensor]) -> None:
+    near(recorded("out:encoder"), system.world_model.encoder.encode(scene.batch))
+    near(recorded("out:deter"), scene.observed.latent.belief)
+    near(recorded("out:post_logit"), scene.observed.posterior_logits)
+    near(recorded("out:prior_logit"), scene.observed.prior_logits)
+    near(recorded("out:loss_model"), sum(losses.values()))
 
 
-def test_the_posteriors_of_jumps(recorded: Recorded, output: Any, rows: Tensor) -> None:
+def test_the_posteriors_of_jumps(system: System, recorded: Recorded, scene: Scene, rows: Tensor) -> None:
     assert len(set(rows.tolist())) == len(rows) > STATES
-    near(recorded("out:zoomed_deter"), output.starts.belief[rows[STATES:]])
+    near(recorded("out:zoomed_deter"), system.controller.starts(scene).latent.belief[rows[STATES:]])
 
 
-def test_imagination_with_jumps(system: System, recorded: Recorded, output: Any, rows: Tensor) -> None:
-    dream, returns = imagined(system, output)
+def test_imagination_with_jumps(system: System, recorded: Recorded, scene: Scene, rows: Tensor) -> None:
+    made = learned(system, scene)
+    found = made["found"]
 
     def theirs(name: str) -> Tensor:
-        return recorded(f"out:{name}")[:, : len(rows)].transpose(0, 1)  # steps come first there
+        return recorded(f"out:{name}")[:, : len(rows)]  # a second roll-out of some follows
 
-    near(theirs("imagined_feature"), torch.cat([dream.states, dream.beliefs], -1)[rows])
-    near(theirs("imagined_jump")[:, :-1], dream.jumps[rows])
-    near(theirs("imagined_action")[:, :-1], dream.actions[rows])
-    near(theirs("returns"), returns[rows])
-    assert dream.jumps[rows].any()
+    def ours(x: Tensor) -> Tensor:
+        return x[:, rows]
+
+    near(theirs("imagined_feature"), ours(torch.cat([found.latent.state, found.latent.belief], -1)))
+    near(theirs("imagined_jump")[:-1], ours(found.options))
+    near(theirs("imagined_action")[:-1], ours(found.actions))
+    near(theirs("returns"), ours(made["targets"].critic))
+    assert ours(found.options).any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -11,48 +10,29 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
-from support.originals import Recorded, likeliest_actions, likeliest_states, loaded, near
-from wmkit.dynamics import DreamStart, dream
+from support.originals import (
+    Recorded,
+    learned,
+    likeliest_actions,
+    likeliest_states,
+    loaded,
+    near,
+    rows_first,
+    weighed,
+)
+from wmkit.control import SampledStarts
 from wmkit.functional import unimix_probs
+from wmkit.objectives import Scene
 from wmkit.systems import System
 
-HORIZON, ACTIONS, UNIMIX, GAMMA = 16, 6, 0.01, 0.985
+ACTIONS, UNIMIX, GAMMA = 6, 0.01, 0.985
 TERMS = {
-    "reconstruction": "pixels",
-    "reward": "reward",
-    "termination": "continuation",
-    "dynamics_kl": "kl_dynamics",
-    "representation_kl": "kl_representation",
+    "reconstruction": ("pixels", 1.0),
+    "reward": ("reward", 1.0),
+    "termination": ("continuation", 1.0),
+    "dynamics_kl": ("kl_dynamics", 0.5),
+    "representation_kl": ("kl_representation", 0.1),
 }
-
-
-# -- what is called inside ---------------------------------------------------------------------------------
-
-
-def posterior(system: System, batch: dict[str, Tensor]) -> Tensor:
-    """Log-probabilities ``[B, T, G, C]``, with running statistics or the batch's as the mode says."""
-    with torch.no_grad():
-        return unimix_probs(system.world_model.observe(batch).posterior_logits, UNIMIX).log()
-
-
-def losses(system: System, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return system.world_model_loss(system.world_model, batch).metrics
-
-
-def dreamt(system: System, batch: dict[str, Tensor]) -> Any:
-    """From eight records of each window; the first state is the model's expectation."""
-    records = system.world_model_loss.encoded(system.world_model, batch, blank=1)
-    start = DreamStart(
-        records.classes,
-        records.reward,
-        records.is_init,
-        records.previous_action[:, 1:],
-        torch.ones(len(records.classes), dtype=torch.bool),
-    )
-    return dream(system.world_model, system.actor, start, HORIZON, prior_start=True, learn=True)
-
-
-# -- the checks --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -78,44 +58,55 @@ def system(recorded: Recorded) -> Iterator[System]:
         yield system
 
 
-def filled(system: System, **records: Tensor) -> dict[str, Tensor]:
-    """Records ``[B, T, ...]`` of episodes that neither begin nor, unless told, end."""
-    lead = records["pixels"].shape[:2]
-    usual = {name: torch.zeros(*lead, 1, dtype=torch.bool) for name in ("is_init", "terminated", "done")}
-    batch = usual | {"reward": torch.zeros(*lead, 1)} | records
-    return dict(system.fill(TensorDict(batch, list(lead))))
+@pytest.fixture
+def scene(system: System, recorded: Recorded) -> Scene:
+    """The recorded window, and the windows that dreams start from; nothing is computed yet."""
+    names = ("pixels", "previous_action", "reward", "terminated")
+    window = records(**{name: recorded(f"in:{name}") for name in names})
+    dreams = records(**{name: recorded(f"in:dream_{name}") for name in ("pixels", "previous_action")})
+    system.controller.starts = SampledStarts(len(dreams), dreams.shape[1] - 1, look=False)
+    system.dream_windows = tuple(dreams.shape)
+    return system.scene(window, dreams)
 
 
-@pytest.fixture(scope="module")
-def batch(system: System, recorded: Recorded) -> dict[str, Tensor]:
-    records = {name: recorded(f"in:{name}") for name in ("pixels", "previous_action", "reward", "terminated")}
-    return filled(system, **records, done=records["terminated"])
+def records(**given: Tensor) -> TensorDict:
+    """Records ``[B, T]`` of episodes that neither begin nor, unless told, end."""
+    lead = list(given["pixels"].shape[:2])
+    never = torch.zeros(*lead, 1, dtype=torch.bool)
+    usual = {"is_init": never, "terminated": never, "reward": torch.zeros(*lead, 1)} | given
+    return TensorDict(usual | {"done": usual["terminated"]}, lead)
 
 
-def test_the_posterior_with_running_statistics(
-    system: System, recorded: Recorded, batch: dict[str, Tensor]
-) -> None:
+def log_probs(logits: Tensor) -> Tensor:
+    return unimix_probs(logits, UNIMIX).log()
+
+
+def test_the_posterior_with_running_statistics(system: System, recorded: Recorded, scene: Scene) -> None:
     system.eval()
-    near(recorded("out:eval_posterior_log_probs"), posterior(system, batch))
+    near(recorded("out:eval_posterior_log_probs"), log_probs(scene.posterior_logits))
 
 
-def test_a_dream(system: System, recorded: Recorded) -> None:
+def test_behaviour_in_dreams(system: System, recorded: Recorded, scene: Scene) -> None:
     system.eval()
-    starts = {name: recorded(f"in:dream_{name}") for name in ("pixels", "previous_action")}
-    dream = dreamt(system, filled(system, **starts))
-    near(recorded("out:dream_latent"), torch.cat([dream.states, dream.beliefs], -1))
-    near(recorded("out:dream_action"), dream.actions.argmax(-1))
-    near(recorded("out:dream_reward"), dream.rewards)
-    near(GAMMA * (1 - recorded("out:dream_end")), dream.discounts)
+    made = learned(system, scene)
+    found, targets = made["found"], made["targets"]
+    near(recorded("out:dream_latent"), rows_first(torch.cat([found.latent.state, found.latent.belief], -1)))
+    near(recorded("out:dream_action"), rows_first(found.actions).argmax(-1))
+    near(recorded("out:dream_reward"), rows_first(targets.reward))
+    discounts = GAMMA * (1 - recorded("out:dream_end"))
+    near(discounts, targets.transitions["next", "continuation"])
+    near(recorded("out:dream_returns"), rows_first(targets.critic))
 
 
-def test_losses_with_the_batchs_statistics(
-    system: System, recorded: Recorded, batch: dict[str, Tensor]
-) -> None:
+def test_the_world_model_with_the_batchs_statistics(system: System, recorded: Recorded, scene: Scene) -> None:
     statistics = [x.clone() for x in system.buffers()]
     system.train()
-    terms = losses(system, batch)
-    for theirs, ours in TERMS.items():
-        near(recorded(f"out:loss_{theirs}"), terms[f"loss_{ours}"])
+    losses, seen = weighed(system, scene), scene.observed
     for x, before in zip(system.buffers(), statistics, strict=True):  # the batch has moved some
         x.copy_(before)
+    near(recorded("out:posterior_log_probs"), log_probs(seen.posterior_logits))
+    near(recorded("out:prior_log_probs"), log_probs(seen.prior_logits[:, 1:]))
+    near(recorded("out:belief"), seen.latent.belief[:, 1:])
+    for theirs, (ours, weight) in TERMS.items():
+        near(weight * recorded(f"out:loss_{theirs}"), losses[ours])
+    near(recorded("out:loss_total"), sum(losses.values()))

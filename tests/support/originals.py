@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import wmkit
+from wmkit.control import TransitionReturns
 from wmkit.functional import unimix_probs
 from wmkit.nn import OneHotCategorical
+from wmkit.objectives import Scene
 from wmkit.systems import System
 
 FILES = Path(__file__).parents[1] / "oracles"
@@ -98,3 +100,27 @@ def loaded(name: str, recorded: Recorded, observations: Any, actions: Any, *over
     wmkit.load_released(system, recorded.weights())
     without_dropout(system)
     return system
+
+
+def weighed(system: System, scene: Scene) -> dict[str, Tensor]:
+    """What the world model minimises, by term, each with its weight."""
+    return {
+        name: objective.weights[name] * term.loss
+        for objective in system.objectives.values()
+        for name, term in objective.terms(scene).items()
+    }
+
+
+def learned(system: System, scene: Scene) -> dict[str, Any]:
+    """What behaviour makes of a scene: roll-out, targets (time first), and the losses of actor and critic."""
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        kept(patch, system.controller, "dream", lambda out, *_, **__: seen.update(found=out))
+        kept(patch, TransitionReturns, "__call__", lambda out, *_, **__: seen.update(targets=out))
+        terms = system.controller.learn(scene, system.schedule.slow).terms
+    return seen | {name: term.loss for name, term in terms.items()}
+
+
+def rows_first(x: Tensor) -> Tensor:
+    """``[H, N, ...]`` to ``[N, H, ...]``."""
+    return x.transpose(0, 1)
