@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, object]] = {
 for page in sorted(PAGES.rglob("*.yaml")):
     config = OmegaConf.create({"size": SIZE, "page": OmegaConf.load(page)})
     options = OmegaConf.to_container(config, resolve=True)["page"]
-    options = {key: value for key, value in options.items() if key[0] != "_"}
+    options = {"name": options["_target_"]} | {k: v for k, v in options.items() if k[0] != "_"}
     if options not in MODELS.values():
         MODELS[str(page.relative_to(PAGES))] = options
 
