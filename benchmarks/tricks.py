@@ -9,20 +9,19 @@ said). *Share* is what is gained, of a whole update of ours in the same run; sha
 one way of saving often stands on another (without gradients, states are looked up as classes too).
 Tricks are numbered as in docs/performance.md. Those of pictures use 256 images of 3 x 64 x 64, a quarter of
 an update's; their share is of an update on images. `4` is not in wmkit: it shows what it would bring.
-`products` gains nothing where MKL is taken on both sides (`wmkit doctor` says which is).
+`products` gains nothing where MKL is taken on both sides (`wmkit doctor` says which is). `all` is an update
+with every short cut of `wmkit.fast` and without them.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,18 +33,17 @@ from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
 from wmkit import fast
-from wmkit.dynamics import filter_loop, imagine
-from wmkit.fast import keep_freed_memory
+from wmkit.dynamics import rollout
+from wmkit.fast import filter_loop
 from wmkit.functional import sample_index, two_hot, two_hot_cross_entropy, unimix_probs
-from wmkit.nn import Feature, FirstLayers, LoopWeight, Products, UpsamplingConv, total_loss
-from wmkit.nn.features import one_hot_linear
+from wmkit.nn import UpsamplingConv, total_loss
 
 B, T, H, ACTIONS = 16, 64, 15, 6
 IMAGES = 256
 Way = Callable[[], Any]
 
 
-class Scene:
+class Setting:
     """An update's parts and what they work on."""
 
     def __init__(self) -> None:
@@ -53,14 +51,12 @@ class Scene:
         self.system: Any = self._system(Composite(observation=Unbounded((24,))))
         self.model = self.system.world_model
         self.rssm = self.model.dynamics
-        self.batch = self.system.fill(self._batch(self.system)[:, self.system.context :])
-        latent = self.rssm.initial(B)
-        self.learned = self.system.world_model_loss(self.model, self.batch, latent)
-        self.starts = self.learned.starts.detach()
+        self.batch = self.system.example_batch()
+        self.scene = self.system.scene(self.batch)
+        self.starts = self.system.controller.starts(self.scene).latent.detach()
         self.rows = len(self.starts.state)  # 1,024
-        rollout = imagine(self.model, self.system.actor, self.starts, H)
-        self.features = rollout.time_major.map(lambda x: x[:-1].contiguous())  # [H, N, ...]
-        self.features = Feature(*(getattr(self.features, x) for x in ("state", "belief", "classes")))
+        self.found = rollout(self.model, self.starts, self.system.actor, H).before  # [H, N, ...]
+        self.features = self.model.read(self.system.critic, self.found)
         self.images: Any = self._system(Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)))
 
     def _system(self, spec: Composite) -> Any:
@@ -69,24 +65,18 @@ class Scene:
             "dreamer_v3", observation_spec=spec, action_spec=OneHot(ACTIONS), overrides=overrides
         )
 
-    def _batch(self, system: Any) -> Any:
-        batch = system.example_batch()
-        for name, width in (("state", self.rssm.state_dim), ("belief", self.rssm.belief_dim)):
-            batch[name] = torch.zeros(*batch.shape, width)
-        return batch
-
     def update(self, system: Any) -> None:
         """A whole update."""
-        system.update(self._batch(system))
+        system.update(system.example_batch())
 
 
-TRICKS: dict[str, tuple[str, Callable[[Scene], tuple[Way, Way]]]] = {}
+TRICKS: dict[str, tuple[str, Callable[[Setting], tuple[Way, Way]]]] = {}
 
 
 def trick(name: str, what: str) -> Callable[[Any], Any]:
     """Register a function that makes the plain way and ours; ways return what must be equal."""
 
-    def register(make: Callable[[Scene], tuple[Way, Way]]) -> Callable[[Scene], tuple[Way, Way]]:
+    def register(make: Callable[[Setting], tuple[Way, Way]]) -> Callable[[Setting], tuple[Way, Way]]:
         TRICKS[name] = what, make
         return make
 
@@ -102,24 +92,27 @@ def graded(loss: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 
 @trick("1", "prior, decoder and heads once over the window, forward and backward")
-def at_once(scene: Scene) -> tuple[Way, Way]:
-    model, width = scene.model, scene.rssm.state_dim
-    features = torch.randn(B, T, scene.rssm.feature_dim)
-    weights = [*scene.rssm.prior.parameters(), *model.heads.parameters(), *model.decoder.parameters()]
+def at_once(at: Setting) -> tuple[Way, Way]:
+    model = at.model
+    latent = at.found.map(lambda x: x[0].unflatten(0, (B, T)))
+    weights = [*at.rssm.prior.parameters(), *model.heads.parameters(), *model.decoder.parameters()]
 
-    def parts(x: Tensor) -> Tensor:
-        means = [prediction.mean.mean() for prediction in model.predict(x).values()]
-        return sum(means, scene.rssm.prior_logits(x[..., width:]).square().mean())
+    def parts(latent: Any) -> Tensor:
+        decoded = model.decoder.predict(model.read(model.decoder, latent)).values()
+        means = [prediction.mean.mean() for prediction in decoded]
+        means += [model.predict(name, latent).mean.mean() for name in model.heads]
+        return sum(means, at.rssm.prior_logits(latent.belief).square().mean())
 
     def plain() -> Any:
-        return graded(torch.stack([parts(x) for x in features.unbind(1)]).mean(), *weights)
+        steps = [parts(latent.map(lambda x, t=t: x[:, t])) for t in range(T)]
+        return graded(torch.stack(steps).mean(), *weights)
 
-    return plain, lambda: graded(parts(features), *weights)
+    return plain, lambda: graded(parts(latent), *weights)
 
 
 @trick("2", "products of embeddings and actions before the loop, forward and backward")
-def ahead(scene: Scene) -> tuple[Way, Way]:
-    rssm = scene.rssm
+def ahead(at: Setting) -> tuple[Way, Way]:
+    rssm = at.rssm
     posterior, action_layer, hidden = rssm.posterior_in.linear, rssm.input.action, rssm.backbone.hidden
     units = rssm.belief_dim
     embed = torch.randn(T, B, posterior.in_features - units)
@@ -153,9 +146,9 @@ def ahead(scene: Scene) -> tuple[Way, Way]:
 
 
 @trick("4", "one product of the belief for core and posterior, 64 steps of 16 rows (not in wmkit)")
-def joint(scene: Scene) -> tuple[Way, Way]:
-    core, posterior = torch.randn(2, scene.rssm.belief_dim, 64).unbind()
-    both, beliefs = torch.cat([core, posterior], 1), torch.randn(T, B, scene.rssm.belief_dim)
+def joint(at: Setting) -> tuple[Way, Way]:
+    core, posterior = torch.randn(2, at.rssm.belief_dim, 64).unbind()
+    both, beliefs = torch.cat([core, posterior], 1), torch.randn(T, B, at.rssm.belief_dim)
 
     def plain() -> Any:
         return [(x @ core, x @ posterior) for x in beliefs]
@@ -163,35 +156,12 @@ def joint(scene: Scene) -> tuple[Way, Way]:
     return plain, lambda: [(x @ both).split(64, 1) for x in beliefs]
 
 
-def observed(scene: Scene) -> Any:
+def observed(at: Setting) -> Any:
     """The filtering loop, forward and backward."""
-    rssm, x = scene.rssm, scene.batch
     torch.manual_seed(1)
-    embed, reset = scene.model.encoder(x), x["is_init"].squeeze(-1)
-    out = rssm.observe(embed, x["previous_action"].float(), reset, rssm.initial(B))
+    out = at.model.observe(at.scene.batch)
     loss = out.latent.belief.square().mean() + out.posterior_logits.square().mean()
-    return graded(loss, *(p for p in rssm.parameters()))
-
-
-@contextlib.contextmanager
-def looped(deferred: bool) -> Iterator[None]:
-    """Inside, the loop goes through autograd step by step; weight gradients at its end or at each step."""
-
-    def call(weight: LoopWeight, x: Tensor) -> Tensor:
-        if weight.weight.ndim == 2:
-            return F.linear(x, weight.weight, weight.bias)
-        return wmkit.functional.block_product(x, weight.weight, weight.bias)
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(filter_loop, "applies", lambda rssm: False))
-        if not deferred:
-            stack.enter_context(mock.patch.object(LoopWeight, "__init__", plain_weight))
-            stack.enter_context(mock.patch.object(LoopWeight, "__call__", call))
-        yield
-
-
-def plain_weight(self: Any, weight: Tensor, bias: Tensor | None = None) -> None:
-    self.weight, self.bias = weight, bias
+    return graded(loss, *at.rssm.parameters())
 
 
 def inside(context: Callable[[], Any], work: Way) -> Way:
@@ -204,23 +174,18 @@ def inside(context: Callable[[], Any], work: Way) -> Way:
     return way
 
 
-@trick("6", "weight gradients of the loop once, forward and backward")
-def deferred(scene: Scene) -> tuple[Way, Way]:
-    work = lambda: observed(scene)  # noqa: E731
-    return inside(lambda: looped(False), work), inside(lambda: looped(True), work)
-
-
 @trick("2, 3, 6, 7", "the loop as one operation with its gradient written out, forward and backward")
-def one_operation(scene: Scene) -> tuple[Way, Way]:
-    return inside(lambda: looped(True), lambda: observed(scene)), lambda: observed(scene)
+def one_operation(at: Setting) -> tuple[Way, Way]:
+    apart = lambda: mock.patch.object(filter_loop, "applies", lambda rssm: False)  # noqa: E731
+    return inside(apart, lambda: observed(at)), lambda: observed(at)
 
 
 # -- the roll-out -------------------------------------------------------------------------------------
 
 
 @trick("3", "the block layer split by input, the share of one-hot actions ready, 15 steps of 1,024 rows")
-def split(scene: Scene) -> tuple[Way, Way]:
-    gru, rows, known = scene.rssm.backbone, scene.rows, scene.rssm.input.action.linear.out_features
+def split(at: Setting) -> tuple[Way, Way]:
+    gru, rows, known = at.rssm.backbone, at.rows, at.rssm.input.action.linear.out_features
     belief, shared = torch.randn(rows, gru.out_dim), torch.randn(rows, gru.in_dim + known)
 
     @torch.no_grad()
@@ -245,101 +210,86 @@ def split(scene: Scene) -> tuple[Way, Way]:
 
 
 @trick("5", "products with one-hot states as sums of rows, one head over 15,360 rows")
-def sums_of_rows(scene: Scene) -> tuple[Way, Way]:
-    weight = torch.randn(64, scene.rssm.state_dim)
-    state, classes = scene.features.state, scene.features.classes
-    assert classes is not None
-    return lambda: F.linear(state, weight), lambda: one_hot_linear(classes, weight)
+def sums_of_rows(at: Setting) -> tuple[Way, Way]:
+    weight, found = torch.randn(64, at.rssm.state_dim), at.found
+    return lambda: F.linear(found.state, weight), lambda: fast.one_hot_linear(found.classes, weight)
 
 
 @trick("15", "features as classes and belief instead of one row, five heads, forward and backward")
-def in_parts(scene: Scene) -> tuple[Way, Way]:
-    weights = [torch.randn(64, scene.rssm.feature_dim, requires_grad=True) for _ in range(5)]
-    out = [torch.randn(H, scene.rows, 64)] * 5
+def in_parts(at: Setting) -> tuple[Way, Way]:
+    weights = [torch.randn(64, at.features.dense.shape[-1], requires_grad=True) for _ in range(5)]
+    out = [torch.randn(H, at.rows, 64)] * 5
 
     def plain() -> Any:
-        dense = scene.features.dense
+        dense = at.features.dense
         return torch.autograd.grad([F.linear(dense, weight) for weight in weights], weights, out)
 
     def ours() -> Any:
-        return torch.autograd.grad([scene.features.linear(weight) for weight in weights], weights, out)
+        return torch.autograd.grad([at.features.linear(weight) for weight in weights], weights, out)
 
     return plain, ours
 
 
 @trick("7", "samples by comparing uniforms with sums, not by torch.multinomial, 15 steps (other samples)")
-def drawn_before(scene: Scene) -> tuple[Way, Way]:
-    latent = scene.rssm.latent
-    probs = unimix_probs(torch.randn(scene.rows, latent.groups, latent.classes), latent.unimix)
+def drawn_before(at: Setting) -> tuple[Way, Way]:
+    latent = at.rssm.latent
+    probs = unimix_probs(torch.randn(at.rows, latent.groups, latent.classes), latent.unimix)
 
     def plain() -> None:
         for _ in range(H):
             torch.multinomial(probs.flatten(0, 1), 1)
 
     def ours() -> None:
-        for uniform in torch.rand(H, scene.rows, latent.groups, 1):
+        for uniform in torch.rand(H, at.rows, latent.groups, 1):
             sample_index(probs, uniform)
 
     return plain, ours
 
 
 @trick("11", "steps of the roll-out without gradients")
-def without_gradients(scene: Scene) -> tuple[Way, Way]:
-    rssm = scene.rssm
-    noise = rssm.noise(H, scene.rows)
-    action = F.one_hot(torch.randint(ACTIONS, (scene.rows,)), ACTIONS).float()
+def without_gradients(at: Setting) -> tuple[Way, Way]:
+    rssm = at.rssm
+    noise = rssm.noise(H, at.rows)
+    action = F.one_hot(torch.randint(ACTIONS, (at.rows,)), ACTIONS).float()
 
     def steps() -> Any:
-        latent = scene.starts
+        latent, bound = at.starts, rssm.bind(one_hot=True)
         for t in range(H):
-            latent = rssm.step(latent, action, noise[t], one_hot=True)
+            latent = bound.step(latent, action, None, noise[t])
         return latent.belief.detach()
 
     return inside(torch.enable_grad, steps), inside(torch.no_grad, steps)
 
 
 @trick("12", "no policy for the last state, no state after it (other samples)")
-def no_more_than_needed(scene: Scene) -> tuple[Way, Way]:
-    def rollout(steps: int) -> None:
-        imagine(scene.model, scene.system.actor, scene.starts, steps)
+def no_more_than_needed(at: Setting) -> tuple[Way, Way]:
+    def imagined(steps: int) -> None:
+        rollout(at.model, at.starts, at.system.actor, steps)
 
-    return lambda: rollout(H + 1), lambda: rollout(H)
+    return lambda: imagined(H + 1), lambda: imagined(H)
 
 
-def behaved(scene: Scene) -> Any:
+def behaved(at: Setting) -> Any:
     """Losses of actor and critic and their gradients."""
-    system, learned = scene.system, scene.learned
+    system, controller = at.system, at.system.controller
     torch.manual_seed(2)
-    norm = {k: v.clone() for k, v in system.behaviour.return_norm.state_dict().items()}
-    out = system.behaviour(
-        *(scene.model, system.actor, system.critic, system.schedule.slow_critic),
-        *(scene.starts, learned.start_mask, learned.start_continuation),
-    )
-    system.behaviour.return_norm.load_state_dict(norm)  # which the loss moves
+    norm = {k: v.clone() for k, v in controller.return_norm.state_dict().items()}
+    learned = controller.learn(at.scene, system.schedule.slow)
+    controller.return_norm.load_state_dict(norm)  # which the loss moves
     weights = [*system.actor.parameters(), *system.critic.parameters()]
-    return graded(out.actor_loss + out.critic_loss, *weights)
-
-
-@trick("13, 14", "first layers of policy and heads as one product, the behaviour")
-def first_layers(scene: Scene) -> tuple[Way, Way]:
-    apart = lambda: mock.patch.object(FirstLayers, "of", lambda *_: None)  # noqa: E731
-    return inside(apart, lambda: behaved(scene)), lambda: behaved(scene)
+    return graded(torch.stack([term.loss for term in learned.terms.values()]).sum(), *weights)
 
 
 @trick("products", "products of float32 by oneDNN instead of MKL, the behaviour")
-def by_onednn(scene: Scene) -> tuple[Way, Way]:
+def by_onednn(at: Setting) -> tuple[Way, Way]:
     by_mkl = lambda: torch.backends.mkldnn.flags(enabled=False)  # noqa: E731
-    return inside(by_mkl, lambda: behaved(scene)), lambda: behaved(scene)
-
-
-def policy_loss(policy: Any, action: Tensor) -> Tensor:
-    return policy.log_prob(action).mean() + policy.entropy.mean()
+    return inside(by_mkl, lambda: behaved(at)), lambda: behaved(at)
 
 
 @trick("14, policy", "the policy sampled step by step, then scored at all steps at once, and its backward")
-def policy_at_once(scene: Scene) -> tuple[Way, Way]:
-    actor, features = scene.system.actor, scene.features
-    noise, weights = actor.noise(H, scene.rows), list(actor.parameters())
+def policy_at_once(at: Setting) -> tuple[Way, Way]:
+    actor, features = at.system.actor, at.features
+    noise, weights = actor.noise(H, at.rows), list(actor.parameters())
     steps = [features.map(lambda x, t=t: x[t]) for t in range(H)]
 
     def score(policy: Any, action: Tensor) -> Tensor:
@@ -348,42 +298,37 @@ def policy_at_once(scene: Scene) -> tuple[Way, Way]:
     def plain() -> Any:
         losses = []
         for x, chance in zip(steps, noise, strict=True):
-            policy = actor(x)
+            policy = actor.policy(x)
             losses.append(score(policy, policy.sample(chance).detach()))
         return graded(torch.stack(losses).mean(), *weights)
 
     def ours() -> Any:
-        layers = FirstLayers.of(features, actor, [])
-        assert layers is not None
-        products = torch.empty(H, scene.rows, layers.width)
         with torch.no_grad():
-            pairs = zip(steps, noise, products, strict=True)
-            actions = [actor(layers.attach(x, out)).sample(chance) for x, chance, out in pairs]
-        known = replace(features, products=Products(layers.weights, products))
-        return graded(score(actor(known), torch.stack(actions)), *weights)
+            actions = [actor.policy(x).sample(chance) for x, chance in zip(steps, noise, strict=True)]
+        return graded(score(actor.policy(features), torch.stack(actions)), *weights)
 
     return plain, ours
 
 
 @trick("14, critic", "one forward of the critic for values and loss, and its backward")
-def critic_once(scene: Scene) -> tuple[Way, Way]:
-    critic, features = scene.system.critic, scene.features
-    targets = torch.randn(2, H, scene.rows, 1).unbind()
+def critic_once(at: Setting) -> tuple[Way, Way]:
+    critic, features = at.system.critic, at.features
+    targets = torch.randn(2, H, at.rows, 1).unbind()
 
     def score(twice: bool) -> Any:
-        online = critic(features)
+        online = critic.predict(features)
         with torch.no_grad():
-            values = (critic(features) if twice else online).mean
+            values = (critic.predict(features) if twice else online).mean
         return values, *graded(total_loss(online, *targets).mean(), *critic.parameters())
 
     return lambda: score(True), lambda: score(False)
 
 
 @trick("16", "two-hot losses without two-hot targets, two targets of 15,360 rows, forward and backward")
-def no_codes(scene: Scene) -> tuple[Way, Way]:
-    bins = scene.system.critic.distribution.bins
-    logits = torch.randn(H * scene.rows, len(bins), requires_grad=True)
-    targets = torch.randn(H * scene.rows, 2) * 20
+def no_codes(at: Setting) -> tuple[Way, Way]:
+    bins = at.system.critic.distribution.bins
+    logits = torch.randn(H * at.rows, len(bins), requires_grad=True)
+    targets = torch.randn(H * at.rows, 2) * 20
 
     def plain() -> Any:
         log_probs = torch.log_softmax(logits, -1)
@@ -401,13 +346,13 @@ def no_codes(scene: Scene) -> tuple[Way, Way]:
 
 
 @trick("18", "doubling and 5 x 5 convolution as 3 x 3 to four phases, 256 images, forward and backward")
-def phases(scene: Scene) -> tuple[Way, Way]:
-    decoder = scene.images.world_model.decoder.image
-    features = torch.randn(IMAGES, sum(decoder.split))
-    target = torch.rand(IMAGES, 3, 64, 64)
+def phases(at: Setting) -> tuple[Way, Way]:
+    decoder = at.images.world_model.decoder.image
+    features, target = torch.randn(IMAGES, sum(decoder.split)), torch.rand(IMAGES, 3, 64, 64)
 
     def double(self: UpsamplingConv, x: Tensor) -> Tensor:
-        return F.conv2d(F.interpolate(x, scale_factor=2), self.weight, self.bias, padding=2)
+        y = F.conv2d(F.interpolate(x, scale_factor=2), self.weight, self.bias, padding=2)
+        return F.pixel_shuffle(y, self.patch or 1)
 
     def decode() -> Any:
         return graded((decoder(features) - target).square().mean(), *decoder.parameters())
@@ -416,8 +361,8 @@ def phases(scene: Scene) -> tuple[Way, Way]:
 
 
 @trick("19", "channels last, 256 images through the encoder, forward and backward")
-def channels_last(scene: Scene) -> tuple[Way, Way]:
-    stages = scene.images.world_model.encoder.image.stages
+def channels_last(at: Setting) -> tuple[Way, Way]:
+    stages = at.images.world_model.encoder.image.stages
     image = torch.rand(IMAGES, 3, 64, 64)
     last = image.contiguous(memory_format=torch.channels_last)
 
@@ -425,6 +370,14 @@ def channels_last(scene: Scene) -> tuple[Way, Way]:
         return graded(stages(x).square().mean(), *stages.parameters())
 
     return lambda: encode(image), lambda: encode(last)
+
+
+# -- everything ---------------------------------------------------------------------------------------
+
+
+@trick("all", "an update with every short cut of wmkit.fast, and without (other samples)")
+def everything(at: Setting) -> tuple[Way, Way]:
+    return inside(fast.disabled, lambda: at.update(at.system)), lambda: at.update(at.system)
 
 
 # -- measuring ----------------------------------------------------------------------------------------
@@ -463,12 +416,12 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
-    scene = Scene()
+    fast.keep_freed_memory()
+    at = Setting()
     wholes = {}
-    for name, system in (("numbers", scene.system), ("images", scene.images)):
-        scene.update(system)
-        times = [milliseconds(lambda s=system: scene.update(s)) for _ in range(max(args.rounds // 3, 1))]
+    for name, system in (("numbers", at.system), ("images", at.images)):
+        at.update(system)
+        times = [milliseconds(lambda s=system: at.update(s)) for _ in range(max(args.rounds // 3, 1))]
         wholes[name] = statistics.median(times)
     print(f"machine {platform.machine()}, threads {args.threads}, torch {torch.__version__}; an update takes")
     print(", ".join(f"{whole:.0f} ms on {name}" for name, whole in wholes.items()), end="\n\n")
@@ -478,7 +431,7 @@ def main() -> None:
     for name, (what, make) in TRICKS.items():
         if args.only and name not in args.only:
             continue
-        before, after = measure(*make(scene), args.rounds, "(other samples)" not in what)
+        before, after = measure(*make(at), args.rounds, "(other samples)" not in what)
         many = B * T / IMAGES if "256 images" in what else 1.0
         share = many * (before - after) / wholes["images" if many > 1 else "numbers"]
         rows.append({"trick": name, "what": what, "plain_ms": before, "wmkit_ms": after, "share": share})

@@ -19,7 +19,7 @@ from wmkit.errors import ConfigError
 B, T, D, U = 3, 9, 5, 16
 NAMES = [name for name in wmkit.available("backbone") if not name.startswith("doctest")]
 PAGES = Path(wmkit.__file__).parent / "systems" / "conf" / "backbone"
-SIZE = {"hidden": 8, "deter": U, "blocks": 2, "heads": 4}
+SIZE = {"hidden": 8, "deter": U, "blocks": 2, "heads": 4, "head": 4, "feed_forward": 12}
 MODELS: dict[str, dict[str, object]] = {
     **{name: {"name": name} for name in NAMES},
     "ln_gru-learned": {"name": "ln_gru", "learned_initial": True},
@@ -31,7 +31,7 @@ MODELS: dict[str, dict[str, object]] = {
 for page in sorted(PAGES.rglob("*.yaml")):
     config = OmegaConf.create({"size": SIZE, "page": OmegaConf.load(page)})
     options = OmegaConf.to_container(config, resolve=True)["page"]
-    options = {key: value for key, value in options.items() if key[0] != "_"}
+    options = {"name": options["_target_"]} | {k: v for k, v in options.items() if k[0] != "_"}
     if options not in MODELS.values():
         MODELS[str(page.relative_to(PAGES))] = options
 

@@ -26,6 +26,7 @@ from torchrl.data import (
 )
 
 import wmkit
+from wmkit.dynamics import Latent
 from wmkit.envs import make_env
 from wmkit.errors import CheckpointError
 from wmkit.systems import System, dreamerv3_jax_parameters
@@ -219,8 +220,9 @@ def compare(system: System, p: Params, steps: int = 3, rows: int = 2) -> None:
 
     # The encoder, and three steps of the RSSM with a reset; its samples are fed to the original.
     observations = {key: batch[key] for key in (*system.spaces.images, *system.spaces.vectors)}
-    embed = model.encoder(observations)
-    seen = model.dynamics.observe(embed, action, is_init, model.dynamics.resume(stoch, deter))
+    embed = model.encoder.encode(observations)
+    record = {"previous_action": action, "is_init": is_init}
+    seen = model.dynamics.observe(embed, record, model.dynamics.unpack({"state": stoch, "belief": deter}))
     for t in range(steps):
         shown = {key: value[:, t].numpy() for key, value in observations.items()}
         shown |= {key: shown[key].transpose(0, 2, 3, 1) for key in system.spaces.images}
@@ -235,8 +237,8 @@ def compare(system: System, p: Params, steps: int = 3, rows: int = 2) -> None:
 
     # Whatever reads a feature.
     z, h = stoch.double().numpy(), deter.double().numpy()
-    feature, theirs = torch.cat([stoch, deter], -1), np.concatenate([h, z], -1)
-    decoded = model.decoder(feature)
+    latent, theirs = Latent(stoch, deter), np.concatenate([h, z], -1)
+    decoded = model.decoder.predict(model.read(model.decoder, latent))
     for key in system.spaces.images:
         grid, channels = 4, p["dec/spnorm/scale"].shape[0]
         close(decoded[key].mean, decode_image(p, h, z, grid, channels).transpose(0, 3, 1, 2))
@@ -251,20 +253,21 @@ def compare(system: System, p: Params, steps: int = 3, rows: int = 2) -> None:
     targets = np.array([-3.7, 120.0][:rows])
     for name, layers, head in (*scalars, ("slowval", 3, system.schedule.slow_critic)):
         logits = linear(p, f"{name}/head/logits", trunk(p, name, theirs, layers))
-        close(head(feature).logits, logits)
+        prediction = head.predict(model.read(head, latent))
+        close(prediction.logits, logits)
         loss = -(two_hot(targets) * log_softmax(logits)).sum(-1)
-        close(head(feature).loss(torch.from_numpy(targets).float().unsqueeze(-1)), loss)
+        close(prediction.loss(torch.from_numpy(targets).float().unsqueeze(-1)), loss)
     logit = linear(p, "con/head/logit", trunk(p, "con", theirs, 1))
-    close(model.heads["continuation"](feature).mean, sigmoid(logit))
-    hidden, policy = trunk(p, "pol", theirs, 3), system.actor(feature)
+    close(model.continuation(latent), sigmoid(logit))
+    hidden, policy = trunk(p, "pol", theirs, 3), system.actor.policy(model.read(system.actor, latent))
     if system.spaces.actions == "discrete":  # without a share of uniform
         close(policy.log_probs, log_softmax(linear(p, "pol/head/action/logits", hidden)))
     else:
         close(policy.mean, np.tanh(linear(p, "pol/head/action/mean", hidden)))
         close(policy.std, 0.9 * sigmoid(linear(p, "pol/head/action/stddev", hidden) + 2) + 0.1)
     low, high = p["retnorm/lo/value"], p["retnorm/hi/value"]
-    close(system.behaviour.return_norm.scale(), np.maximum(1.0, [high - low]))
-    assert system.behaviour.return_norm.low == low
+    close(system.controller.return_norm.scale(), np.maximum(1.0, [high - low]))
+    assert system.controller.return_norm.low == low
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -277,7 +280,7 @@ def test_every_network_computes_what_the_original_does(name: str) -> None:
     back = dreamerv3_jax_parameters(system)  # and everything can be had again
     assert {key: list(value.shape) for key, value in back.items()} == SHAPES[name]
     assert all(np.array_equal(back[key], p[key]) for key in p if key != COUNT)
-    assert system.update(system.example_batch())["loss"].isfinite()
+    assert system.update(system.example_batch())["loss_joint"].isfinite()
 
 
 def test_images_and_vectors_and_classes_together() -> None:

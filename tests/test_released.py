@@ -32,6 +32,7 @@ BLOCKS = ("size.blocks=3", "size.heads=2", "size.layers=3")
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "ls_imagine": (VIEWS, ("compat=released", "size.layers=5", "size.patch=1")),
     "storm": (PIXELS, BLOCKS),
+    "transdreamer": (PIXELS, ("size.width=16", "size.blocks=2", "size.heads=2", "size.head=4")),
     "twm": (PIXELS, (*BLOCKS, "batch.length=18")),
     "dreamer_v3": (PIXELS, ()),
 }
@@ -124,6 +125,15 @@ def test_what_a_system_gives_another_takes(name: str) -> None:
     wmkit.load_released(pupil, {key: torch.from_numpy(x).double() for key, x in weights.items()})
     for key, x in teacher.named_parameters():
         torch.testing.assert_close(dict(pupil.named_parameters())[key], x, rtol=0, atol=0)
+
+
+def test_transdreamers_slow_value_begins_as_its_value_where_it_is_left_out() -> None:
+    teacher, pupil = build("transdreamer"), build("transdreamer")
+    weights = released_parameters(teacher)
+    wmkit.load_released(pupil, {key: x for key, x in weights.items() if not key.startswith("slow_")})
+    loaded = released_parameters(pupil)
+    for key, x in loaded.items():
+        assert (x == weights[key.removeprefix("slow_")]).all()
 
 
 def refused(system: System, weights: Any, *said: str) -> None:

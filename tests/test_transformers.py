@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from wmkit import backbones, fast
 from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
-from wmkit.systems.convert import transdreamer
 
 B, D, U = 3, 6, 16
 NAMES = ["transformer_xl", "gpt", "stacked_transformer"]
@@ -114,25 +111,6 @@ def test_gpt_is_its_formulas(pre_norm: bool) -> None:
     model = make("gpt", width=12, heads=3, window=4, pre_norm=pre_norm, bias=pre_norm)
     x, reset = tokens(9)
     torch.testing.assert_close(model.scan(x, None, reset)[0], slow_gpt(model, x, reset, pre_norm), **EXACT)
-
-
-def test_stacked_transformer_is_that_of_transdreamer() -> None:
-    """The original's beliefs of whole windows, and again where every row starts anew in the middle."""
-    kept = np.load(Path(__file__).parent / "oracles" / "transdreamer_transformer.npz")
-    released = {name: torch.from_numpy(kept[name]) for name in kept.files}
-    model = backbones.build("stacked_transformer", 24, 72, layers=3, heads=2, head_dim=8, hidden=40)
-    system = torch.nn.Module()
-    system.world_model = torch.nn.ModuleDict({"dynamics": torch.nn.ModuleDict({"backbone": model})})
-    for slot in transdreamer.slots(system).values():
-        slot.tensor.data.copy_(slot.ours([released[name] for name in slot.names]))
-    state, action, wanted = (released[name] for name in ("posterior_sample", "action", "deter"))
-    mix = [released[f"world_model.dynamic.act_stoch_mlp.net.{kind}"] for kind in ("weight", "bias")]
-    x = F.elu(F.linear(torch.cat([action[:, 1:], state[:, :-1].flatten(2)], -1), *mix))  # the layout's layer
-    torch.testing.assert_close(model.scan(x)[0], wanted, atol=1e-5, rtol=0)
-    count = x.shape[1]
-    reset = (torch.arange(2 * count) == count).expand(len(x), -1)
-    twice, _ = model.scan(torch.cat([x, x], 1), None, reset)
-    torch.testing.assert_close(twice, torch.cat([wanted, wanted], 1), atol=1e-5, rtol=0)
 
 
 def test_gates_stand_for_sums() -> None:

@@ -147,10 +147,10 @@ def made(what: str, *also: type[Exception], origin: Callable[[str], str] = str) 
     ...     torch.nn.Linear(2, -1)
     Traceback (most recent call last):
     wmkit.errors.ConfigError: critic cannot be made: found RuntimeError: Trying to create ...
-    >>> with made("behaviour"):
+    >>> with made("controller"):
     ...     check_range("horizon", 0, 1)
     Traceback (most recent call last):
-    wmkit.errors.ConfigError: behaviour.horizon is 0: wanted 1 or more; correct behaviour.horizon
+    wmkit.errors.ConfigError: controller.horizon is 0: wanted 1 or more; correct controller.horizon
     """
     try:
         yield

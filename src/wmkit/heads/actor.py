@@ -7,6 +7,7 @@ An actor says what chance it needs: ``actor.noise(H, N)`` draws, for H steps of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -75,6 +76,7 @@ class Actor(Plug):
     actions: ClassVar[tuple[str, ...]] = ("continuous",)
     outputs: ClassVar[Mapping[str, int]] = {"mean": 1, "std": 1}
     options: ClassVar[Mapping[str, float]] = {}
+    limits: ClassVar[Mapping[str, float]] = {}  # what an option stays below
     default_outscale: ClassVar[float] = 1.0
     default_in_keys: ClassVar[Sequence[NestedKey]] = ARRIVAL
 
@@ -101,7 +103,7 @@ class Actor(Plug):
                     f"{name} is {number!r}: {type(self).__name__} takes {', '.join(self.options)}, each a "
                     f"number; correct {name}"
                 )
-            check_range(name, number, 0, open_end=True)
+            check_range(name, number, 0, self.limits.get(name, math.inf), open_end=True)
             setattr(self, name, number)
         outscale = self.default_outscale if outscale is None else outscale
         self.trunk = MLP(in_dim, units=units, layers=layers, style=style)
@@ -161,6 +163,7 @@ class DiscreteActor(Actor):
     actions = ("discrete",)
     outputs: ClassVar[Mapping[str, int]] = {"out": 1}
     options: ClassVar[Mapping[str, float]] = {"unimix": 0.01}
+    limits: ClassVar[Mapping[str, float]] = {"unimix": 1}
     unimix: float
 
     def distribution(self, *numbers: Tensor) -> OneHotCategorical:

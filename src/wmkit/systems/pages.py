@@ -40,7 +40,7 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         system: one of ``wmkit.available()``.
-        overrides: Hydra strings, e.g. ``["size=small", "behaviour.gate.prob=0"]``.
+        overrides: Hydra strings, e.g. ``["size=small", "controller.hooks.gate.prob=0"]``.
 
     Raises:
         ConfigError: unknown system, group choice, part or key, or a value that does not parse.

@@ -8,27 +8,28 @@ from typing import Any
 import torch
 
 from wmkit.errors import CheckpointError
-from wmkit.systems.convert import ls_imagine, storm, twm
+from wmkit.systems.convert import ls_imagine, storm, transdreamer, twm
 from wmkit.systems.convert.dreamerv3_jax import dreamerv3_jax_parameters, load_dreamerv3_jax
 from wmkit.systems.convert.strict import as_float32, export, load
 from wmkit.systems.system import System
 
 __all__ = ["dreamerv3_jax_parameters", "load_dreamerv3_jax", "load_released", "released_parameters"]
 
-_CODES: dict[str, Any] = {"ls_imagine": ls_imagine, "storm": storm, "twm": twm}  # of modules in PyTorch
+_CODES: dict[str, Any] = {"ls_imagine": ls_imagine, "storm": storm, "transdreamer": transdreamer, "twm": twm}
 
 
 def load_released(system: System, weights: Mapping[str, Any]) -> None:
     """Load the weights of a system's original code, strictly: every network then computes what it does there.
 
-    ===============  =====================================================================================
-    system           ``weights``
-    ===============  =====================================================================================
-    ``dreamer_v3``   the JAX agent's parameters (:func:`load_dreamerv3_jax`)
-    ``ls_imagine``   ``agent_state_dict`` of ``latest.pt``; build with ``compat=released``
-    ``storm``        the state dicts of world model and agent in one; ``wm.`` and ``ag.`` may stand before
-    ``twm``          the state dict of ``Agent``
-    ===============  =====================================================================================
+    ================  ====================================================================================
+    system            ``weights``
+    ================  ====================================================================================
+    ``dreamer_v3``    the JAX agent's parameters (:func:`load_dreamerv3_jax`)
+    ``ls_imagine``    ``agent_state_dict`` of ``latest.pt``; build with ``compat=released``
+    ``storm``         the state dicts of world model and agent in one; ``wm.`` and ``ag.`` may stand before
+    ``transdreamer``  the state dict of its model; the slow value may be left out
+    ``twm``           the state dict of ``Agent``
+    ================  ====================================================================================
 
     Every parameter of the system is filled, and every array is read or known to be of no use (a copy, a table
     that is computed, a normaliser that nothing reads). Means and variances of batch norms are read where they
@@ -64,6 +65,9 @@ def load_released(system: System, weights: Mapping[str, Any]) -> None:
     plain = getattr(code, "plain", None)
     if plain is not None and isinstance(weights, Mapping):
         weights = _without_copies(weights, plain, code.CODE)
+    complete = getattr(code, "complete", None)
+    if complete is not None and isinstance(weights, Mapping):
+        weights = complete(weights)
     pattern, unused = getattr(code, "UNUSED", None), {}
     if pattern is not None and isinstance(weights, Mapping):
         unused = {name: None for name in weights if isinstance(name, str) and pattern.fullmatch(name)}

@@ -95,8 +95,8 @@ for _theirs, _ours in {
         (_theirs + "/mlp/norm*", _ours + ".trunk.*.norm", "norm"),
     ]
 NUMBERS = {
-    "retnorm/lo/value": "behaviour.return_norm.low",
-    "retnorm/hi/value": "behaviour.return_norm.high",
+    "retnorm/lo/value": "controller.return_norm.low",
+    "retnorm/hi/value": "controller.return_norm.high",
 }
 COUNT = "slowval_count/value"  # updates of the slow critic, which follows at every one: nothing depends on it
 

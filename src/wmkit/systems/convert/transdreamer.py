@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from wmkit.systems.convert.strict import Row, Slot, trace
 from wmkit.systems.system import System
@@ -43,6 +45,13 @@ ROWS = (
     _stack("critic", "value.dec.{n}", 2),
     _stack(r"schedule\..*slow.*?", "slow_value.dec.{n}", 2),
 )
+
+
+def complete(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With a slow value that is the value's copy, as it is at first, where there is none."""
+    if any(str(name).startswith("slow_value.") for name in weights):
+        return weights
+    return {f"slow_{name}": x for name, x in weights.items() if str(name).startswith("value.")} | {**weights}
 
 
 def slots(system: System) -> dict[str, Slot]:
