@@ -9,7 +9,7 @@ affordance_stage.py  scorer, random frames, labels, U-Net
 collect.py           TorchRL's collector over batched environments
 devices.py           acting with weights on another device than the environments'
 evaluate.py          one record per reset
-again.py             evaluation and report of a run that is there
+reopen.py            a run that is there: load it, evaluate it, report on it
 memory.py            replay and jump pairs
 guard.py             NaN and infinity, without a synchronisation per update
 schedule.py          ratios, intervals, deadlines, interrupts
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
-    from wmkit.training.again import revisit
+    from wmkit.training.reopen import load_run, revisit
     from wmkit.training.protocol import EvaluationProtocol
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
@@ -37,7 +37,8 @@ _HOMES = {
     "Summary": "trainer",
     "Trainer": "trainer",
     "fit_only": "affordance_stage",
-    "revisit": "again",
+    "load_run": "reopen",
+    "revisit": "reopen",
     "train": "trainer",
     "write_report": "report",
 }
@@ -48,6 +49,7 @@ __all__ = [
     "Summary",
     "Trainer",
     "fit_only",
+    "load_run",
     "revisit",
     "train",
     "write_report",

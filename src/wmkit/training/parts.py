@@ -47,16 +47,20 @@ class Parts:
     make_memory: Callable[[DictConfig, RunDirectory, Any, int], ReplayMemory]
     prepare_affordance: Callable[..., AffordanceTools | None]
 
-    def carry(self, env: EnvBase, system: Any) -> TransformedEnv:
-        """Add ``is_init``, the policy's carried latents and what else it needs to an environment."""
+    def carry(self, env: EnvBase, system: Any, policy: Any = None) -> TransformedEnv:
+        """Add ``is_init``, the policy's carried latents and what else it needs to an environment.
+
+        ``policy`` is the system's own if not given.
+        """
         from wmkit.envs import unit_actions
 
+        policy = system.policy if policy is None else policy
         extra: list[Transform] = []
-        if getattr(system.policy, "continuous", False):
+        if getattr(policy, "continuous", False):
             extra += unit_actions()
-        if "reward" in getattr(system.policy, "observations", ()):
+        if "reward" in getattr(policy, "observations", ()):
             extra.append(ArrivalReward())
-        return with_carry(env, system.policy, *extra)
+        return with_carry(env, policy, *extra)
 
     def find_transform(self, env: EnvBase) -> Any:
         """An environment's AffordanceTransform, whose statistics a checkpoint keeps; None without one."""

@@ -1,0 +1,123 @@
+"""Look at a run again: load its system, play episodes, refresh the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.collect import closing
+from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
+from wmkit.training.parts import Parts, default_parts
+from wmkit.training.progress import Stages
+from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
+from wmkit.training.report import gather_evidence, write_report
+from wmkit.training.run import RunDirectory
+from wmkit.training.settings import set_up
+from wmkit.training.trainer import restore_system
+
+
+class Opened(NamedTuple):
+    """A run that was trained, ready to be looked at.
+
+    Attributes:
+        system: with what was learned.
+        memory: its replay.
+        run: its directory.
+        step: environment steps when the checkpoint was written.
+        affordance: model and text features; None for systems without.
+        device: where the system computes.
+        parts: how its environments are made.
+    """
+
+    system: Any
+    memory: Any
+    run: RunDirectory
+    step: int
+    affordance: Any
+    device: torch.device
+    parts: Parts
+
+    def make_world(self, policy: Any = None) -> Any:
+        """The environments of an evaluation, carrying what the system's policy, or another one, remembers."""
+        config = self.run.config
+        base = self.parts.make_env(config, self.affordance, seed=EVALUATION_SEED, evaluation=True)
+        return self.parts.carry(base, self.system, policy)
+
+
+def load_run(
+    path: str | Path, *, best: bool = False, parts: Parts | None = None, stages: Stages | None = None
+) -> Opened:
+    """Open a run: its system as its newest (or best) checkpoint has it, and its replay.
+
+    Args:
+        path: the run directory.
+        best: take the checkpoint with the highest success rate, or return without flags.
+        parts: stand-ins for tests.
+        stages: draws the progress bars.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, or one of another shape.
+    """
+    run, parts = RunDirectory.open(path), parts or default_parts()
+    config, store = run.config, CheckpointStore(run.path / "checkpoints")
+    checkpoint = (store.best() if best else None) or store.latest()
+    state = store.load(checkpoint)
+    device, _ = set_up(config)
+    affordance = parts.prepare_affordance(config, run, stages or Stages())
+    with closing(parts.make_env(config, affordance, seed=0)) as env:
+        system = parts.build(config, env, device)  # what training saw decides the system's shape
+    restore_system(system, state["system"], str(checkpoint))
+    memory = parts.make_memory(config, run, system, int(config.env.get("num_envs", 1)))
+    return Opened(system, memory, run, state["counters"]["step"], affordance, device, parts)
+
+
+def revisit(
+    path: str | Path,
+    *,
+    episodes: int,
+    best: bool = False,
+    parts: Parts | None = None,
+    stages: Stages | None = None,
+) -> Evaluation:
+    """Evaluate a run's newest (or best) checkpoint and write its report anew.
+
+    Args:
+        path: the run directory.
+        episodes: how many to play, one record per reset.
+        best: take the checkpoint with the highest success rate, or return without flags.
+        parts: stand-ins for tests.
+        stages: draws the progress bar.
+
+    Raises:
+        CheckpointError: no run, no checkpoint, or one of another shape.
+    """
+    opened = load_run(path, best=best, parts=parts, stages=stages)
+    parts, run, config, system = opened.parts, opened.run, opened.run.config, opened.system
+    run.check_writable()
+    stages, world = stages or Stages(), opened.make_world()
+    protocol, done = EvaluationProtocol.of(config, episodes), list[Episode]()
+    with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
+
+        def count(episode: Episode) -> None:
+            done.append(episode)
+            name, value = headline(means(done)) or ("return", 0.0)
+            bar.advance(1, **{name: value})
+
+        result = evaluate(
+            system.policy,
+            world,
+            protocol,
+            record=2,
+            on_episode=count,
+        )
+    step = opened.step
+    for episode in result.episodes:
+        run.episode(step, "evaluate", episode.line())
+    run.score(step, "evaluate", result.numbers(), protocol.record())
+    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance)
+    write_report(run)
+    run.close()
+    return result
