@@ -1,10 +1,11 @@
-"""TorchRL's PPO learns, and its CEM planner plans, inside a trained wmkit model; then both face the real world.
+"""TorchRL's PPO learns, and its CEM planner plans, inside a trained wmkit model; then both face the real
+world.
 
     wmkit train dreamer_v3 preset=pendulum run_dir=runs/pendulum
     python examples/dream_ppo.py runs/pendulum
 
-Nothing of TorchRL is changed: ``DreamEnv`` is the model as an environment, and ``wmkit.control.Policy`` takes any
-TensorDict module as its actor, which then acts in the real environment on what the model has filtered.
+Nothing of TorchRL is changed: ``DreamEnv`` is the model as an environment, and ``wmkit.control.Policy`` takes
+any TensorDict module as its actor, which then acts in the real environment on what the model has filtered.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.envs import StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import CEMPlanner, OneHotCategorical, ProbabilisticActor, TanhNormal, ValueOperator
-from torchrl.modules.tensordict_module import NormalParamExtractor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
@@ -50,8 +50,8 @@ def actor_and_value(system, width: int = 128):
     class Joined(nn.Module):
         def __init__(self, out: int, *last: nn.Module) -> None:
             super().__init__()
-            hidden = [nn.Linear(size, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out)]
-            self.layers = nn.Sequential(*hidden, *last)
+            first, second = nn.Linear(size, width), nn.Linear(width, width)
+            self.layers = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(width, out), *last)
 
         def forward(self, state, belief):
             return self.layers(torch.cat([state, belief], -1))
@@ -62,15 +62,18 @@ def actor_and_value(system, width: int = 128):
         net, out, law = Joined(2 * actions, NormalParamExtractor()), ["loc", "scale"], TanhNormal
         options = {"low": -1.0, "high": 1.0}
     actor = ProbabilisticActor(
-        TensorDictModule(net, keys, out), in_keys=out, distribution_class=law, distribution_kwargs=options,
+        TensorDictModule(net, keys, out),
+        in_keys=out,
+        distribution_class=law,
+        distribution_kwargs=options,
         return_log_prob=True,
     )
     return actor, ValueOperator(Joined(1), in_keys=keys)
 
 
-def learn(env, actor, value, *, batches: int, steps: int = 2048, epochs: int = 6, gamma: float = 0.99) -> None:
+def learn(env, actor, value, *, batches: int, steps: int = 2048, epochs: int = 6) -> None:
     """PPO as TorchRL has it."""
-    advantage = GAE(gamma=gamma, lmbda=0.95, value_network=value, average_gae=True)
+    advantage = GAE(gamma=0.99, lmbda=0.95, value_network=value, average_gae=True)
     loss = ClipPPOLoss(actor, value, clip_epsilon=0.2, entropy_coeff=0.01)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     collector = Collector(env, actor, frames_per_batch=steps, total_frames=steps * batches)
