@@ -9,9 +9,8 @@ from tensordict import TensorDict
 from torchrl.data import Composite, OneHot, Unbounded
 
 import wmkit
-from wmkit.dynamics import Steps
+from wmkit.dynamics import Latent, rollout
 from wmkit.envs.counting import CountingEnv
-from wmkit.nn import Feature
 
 
 def records(batch: int, length: int) -> tuple[TensorDict, torch.Tensor]:
@@ -41,15 +40,15 @@ def test_policy_learned_in_imagination_is_the_right_one() -> None:
         observation_spec=Composite(observation=Unbounded((2,))),
         action_spec=OneHot(2),
         overrides=[f"size.{k}={v}" for k, v in sizes.items()]
-        + [f"schedule.{k}.lr={v}" for k, v in rates.items()]
-        + ["behaviour.horizon=5", "preset=paper"],
+        + [f"learning_rate.{k}={v}" for k, v in rates.items()]
+        + ["controller.horizon=5", "preset=paper"],
     )
     for _ in range(400):
         system.update(records(16, 8)[0])
     batch, side = records(64, 8)
     with torch.no_grad():
         feature = system.world_model.observe(system.fill(batch)).latent.feature
-        right = system.actor(feature).probs.gather(-1, side.unsqueeze(-1))
+        right = system.actor.policy(feature).probs.gather(-1, side.unsqueeze(-1))
     assert right.mean() > 0.9
 
 
@@ -72,14 +71,13 @@ def test_storm_learns_to_count() -> None:
     torch.manual_seed(0)
     sizes = {"deter": 32, "groups": 4, "classes": 8, "hidden": 32, "units": 16, "layers": 1}
     env = CountingEnv(length=LENGTH)
-    overrides = [
+    overrides = ["batch.size=16", "batch.length=13", "controller.horizon=1", "learning_rate.world_model=3e-3"]
+    overrides += [
         "preset=paper",
-        "batch.size=16",
-        "batch.length=13",
-        "behaviour.horizon=1",
-        "learning_rate.world_model=3e-3",
+        "controller.starts.count=4",
+        "controller.starts.context=1",
+        "backbone.heads=2",
     ]
-    overrides += ["behaviour.starts.count=4", "behaviour.starts.context=1", "backbone.heads=2"]
     system = wmkit.build(
         "storm",
         observation_spec=env.observation_spec,
@@ -88,20 +86,12 @@ def test_storm_learns_to_count() -> None:
     )
     for _ in range(300):
         system.update(counted(16, 13))
-    model, rows = system.world_model.eval(), 32
-    dynamics, before = model.dynamics, torch.zeros(rows, 1, 1)
-    rewards, goes_on, is_init, carry = [], [], torch.ones(rows, 1, dtype=torch.bool), None
-    with torch.no_grad():
-        state, classes = dynamics.sample(dynamics.posterior_logits(model.encoder({"observation": before})))
-        for _ in range(LENGTH):
-            action = F.one_hot(torch.randint(0, 3, (rows, 1)), 3).float()
-            steps = Steps(Feature(state, state[..., :0], classes), action, before, is_init)
-            belief, carry = dynamics.advance(steps, carry)
-            reward, continuation = model.outcome(belief)
-            rewards.append(reward.flatten())
-            goes_on.append(continuation.flatten() > 0)
-            state, classes = dynamics.sample(dynamics.prior_logits(belief))
-            is_init = torch.zeros_like(is_init)
-    error = (torch.stack(rewards) - torch.arange(1.0, LENGTH + 1).unsqueeze(-1)).abs()  # [T, rows]
+    model, rows = system.world_model, 32
+    with torch.no_grad(), model.evaluating():
+        seen = model.dynamics.represent(model.encoder.encode({"observation": torch.zeros(rows, 1)}))
+        start = Latent(seen.state, torch.zeros(rows, model.dynamics.belief_dim), None, seen.classes)
+        after = rollout(model, start, F.one_hot(torch.randint(0, 3, (rows, LENGTH)), 3).float(), LENGTH).after
+        rewards, goes_on = model.predict("reward", after).mean.squeeze(-1), model.continuation(after) > 0
+    error = (rewards - torch.arange(1.0, LENGTH + 1).unsqueeze(-1)).abs()  # [T, rows]
     assert error.median() < 0.25 and error.mean() < 0.5
-    assert torch.stack(goes_on)[:-1].float().mean() > 0.9 and goes_on[-1].float().mean() < 0.1
+    assert goes_on[:-1].float().mean() > 0.9 and goes_on[-1].float().mean() < 0.1

@@ -279,7 +279,7 @@ def _norm_act(width: int, norm: Norm, style: LayerStyle) -> list[nn.Module]:
     if norm not in ("style", "batch"):
         raise ConfigError(f"norm is {norm!r}: wanted style or batch; correct norm")
     made = nn.BatchNorm2d(width) if norm == "batch" else channel_norm(width, style)
-    return [made, Activation(style, overwrites=True)]
+    return [made, Activation(style)]
 
 
 def _down(before: int, after: int, kernel: int, padding: int, bias: bool) -> nn.Conv2d:

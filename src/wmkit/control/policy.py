@@ -19,6 +19,7 @@ from torchrl.data import Unbounded
 from torchrl.envs import TensorDictPrimer
 from torchrl.envs.utils import ExplorationType, exploration_type
 
+from wmkit import fast
 from wmkit.codecs import FrameStack
 from wmkit.control.fused_step import FusedStep, fuse
 from wmkit.dynamics import Latent, WorldModel
@@ -228,7 +229,7 @@ class Policy(TensorDictModuleBase):
     def _may_fuse(self) -> bool:
         plain = self.latent_keys == ("state", "belief") and self.acts_on == "sample" and not self._stacks
         plain = plain and hasattr(self.actor, "policy") and not self.across_episodes
-        return plain and not torch.is_autocast_enabled("cpu")
+        return plain and fast.enabled(next(self.world_model.parameters()))
 
     def _stack(self, observations: dict[str, Tensor], recent: Tensor, is_init: Tensor) -> Tensor:
         """Put stacks ``[E, count*C, H, W]`` in place of images; gives them to remember."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from wmkit import fast
@@ -14,6 +13,7 @@ from wmkit.nn.style import STYLE_2023, Activation, LayerStyle
 class Linear(nn.Linear):
     """:class:`torch.nn.Linear` with the same weights, initialisation and results.
 
+    >>> import torch
     >>> Linear(3, 8)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
     """
@@ -26,6 +26,7 @@ class Linear(nn.Linear):
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014); on a CPU its masks are other ones than :class:`torch.nn.Dropout`'s.
 
+    >>> import torch
     >>> _ = torch.manual_seed(0)
     >>> y = Dropout(0.25)(torch.ones(1000, 10))
     >>> round((y == 0).float().mean().item(), 2), y.unique()
@@ -48,6 +49,7 @@ class DenseNormAct(nn.Module):
         out_dim: output width.
         style: norm, activation, bias and initialisation.
 
+    >>> import torch
     >>> DenseNormAct(3, 8)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
     """
@@ -59,14 +61,13 @@ class DenseNormAct(nn.Module):
         self.norm = style.make_norm(out_dim)
 
     def finish(self, x: Tensor) -> Tensor:
-        """Bias, norm and activation of a product ``[*B, out_dim]``, which is left as it is."""
-        out = self.norm(x if self.linear.bias is None else x + self.linear.bias)
-        return self.style.activate(out, inplace=out is not x and not torch.is_grad_enabled())
+        """Bias, norm and activation of a product ``[*B, out_dim]``."""
+        return self.style.activate(self.norm(x if self.linear.bias is None else x + self.linear.bias))
 
     def forward(self, x: Tensor | Feature) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
         if isinstance(x, Tensor):
-            return self.style.activate(self.norm(self.linear(x)), inplace=not torch.is_grad_enabled())
+            return self.style.activate(self.norm(self.linear(x)))
         return self.finish(x.linear(self.linear.weight))
 
 
@@ -85,6 +86,7 @@ class MLP(nn.Sequential):
         outscale: of the output layer, see :func:`~wmkit.nn.init_output`.
         bias: the output layer starts with this everywhere; left to ``style`` if not given.
 
+    >>> import torch
     >>> MLP(3, units=8, layers=2)(torch.zeros(2, 3)).shape
     torch.Size([2, 8])
     >>> MLP(3, 2, units=8, layers=2, dropout=0.1, outscale=0.0, bias=0.5)(torch.zeros(1, 3))

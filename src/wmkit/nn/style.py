@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
 from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
 
-_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class LayerStyle:
     Raises:
         ConfigError: an unknown norm, activation or initialisation.
 
+    >>> import torch
     >>> LayerStyle(norm="rms").make_norm(2)(torch.tensor([[3.0, 4.0]])).square().mean().round().item()
     1.0
     """
@@ -61,9 +61,9 @@ class LayerStyle:
             return nn.Identity()
         return nn.LayerNorm(dim, eps=self.eps) if self.norm == "layer" else RMSNorm(dim, self.eps)
 
-    def activate(self, x: Tensor, *, inplace: bool = False) -> Tensor:
-        """The activation; ``inplace`` overwrites ``x``."""
-        return _ACTIVATIONS[self.activation](x, inplace=inplace)
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation, of any shape."""
+        return _ACTIVATIONS[self.activation](x)
 
 
 STYLE_2023 = LayerStyle()
@@ -86,16 +86,16 @@ class Activation(nn.Module):
 
     Args:
         style: names it.
-        overwrites: write into the input where no gradients are recorded; for inputs that nobody else reads.
 
+    >>> import torch
     >>> Activation(LayerStyle(activation="relu"))(torch.tensor([-1.0, 1.0]))
     tensor([0., 1.])
     """
 
-    def __init__(self, style: LayerStyle = STYLE_2023, *, overwrites: bool = False) -> None:
+    def __init__(self, style: LayerStyle = STYLE_2023) -> None:
         super().__init__()
-        self.style, self.overwrites = style, overwrites
+        self.style = style
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
-        return self.style.activate(x, inplace=self.overwrites and not torch.is_grad_enabled())
+        return self.style.activate(x)
