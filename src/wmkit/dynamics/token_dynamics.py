@@ -231,7 +231,7 @@ class TokenDynamics(Dynamics):
         return Latent(like.new_zeros(batch, self.state_dim), like.new_zeros(batch, self.belief_dim))
 
     def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
-        """Acting: take in one observation; the belief is zero where an episode starts, and none sees another."""
+        """Take in one observation while acting; where an episode starts the belief is zero."""
         seen, first = self.represent(embed), record["is_init"]
         arrival = self._arrival(record)
         if self.recent is not None:

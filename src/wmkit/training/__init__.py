@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
-    from wmkit.training.reopen import load_run, revisit
     from wmkit.training.protocol import EvaluationProtocol
+    from wmkit.training.reopen import load_run, revisit
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
     from wmkit.training.trainer import Summary, Trainer, train
