@@ -1,4 +1,4 @@
-"""Dynamics and imagination: resets, alignment of loop and step, jumps by mask."""
+"""Dynamics and roll-outs: resets, alignment of loop and step, jumps by mask, hooks that do nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
-from wmkit.dynamics import RSSM, JumpGate, Latent, LongShortRSSM, WorldModel, imagine
+from wmkit.dynamics import RSSM, JumpGate, Latent, LongShortRSSM, Restart, Rollout, WorldModel, rollout
+from wmkit.errors import SpecError
 from wmkit.heads import ContinueHead, DiscreteActor, JumpFlagHead
 
 A, E = 3, 7
@@ -53,32 +54,31 @@ def test_a_reset_forgets_everything_before_it(wrap: bool) -> None:
     is_init[0, 3] = True
     start = dynamics.initial(2)
     torch.manual_seed(1)
-    seen = dynamics.observe(embed, action, is_init, start).latent
+    record = {"previous_action": action, "is_init": is_init}
+    seen = dynamics.observe(embed, record, start).latent
     grads = torch.autograd.grad(seen.belief[0, 3:].sum() + seen.state[0, 3:].sum(), (embed, action))
     assert all(g[0, :3].abs().max() == 0 for g in grads)
     assert grads[1][0, 3].abs().max() == 0  # the action that led to a first observation is forgotten
     assert grads[1][0, 4].abs().max() > 0
 
-    other = Latent(*(x + 1 for x in (start.state, start.belief, start.carry)))
+    other = Latent(start.state + 1, start.belief + 1)
     torch.manual_seed(1)
-    again = dynamics.observe(embed, action, is_init, other).latent
+    again = dynamics.observe(embed, record, other).latent
     torch.testing.assert_close(again.belief[0, 3:], seen.belief[0, 3:])
     assert not torch.allclose(again.belief[1], seen.belief[1])
 
 
 def test_observe_equals_filter_step_by_step() -> None:
     dynamics = rssm()(A, E)
-    embed, action = torch.randn(2, 5, E), torch.randn(2, 5, A)
-    is_init = torch.rand(2, 5) < 0.3
-    torch.manual_seed(1)
-    window = dynamics.observe(embed, action, is_init, dynamics.initial(2))
-    noise = window.latent.state  # the samples of the window, to be met again below
+    embed = torch.randn(2, 5, E)
+    record = {"previous_action": torch.randn(2, 5, A), "is_init": torch.rand(2, 5) < 0.3}
+    window = dynamics.observe(embed, record)
     latent = dynamics.initial(2)
     for t in range(5):
-        latent, logits = dynamics.filter(latent, action[:, t], embed[:, t], is_init[:, t])
-        torch.testing.assert_close(logits, window.posterior_logits[:, t])
+        latent = dynamics.filter(latent, embed[:, t], {key: value[:, t] for key, value in record.items()})
         torch.testing.assert_close(latent.belief, window.latent.belief[:, t])
-        latent = latent._replace(state=noise[:, t])
+        torch.testing.assert_close(dynamics.prior_logits(latent.belief), window.prior_logits[:, t])
+        latent = latent._replace(state=window.latent.state[:, t])  # the window's own sample to go on from
 
 
 def test_jumps_are_a_mask_over_rows() -> None:
@@ -95,31 +95,88 @@ def test_jumps_are_a_mask_over_rows() -> None:
     assert not torch.allclose(steps.belief, jumps.belief)
 
 
+def actor_of(world_model: WorldModel) -> DiscreteActor:
+    return DiscreteActor(
+        world_model.dynamics.state_dim + world_model.dynamics.belief_dim, A, units=8, layers=1
+    )
+
+
+def assert_same(got: Rollout, expected: Rollout, **tolerance: float) -> None:
+    for x, y in zip(
+        (*got.latent[:2], got.actions, *got.last[:2]),
+        (*expected.latent[:2], expected.actions, *expected.last[:2]),
+        strict=True,
+    ):
+        torch.testing.assert_close(x, y, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+CLOSED = {
+    "never": lambda start: JumpGate(prob=0.0),
+    "unlikely": lambda start: JumpGate(prob=1.0, threshold=1.0),
+    "extra step": lambda start: JumpGate(prob=0.0, extra_step=True),
+    "no restart": lambda start: Restart(threshold=0.0).of(start.map(lambda x: x + 1)),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_hook_that_does_nothing_is_none_bit_for_bit(name: str, gradient: bool) -> None:
+    world_model = small_world_model(jumps=True)
+    actor, start = actor_of(world_model), world_model.dynamics.initial(50)
+    found = []
+    for hooks in ((), (CLOSED[name](start),)):
+        torch.manual_seed(3)
+        found.append(rollout(world_model, start, actor, 15, hooks=hooks, gradient=gradient))
+    plain, hooked = found
+    assert not hooked.options.any() and not hooked.restarts.any()
+    assert_same(hooked, plain)
+    assert torch.equal(hooked.rows, torch.arange(50)) and hooked.valid.all()
+
+
 def test_closed_gate_imagines_what_dreamer_imagines() -> None:
     long_short = small_world_model(jumps=True)
     plain = small_world_model(jumps=False)
     state = {k.replace("dynamics.short.", "dynamics."): v for k, v in long_short.state_dict().items()}
     state["dynamics.input.linear.weight"] = state["dynamics.input.linear.weight"][:, :-1]  # no jump bit
     plain.load_state_dict({k: v for k, v in state.items() if "heads.jump" not in k})
-    actor = DiscreteActor(plain.dynamics.feature_dim, A, units=8, layers=1)
-    start = plain.dynamics.initial(50)
+    actor, start = actor_of(plain), plain.dynamics.initial(50)
     torch.manual_seed(3)
-    expected = imagine(plain, actor, start, 15)
-    for gate in (JumpGate(prob=0.0), JumpGate(prob=1.0, threshold=1.0)):
-        torch.manual_seed(3)
-        got = imagine(long_short, actor, start, 15, gate=gate)
-        assert not got.jumps.any()
-        assert torch.equal(got.actions, expected.actions)
-        torch.testing.assert_close(got.states, expected.states, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(got.beliefs, expected.beliefs, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(got.continuations, expected.continuations, atol=1e-5, rtol=1e-5)
+    expected = rollout(plain, start, actor, 15)
+    torch.manual_seed(3)
+    got = rollout(long_short, start, actor, 15, hooks=[JumpGate(prob=0.0)])
+    assert torch.equal(got.actions, expected.actions)
+    assert_same(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_open_gate_jumps_everywhere_and_records_no_gradient() -> None:
     world_model = small_world_model(jumps=True)
-    actor = DiscreteActor(world_model.dynamics.feature_dim, A, units=8, layers=1)
+    actor, start = actor_of(world_model), world_model.dynamics.initial(5)
+    found = []
     for extra in (False, True):
+        torch.manual_seed(0)
         gate = JumpGate(prob=1.0, threshold=0.0, extra_step=extra)
-        rollout = imagine(world_model, actor, world_model.dynamics.initial(5), 4, gate=gate)
-        assert rollout.jumps.all() and rollout.features.dense.shape == (5, 5, 36)
-        assert not rollout.features.dense.requires_grad
+        found.append(rollout(world_model, start, actor, 4, hooks=[gate]))
+        assert found[-1].options.all() and found[-1].latent.feature.dense.shape == (5, 5, 36)
+        assert not found[-1].latent.feature.dense.requires_grad
+    assert not torch.allclose(found[0].latent.belief[1:], found[1].latent.belief[1:])
+
+
+def test_a_rollout_is_its_steps_whatever_acts() -> None:
+    world_model = small_world_model(jumps=False)
+    start, actions = world_model.dynamics.initial(6), torch.randn(6, 4, A)
+    torch.manual_seed(2)
+    planned = rollout(world_model, start, actions, 4)
+    torch.manual_seed(2)
+    chosen = rollout(world_model, start, lambda latent, t: actions[:, t], 4)
+    torch.manual_seed(2)
+    noise, latent, steps = world_model.dynamics.noise(4, 6), start, [start]
+    with torch.no_grad():
+        for t in range(4):
+            latent = world_model.step(latent, actions[:, t], None, noise[t])
+            steps.append(latent)
+    assert_same(chosen, planned)
+    torch.testing.assert_close(planned.latent.belief, torch.stack([step.belief for step in steps]))
+    torch.testing.assert_close(planned.latent.state, torch.stack([step.state for step in steps]))
+    assert torch.equal(planned.before.belief[1:], planned.after.belief[:-1])
+    with pytest.raises(SpecError, match=r"\[6, 3, 3\].* \[6, 4, A\]"):
+        rollout(world_model, start, actions[:, :3], 4)

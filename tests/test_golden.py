@@ -1,14 +1,16 @@
-"""Every system still computes what it computed when :mod:`support.golden` recorded it."""
+"""Every system still computes what it computed when :mod:`support.golden` recorded it, fast or plain."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from support import golden
+from wmkit import fast
 
 FILES = Path(__file__).parent / "golden"
 
@@ -25,9 +27,12 @@ def test_every_case_was_recorded() -> None:
     assert {path.stem for path in FILES.glob("*.npz")} == set(golden.CASES)
 
 
+@pytest.mark.parametrize("short_cuts", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("name", golden.CASES)
-def test_nothing_has_changed(name: str) -> None:
+def test_nothing_has_changed(name: str, short_cuts: bool) -> None:
     case, kept = golden.CASES[name], golden.load(FILES / f"{name}.npz")
-    differences = golden.off(golden.compare(golden.run(case), kept, case.system))
+    with nullcontext() if short_cuts else fast.disabled():
+        found = golden.run(case)
+    differences = golden.off(golden.compare(found, kept, case.system))
     lines = [f"{one.phase}: {one.name} {one.what or f'is off by {one.share:.1e}'}" for one in differences]
     assert not lines, "\n".join([f"{len(lines)} recorded tensors differ, the worst are", *lines[:12]])

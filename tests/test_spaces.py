@@ -136,7 +136,7 @@ def test_the_guide_lists_the_names_that_are_not_free():
     assert not missing
 
 
-@pytest.mark.parametrize("key", ["kl_dynamics", "continuation"])
+@pytest.mark.parametrize("key", ["kl_dynamics", "continuation", "critic"])
 def test_names_of_loss_terms_are_refused(key):
     with pytest.raises(SpecError, match=f"{key!r}"):
         build({"obs": NUMBERS, key: NUMBERS})
@@ -146,7 +146,7 @@ def test_names_of_loss_terms_are_refused(key):
 def test_any_other_name_is_read(key):
     system = build({key: NUMBERS, "obs": NUMBERS})
     assert system.spaces.vectors == tuple(sorted((key, "obs")))
-    assert system.update(system.example_batch())["loss"].isfinite()
+    assert system.update(system.example_batch())["loss_joint"].isfinite()
 
 
 def test_names_of_modules_are_keys_wherever_they_can_be():

@@ -78,7 +78,7 @@ class LongBranch(Objective):
         self,
         weights: Mapping[str, float],
         *,
-        short: Mapping[str, Objective],
+        short: Mapping[str, Objective | None],
         capacity: float = 0.25,
         weight: float = 1.0,
         targets: nn.Module | None = None,
@@ -87,7 +87,8 @@ class LongBranch(Objective):
     ) -> None:
         super().__init__(weights)
         self.views = tuple(views)
-        self.short, self.capacity, self.weight = nn.ModuleDict(dict(short)), capacity, weight
+        kept = {name: objective for name, objective in short.items() if objective is not None}
+        self.short, self.capacity, self.weight = nn.ModuleDict(kept), capacity, weight
         self.targets = targets if targets is not None else PerSampleTargets()
         if world_model is not None:
             self.attach(world_model)

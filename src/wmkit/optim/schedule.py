@@ -243,7 +243,10 @@ class Schedule(nn.Module):
 def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:
     first, _, rest = path.partition(".")
     found: Any = modules.get(first)
+    parent, _, leaf = rest.rpartition(".")
     try:
+        if leaf and getattr(found.get_submodule(parent), leaf, found) is None:
+            return nn.Module()  # a part that is left out, such as a decoder
         return found.get_submodule(rest)
     except AttributeError:
         raise ConfigError(

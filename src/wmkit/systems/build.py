@@ -32,6 +32,7 @@ OPTIONAL = (
     "exploration",
     "policy",
 )  # parts without which a system has its usual ones
+ABSENT = ("world_model.decoder",)  # blocks that may be null
 
 
 def build(
@@ -109,7 +110,10 @@ def _check_blocks(config: DictConfig) -> None:
         if isinstance(value, (int, float)):
             check_range(f"size.{name}", value, 0 if name == "layers" else 1)
     for block in BLOCKS:
-        if not OmegaConf.is_dict(found := OmegaConf.select(config, block)):
+        found = OmegaConf.select(config, block)
+        if found is None and block in ABSENT:
+            continue
+        if not OmegaConf.is_dict(found):
             raise ConfigError(f"{block} is {found!r}: wanted a mapping; override keys of it instead")
     for name in ("images", "vectors"):
         keys = config.observations.get(name)
@@ -138,7 +142,7 @@ def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
 
 def _expand_auto(config: DictConfig, spaces: Spaces) -> None:
     """Write the observation keys that were found where the page says ``auto``, and which hold classes."""
-    for codec in (config.world_model.encoder, config.world_model.decoder):
+    for codec in filter(None, (config.world_model.encoder, config.world_model.decoder)):
         if codec.images == "auto":
             codec.images = list(spaces.images)
         if codec.vectors == "auto":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,33 @@ def check_window(length: int, objectives: Mapping[str, Any], parts: Mapping[str,
     if length < wanted[name]:
         raise ConfigError(
             f"batch.length is {length}: wanted {wanted[name]} or more, as {name} needs; correct batch.length"
+        )
+
+
+def check_names(terms: Mapping[str, Sequence[str]], spaces: Spaces) -> None:
+    """Refuse names of loss terms that are given twice.
+
+    Args:
+        terms: of each part that gives losses, by its place.
+        spaces: whose observations give a term each where they are decoded.
+
+    Raises:
+        SpecError: an observation has the name of another term.
+        ConfigError: two parts give terms of one name.
+    """
+    found = [(name, place) for place, names in terms.items() for name in names]
+    for name, count in Counter(name for name, _ in found).items():
+        if count == 1:
+            continue
+        places = ", ".join(dict.fromkeys(place for other, place in found if other == name))
+        if name in spaces.shapes:
+            others = sorted({other for other, _ in found if other not in spaces.shapes})
+            raise SpecError(
+                f"observation {name!r} has the name of a loss term of {places}: found it beside "
+                f"{', '.join(others)}, wanted another one; rename it in the environment"
+            )
+        raise ConfigError(
+            f"loss term {name!r} is given {count} times by {places}: wanted one of each name; leave one out"
         )
 
 

@@ -17,7 +17,7 @@ from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 from wmkit.optim import Loss
 from wmkit.plug import Key
-from wmkit.systems.checks import check_batch, check_window
+from wmkit.systems.checks import check_batch, check_names, check_window
 from wmkit.systems.spaces import Spaces
 
 GROUPS = ("representation", "dynamics")  # of the world model's terms
@@ -48,6 +48,7 @@ class System(nn.Module):
     Raises:
         ConfigError: a part that cannot be made of its arguments; a batch that has no such size, or windows
             too short for stacks or losses; loss weights that do not match the loss terms.
+        SpecError: an observation with the name of a loss term.
 
     Attributes:
         policy: for a TorchRL collector; of continuous actions in an environment with
@@ -113,6 +114,8 @@ class System(nn.Module):
                 self.objectives[key] = objective.attach(self.world_model)
         with made("controller"):
             self.controller = controller and controller(self.actor, self.critic)
+        terms = {f"objectives.{key}": one.names(self.world_model) for key, one in self.objectives.items()}
+        check_names({**terms, "controller": tuple(getattr(self.controller, "weights", ()))}, spaces)
         modules = {"world_model": self.world_model, "actor": self.actor, "critic": self.critic}
         with made("schedule"):
             self.schedule = schedule({key: module for key, module in modules.items() if module is not None})

@@ -89,6 +89,8 @@ def _imagination(run: RunDirectory, system: Any, trajectories: list[TensorDictBa
         return
     batch = _as_batch(windows, device)
     opened = system.open_loop(batch, CONTEXT)
+    if opened.get("pixels", None) is None:  # nothing is decoded
+        return
     arrays = {
         "real": channels_last(batch["pixels"]),
         "imagined": channels_last(opened["pixels"]),
