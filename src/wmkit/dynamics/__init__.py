@@ -3,6 +3,7 @@
 from wmkit.dynamics.dynamics import Dynamics, to_record
 from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart
 from wmkit.dynamics.long_short import LongShortRSSM
+from wmkit.dynamics.one_step import FilteredStep, ImaginedStep
 from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
 from wmkit.dynamics.second_branch import SecondBranch
@@ -14,9 +15,11 @@ from wmkit.dynamics.world_model import WorldModel
 __all__ = [
     "RSSM",
     "Dynamics",
+    "FilteredStep",
     "FromPrior",
     "FusedToken",
     "Hook",
+    "ImaginedStep",
     "JumpGate",
     "LateRewardTokens",
     "Latent",
