@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wmkit.registry import available, register
-    from wmkit.systems import build, load_dreamerv3_jax, load_released
+    from wmkit.systems.build import build
+    from wmkit.systems.convert import load_dreamerv3_jax, load_released
 
 ROOMS = (
     "cli",

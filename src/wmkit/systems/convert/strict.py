@@ -83,8 +83,10 @@ def trace(system: nn.Module, rows: Iterable[Row], code: str, advice: str) -> dic
     Raises:
         CheckpointError: a parameter that no row knows.
     """
-    known, counts, numbers = [(re.compile(row.ours), row) for row in rows], {}, {}
-    tensors = dict(system.named_parameters())
+    known = [(re.compile(row.ours), row) for row in rows]
+    counts: dict[str, int] = {}  # layers so far, by row
+    numbers: dict[str, int] = {}  # place of each layer among those
+    tensors: dict[str, Tensor] = dict(system.named_parameters())
     tensors |= {name: x for name, x in system.named_buffers() if STATISTICS.fullmatch(name)}
     slots: dict[str, Slot] = {}
     for name, tensor in tensors.items():
