@@ -226,7 +226,7 @@ def run(case: Case) -> dict[str, dict[str, Tensor]]:
 
 
 def same_draws(system: Any) -> None:
-    """While TWM's autoencoder learns alone: chance for the records that were encoded then, context and end left out."""
+    """While TWM's autoencoder learns alone: chance for the records that were encoded then."""
     latent, length = system.world_model.dynamics.latent, system.batch_shape[1] - system.context
     if system.schedule.now.name != "representation":
         return

@@ -242,7 +242,7 @@ class ActorCritic(nn.Module):
     # -- beside the roll-outs --------------------------------------------------------------
 
     def learn_records(self, scene: Scene, slow: Mapping[str, Any] | None = None) -> Learned:
-        """Score the critic on real rewards, and the actor on nothing but its entropy.
+        """Score the critic on real rewards, and the actor on its entropy alone.
 
         For the time before the model's dreams are worth anything, with records of a random policy (TWM's
         pretraining, arXiv:2303.07109). Both kinds of end stop the return here.

@@ -1,8 +1,8 @@
 """The one policy: take in an observation, choose an action, remember.
 
 What goes from step to step follows from the parts: recurrent dynamics pack state and belief (and what else
-their backbone carries), token dynamics their memory or a window of recent steps, and an actor that reads
-nothing but the state of a myopic posterior needs no memory at all.
+their backbone carries), token dynamics their memory or a window of recent steps, and an actor that
+reads the state of a myopic posterior alone needs no memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Single steps of dynamics as TensorDict modules, for TorchRL's own world models and environments.
 
-Over a window the dynamics are a module themselves; a :class:`ImaginedStep` is what ``torchrl.modules.WorldModel`` calls
-its dynamics, a :class:`FilteredStep` what a recurrent policy does with one observation.
+Over a window the dynamics are a module themselves. An :class:`ImaginedStep` is the dynamics of
+``torchrl.modules.WorldModel``; a :class:`FilteredStep` takes in one observation, as a recurrent policy does.
 """
 
 from __future__ import annotations
@@ -86,8 +86,9 @@ class FilteredStep(Plug):
         """Take in one observation of every row ``[*B]``."""
         dynamics = self.dynamics
         embed, action, is_init, *values = _rows(tensordict, self.in_keys)
-        known = dict(zip(("previous_action", "is_init", *dynamics.conditions), (action, is_init, *values)))
-        packed = dict(zip(dynamics.pack_shapes, values[len(dynamics.conditions) :], strict=True))
+        conditions = dict(zip(dynamics.conditions, values, strict=False))
+        known = {"previous_action": action, "is_init": is_init, **conditions}
+        packed = dict(zip(dynamics.pack_shapes, values[len(conditions) :], strict=True))
         latent = dynamics.filter(dynamics.unpack(packed), embed, to_record(known, dynamics.conditions))
         return _written(tensordict, self.out_keys, dynamics.pack(latent).values())
 

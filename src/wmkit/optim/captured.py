@@ -136,7 +136,7 @@ class CapturedUpdate:
         if phase in self._recordings:
             graph, results = self._recordings[phase]
             graph.replay()
-            if self._schedule is not None:  # what the host counts itself is no part of a recording
+            if self._schedule is not None:  # a recording does not hold what the host counts
                 self._schedule.updates += 1
             return results.copied()
         done = self._done.get(phase, 0)

@@ -139,9 +139,9 @@ class PreparedStep:
     Attributes:
         params: what is changed.
         momentum: μ of each, changed too.
-        square: ν of each, likewise.
+        square: ν of each, of the same shapes.
         lr: scalar on their device.
-        step: updates so far, likewise; one more afterwards.
+        step: updates so far; one more afterwards.
         betas: see :class:`LaProp`, as the others.
     """
 
@@ -208,5 +208,5 @@ def _check(group: dict[str, Any]) -> None:
         if not fits:
             raise ConfigError(
                 f"option {name} of LaProp is {group[name]}: wanted lr and warmup of zero or more, betas "
-                "between zero and one, eps, agc and pmin above zero; correct the optimizer on the page"
+                "between zero and one, eps, agc and pmin above zero; correct the optimizer"
             )
