@@ -29,7 +29,7 @@ OWN = {
     "dreamer_v3": (
         CLASSES,
         "schedule.learners.joint.optimizer.warmup=0",
-    ),  # or the first learning rate is zero
+    ),  # or it learns nothing at first
     "ls_imagine": (CLASSES, LAYERS, "size.depth=2"),  # steps and jumps
     "storm": (CLASSES, LAYERS, "controller.starts.count=2", "controller.starts.context=1"),
     "transdreamer": (CLASSES, LAYERS, "size.width=8", "controller.starts.most=2"),  # an acting window
