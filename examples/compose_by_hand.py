@@ -13,19 +13,20 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from tensordict import TensorDict
 from torch import Tensor
 
 from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
-from wmkit.dynamics import RSSM, WorldModel, imagine
+from wmkit.dynamics import RSSM, Latent, WorldModel, rollout
 from wmkit.functional import lambda_return_jumpy
 from wmkit.heads import ContinueHead, RewardHead
-from wmkit.objectives import KLBalance, Learner, WorldModelLoss
+from wmkit.objectives import HeadLosses, KLBalance, Objective, Reconstruction
 
 ACTIONS, PLACES = 3, 8  # left, stay, right; the bar stands at one of eight places
 
 
-def sequences(batch: int, length: int) -> dict[str, Tensor]:
+def sequences(batch: int, length: int) -> TensorDict:
     """Random walks of the bar in the arrival-aligned layout ``[B, T, ...]``."""
     action = torch.randint(ACTIONS, (batch, length))
     action[:, 0] = 1
@@ -39,13 +40,14 @@ def sequences(batch: int, length: int) -> dict[str, Tensor]:
     bar = (columns == position[..., None]).to(torch.uint8) * 255  # [B, T, 64]
     is_init = torch.zeros(batch, length, 1, dtype=torch.bool)
     is_init[:, 0] = True
-    return {
+    records = {
         "pixels": bar[:, :, None, None, :].expand(batch, length, 3, 64, 64),
         "previous_action": F.one_hot(action, ACTIONS).float() * ~is_init,
         "reward": (position == PLACES - 1).float()[..., None] * ~is_init,
         "is_init": is_init,
         "terminated": torch.zeros_like(is_init),
     }
+    return TensorDict(records, [batch, length])
 
 
 def make_world_model() -> WorldModel:
@@ -67,51 +69,55 @@ def make_world_model() -> WorldModel:
     )
 
 
-class GoRight:
-    """A policy for dreaming: features in, a "distribution" out that always says right."""
+def objectives(world_model: WorldModel) -> list[Objective]:
+    """What it learns from; each is a TorchRL loss."""
+    return [
+        Reconstruction({"observations": 1.0}, world_model=world_model),
+        HeadLosses({"reward": 1.0, "continuation": 1.0}, world_model=world_model),
+        KLBalance({"kl_dynamics": 0.5, "kl_representation": 0.1}, world_model=world_model),
+    ]
 
-    def __call__(self, features: Tensor) -> GoRight:
-        """The same for all features ``[N, F]``."""
-        return self
 
-    def sample(self, uniform: Tensor) -> Tensor:
-        """``[N, 1]`` uniforms to actions ``[N, A]``."""
-        return F.one_hot(torch.full(uniform.shape[:1], 2), ACTIONS).float()
+def go_right(latent: Latent, t: int) -> Tensor:
+    """Actions ``[N, A]``; what is imagined so far does not matter."""
+    return F.one_hot(torch.full(latent.belief.shape[:1], 2), ACTIONS).float()
 
 
 def main(updates: int = 120) -> None:
     """Learn, dream, score."""
     torch.manual_seed(0)
     world_model = make_world_model()
-    weights = {
-        "pixels": 1.0,
-        "reward": 1.0,
-        "continuation": 1.0,
-        "kl_dynamics": 0.5,
-        "kl_representation": 0.1,
-    }
-    loss = WorldModelLoss(weights=weights, kl=KLBalance())
-    learner = Learner(world_model.parameters(), partial(torch.optim.Adam, lr=5e-3), clip=1000.0)
+    losses = objectives(world_model)
+    optimizer = torch.optim.Adam(world_model.parameters(), lr=5e-3)
     for update in range(updates):
-        out = loss(world_model, sequences(8, 12))
-        learner.step(out.loss)
+        seen = world_model(sequences(8, 12))  # encoded and observed once, for all of them
+        found = {name: value for loss in losses for name, value in loss(seen).items()}
+        optimizer.zero_grad()
+        torch.stack(list(found.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(world_model.parameters(), 1000.0)
+        optimizer.step()
         if update % 20 == 0 or update == updates - 1:
-            image, reward = out.metrics["loss_pixels"].item(), out.metrics["loss_reward"].item()
+            image, reward = found["loss_pixels"].item(), found["loss_reward"].item()
             print(f"update {update:4d}   image {image:8.1f}   reward {reward:6.3f}")
 
-    # Dream of walking right from every state of the last batch.
-    dream = imagine(world_model, GoRight(), out.starts, horizon=8)
-    reward = world_model.heads["reward"](dream.features[:, 1:]).mean  # [N, H, 1]
+    # Dream of walking right from every state of the last batch. A roll-out has time first.
+    start = Latent(seen["state"].flatten(0, 1).detach(), seen["belief"].flatten(0, 1).detach())
+    dream = rollout(world_model, start, go_right, horizon=8).latent.map(lambda x: x.transpose(0, 1))
+    after = dream.map(lambda x: x[:, 1:])
+    with torch.no_grad():
+        reward = world_model.predict("reward", after).mean  # [N, H, 1]
+        continuation = world_model.continuation(after)
+        pictures = world_model.decoder.predict(world_model.read(world_model.decoder, dream))["pixels"].mean
     target = lambda_return_jumpy(
         reward,
         torch.zeros_like(reward),
-        dream.continuations[:, 1:],
+        continuation,
         torch.ones_like(reward),
         torch.zeros_like(reward),
         gamma=0.97,
         lmbda=0.95,
     )
-    bar = world_model.decoder(dream.features)["pixels"].mean[0].mean((1, 2))  # [H+1, 64] brightness by column
+    bar = pictures[0].mean((1, 2))  # [H+1, 64] brightness by column
     picture = ["".join("#" if x > 0.5 else "." for x in row.view(PLACES, -1).mean(1).tolist()) for row in bar]
     print("one dream of walking right, a line per step, and the return from there:")
     for t, line in enumerate(picture[:-1]):

@@ -16,7 +16,7 @@ from wmkit.training import train
 
 VARIANTS = {
     "with jumps": [],
-    "without jumps": ["behaviour.gate.prob=0.0"],
+    "without jumps": ["controller.hooks.gate.prob=0.0"],
 }
 
 

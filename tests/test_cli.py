@@ -146,7 +146,8 @@ def in_use(system: System) -> dict[str, tuple[float, ...]]:
         for name, learner in system.schedule.learners.items()
         for group in learner.optimizer.param_groups
     }
-    returns = (system.behaviour.estimator.gamma.item(), system.behaviour.estimator.lmbda.item())
+    estimator = system.controller.returns.estimator
+    returns = (estimator.gamma.item(), estimator.lmbda.item())
     return found | {"returns": returns, "actor": (system.actor.unimix,)}
 
 
@@ -155,7 +156,11 @@ def in_use(system: System) -> dict[str, tuple[float, ...]]:
     [
         (
             "dreamer_v3",
-            ["learning_rate.joint=1e-3", "schedule.optimizer.warmup=10", "actor.discrete.unimix=0"],
+            [
+                "learning_rate.joint=1e-3",
+                "schedule.learners.joint.optimizer.warmup=10",
+                "actor.discrete.unimix=0",
+            ],
         ),
         ("dreamer_v3_2023", ["learning_rate.actor=1e-3", "discount=0.9", "actor.unimix=0.5"]),
     ],
@@ -166,7 +171,7 @@ def test_an_override_of_a_resumed_run_reaches_what_reads_it(tmp_path, name, over
     def build(config):
         return build_from(config, Composite(observation=Unbounded((2,))), OneHot(3))
 
-    overrides = [*overrides, "behaviour.estimator.lmbda=0.5"]
+    overrides = [*overrides, "controller.returns.estimator.lmbda=0.5"]
     page = compose(name, [f"run_dir={tmp_path / 'run'}", "size=tiny", "preset=paper"])
     RunDirectory.create(page)
     first, resume = build(page), f"resume={tmp_path / 'run'}"
@@ -174,7 +179,8 @@ def test_an_override_of_a_resumed_run_reaches_what_reads_it(tmp_path, name, over
     first.update(batch)
     state = copy.deepcopy(first.state_dict())
     older = {f"behaviour.estimator.{key}": torch.tensor(0.25) for key in ("gamma", "lmbda")}
-    older |= state | {"actor._extra_state": {"unimix": first.actor.unimix}}
+    older |= {name.replace("controller.", "behaviour."): value for name, value in state.items()}
+    older |= {"actor._extra_state": {"unimix": first.actor.unimix}}
     for saved in (state, older):  # which kept options, and not what the actor was built with
         same, other = build(read_config(name, [resume])), build(read_config(name, [resume, *overrides]))
         wanted = in_use(other)
@@ -349,7 +355,7 @@ def test_train_resume_eval_and_imagine_end_to_end(tmp_path):
 
 COUNTING = (
     *("env=gym", "env.name=counting", "env.num_envs=2", "threads=1", "batch.size=4", "batch.length=10"),
-    *("behaviour.horizon=3", "behaviour.starts.count=4", "training.steps=80", "training.prefill=40"),
+    *("controller.horizon=3", "controller.starts.count=4", "training.steps=80", "training.prefill=40"),
     *("training.pretrain=10", "training.train_ratio=8", "training.evaluate_every=0"),
     *("training.final_episodes=2", "training.checkpoint_every=1000", "training.report=false"),
 )
@@ -359,14 +365,14 @@ PHASES = ["representation"] * 6 + ["dynamics"] * 3 + ["behaviour"]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "phases", "visits"),
-    [("twm", [*PHASES, *["together"] * 16], [None, 32, 64]), ("storm", [True] * 26, None)],
+    [("twm", [*PHASES, *["together"] * 16], [None, 32, 64]), ("storm", ["together"] * 26, None)],
 )
 def test_a_run_stopped_in_its_pretraining_goes_on(tmp_path, monkeypatch, system, phases, visits):
     """Every phase once over all commands; sampling goes on from the visits that it had counted."""
     seen, update = [], System.update
 
     def stopped(self, *batches):
-        seen.append(self.schedule.phase)
+        seen.append(self.schedule.now.name)
         if len(seen) == 8:
             signal.raise_signal(signal.SIGTERM)
         return update(self, *batches)

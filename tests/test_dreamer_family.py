@@ -1,58 +1,30 @@
-"""DreamerV1, DreamerV2 and DreamerV3 of 2024: the papers' numbers, and slow oracles."""
+"""DreamerV1, DreamerV2 and DreamerV3 of 2024: the papers' numbers, domains, acting, runs."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torch import distributions as torchd
-from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded, UnboundedDiscrete
+from torch import nn
+from torchrl.data import Composite, OneHot, TensorSpec, UnboundedDiscrete
 from torchrl.envs import ExplorationType, SerialEnv, set_exploration_type
-from wmkit.systems.exploration import AdditiveGaussian, EpsilonGreedy
-from wmkit.systems.schedules import adam
 
 import wmkit
+from support.family import CHOICE, NARROW, PIXELS, SIX, SMALL, VECTOR, build, composed
 from support.steer import Steer
-from wmkit import backbones
 from wmkit.codecs import UnpaddedImageDecoder
-from wmkit.dynamics import constants, imagine, imagine_through
+from wmkit.control import AdditiveGaussian, EpsilonGreedy, StateReturns
 from wmkit.errors import ConfigError
-from wmkit.nn import (
-    GaussianLatent,
-    OneHotCategorical,
-    TanhNormal,
-    TruncatedNormal,
-)
-from wmkit.objectives import LaProp, Learner, MeanKL, MeanKLBalance, MixedGradient
+from wmkit.optim import LaProp
 from wmkit.systems import build_from, compose
 from wmkit.training.parts import default_parts
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer
-
-PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-VECTOR = Composite(observation=Unbounded((3,)))
-BOTH = Composite(observation=Unbounded((3,)), pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-SIX, CHOICE = Bounded(-1.0, 1.0, (6,)), OneHot(5)
-NARROW = ["size.deter=16", "size.hidden=8", "size.units=8", "size.depth=2"]
-SMALL = [*NARROW, "size.groups=4", "batch.size=3", "batch.length=5"]
-
-
-composed = cache(compose)
-
-
-def build(
-    name: str, spec: Composite, actions: TensorSpec, *overrides: str, sizes: Sequence[str] = SMALL
-) -> wmkit.System:
-    torch.manual_seed(0)
-    return build_from(composed(name, ("preset=paper", *sizes, *overrides)), spec, actions)
 
 
 def count(*modules: nn.Module) -> int:
@@ -171,10 +143,10 @@ def continuation(system: wmkit.System) -> float | None:
 
 
 def kl(system: wmkit.System) -> Any:
-    dynamics, weights = system.world_model.dynamics, system.world_model_loss.weights
-    same = dynamics.latent.statistics(torch.zeros(1, 2, dynamics.latent.stats_dim))
-    terms = system.world_model_loss.kl(same, same)
-    return {name: (weights[name], term.value[0, 0].item()) for name, term in terms.items()}
+    latent, objective = system.world_model.dynamics.latent, system.objectives["latents"]
+    same = latent.statistics(torch.zeros(1, 2, latent.stats_dim))
+    terms = objective.of(same, same)
+    return {name: (objective.weights[name], term.value[0, 0].item()) for name, term in terms.items()}
 
 
 def optimiser(system: wmkit.System) -> Any:
@@ -195,7 +167,7 @@ def optimiser_numbers(system: wmkit.System) -> Any:
 
 def updates_per_decision(system: wmkit.System) -> float | None:
     config = composed(system.name, ("preset=paper",))
-    if not getattr(system.behaviour, "gradients", None):
+    if not isinstance(system.controller.returns, StateReturns):
         return None  # V3 says it by benchmark
     return config.training.train_ratio / (config.batch.size * config.batch.length)
 
@@ -212,7 +184,7 @@ def test_numbers_are_those_of_the_paper(name: str) -> None:
         "kl": kl(system),
         "reward of 100": reward(system),
         "continue": continuation(system),
-        "entropy": system.behaviour.entropy,
+        "entropy": system.controller.entropy,
         "batch": (system.batch_shape[0], system.batch_shape[1] - system.context),
         "updates per decision": updates_per_decision(system),
     }
@@ -220,17 +192,16 @@ def test_numbers_are_those_of_the_paper(name: str) -> None:
 
 def critic_target(system: wmkit.System) -> Any:
     """Where targets come from: what a disturbed slow critic does to them."""
-    schedule, batch = system.schedule, system.fill(system.example_batch())
-    if schedule.slow_critic is None:
+    slow, scene, returns = system.schedule.slow, system.scene(system.example_batch()), []
+    if not slow:
         return "itself", None
-    learned, returns = system.world_model_loss(system.world_model, batch), []
     with torch.no_grad():
         for shift in (0.0, 1.0):
-            schedule.slow_critic.out.bias += shift
+            slow["critic"].out.bias += shift
             torch.manual_seed(1)
-            returns.append(schedule.behave(system, learned).start_return)
+            returns.append(system.controller.learn(scene, slow).metrics["imagined_return"])
     kind = "online" if torch.equal(*returns) else "copy"
-    return kind, (schedule.slow_fraction, schedule.slow_every)
+    return kind, system.schedule._slow_spec["critic"]
 
 
 @pytest.mark.parametrize(
@@ -257,21 +228,22 @@ def test_domains_have_the_numbers_of_their_benchmark() -> None:
     for domain, system in systems.items():
         assert tuple(optimiser(system).values()) == rates[domain]
         assert (
-            system.behaviour.entropy == entropies[domain] and system.behaviour.discount == discounts[domain]
+            system.controller.entropy == entropies[domain]
+            and system.controller.returns.discount == discounts[domain]
         )
     atari, crafter, dmc = systems.values()
     assert kl(atari) == {"kl_dynamics": (0.08, 0.0), "kl_representation": (0.02, 0.0)}
     assert kl(dmc) == {"kl_dynamics": (0.8, 1.0), "kl_representation": (0.2, 1.0)}
     assert (continuation(atari), continuation(crafter), continuation(dmc)) == (0.999, 0.999, None)
     assert (reward(atari), reward(dmc)) == (1.0, 100.0)
-    assert atari.world_model_loss.weights["continuation"] == 5
+    assert atari.objectives["heads"].weights["continuation"] == 5
     assert isinstance(crafter.world_model.dynamics.input.norm, nn.LayerNorm)
     v1 = build("dreamer_v1", VECTOR, CHOICE, "domain=v1_atari")
-    assert continuation(v1) == 0.99 and v1.world_model_loss.weights["continuation"] == 10
+    assert continuation(v1) == 0.99 and v1.objectives["heads"].weights["continuation"] == 10
     assert isinstance(v1.policy.exploration, EpsilonGreedy)
-    learned = v1.world_model_loss(v1.world_model, v1.fill(v1.example_batch()[:, v1.context :]))
-    batch, length = learned.observed.posterior_logits.shape[:2]
-    counted = learned.start_mask.view(batch, length)
+    scene = v1.scene(v1.example_batch())
+    batch, length = scene.observed.posterior_logits.shape[:2]
+    counted = v1.controller.starts(scene).mask.view(batch, length)
     assert counted[:, :-1].all() and not counted[:, -1].any()  # no dream begins at a window's last step
     assert compose("dreamer_v2", ["domain=v2_atari", "preset=paper"]).training.train_ratio == 50  # of 16 x 50
     wide = compose("dreamer_v3_2024", ["domain=v3_2024_dmc", "preset=paper"])
@@ -329,361 +301,6 @@ def test_images_come_back_in_their_own_units() -> None:
     assert decoder(torch.zeros(1, 4)).unique().tolist() == [0.5]  # grey: what enters as zero
 
 
-# ---- cells, latents, KL -------------------------------------------------------------------------------
-
-
-def test_the_gru_of_v1_resets_after_its_product_and_keeps_by_its_gate() -> None:
-    gru = backbones.build("gru", 3, 4)
-    x, h, p = torch.randn(2, 3), torch.randn(2, 4), dict(gru.gru.named_parameters())
-    for bias in ("bias_ih", "bias_hh"):
-        nn.init.normal_(p[bias])
-    wx, wh = x @ p["weight_ih"].T + p["bias_ih"], h @ p["weight_hh"].T + p["bias_hh"]
-    (xr, xz, xn), (hr, hz, hn) = wx.chunk(3, -1), wh.chunk(3, -1)
-    keep = torch.sigmoid(xz + hz)
-    expected = keep * h + (1 - keep) * torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
-    torch.testing.assert_close(gru.step(x, h, torch.zeros(2, dtype=torch.bool))[0], expected)
-
-
-def test_gaussian_latents_are_reparameterised() -> None:
-    latent = GaussianLatent(3)
-    raw = torch.randn(5, 6, requires_grad=True)
-    statistics, noise = latent.statistics(raw), latent.noise(5)
-    mean, std = raw[:, :3], nn.functional.softplus(raw[:, 3:]) + 0.1
-    found = latent.sample(statistics, noise)[0]
-    torch.testing.assert_close(found, mean + std * noise)
-    (grad,) = torch.autograd.grad(found.sum(), raw)
-    torch.testing.assert_close(grad[:, :3], torch.ones(5, 3))
-    assert grad[:, 3:].ne(0).all() and latent.mode(statistics)[1] is None
-    torch.testing.assert_close(latent.mode(statistics)[0], mean)
-
-
-@pytest.mark.parametrize("scale", [0.1, 3.0])
-def test_kl_of_v1_is_free_on_the_batch_mean(scale: float) -> None:
-    latent = GaussianLatent(4)
-    raw = [(scale * torch.randn(3, 5, 8)).requires_grad_() for _ in range(2)]
-    p, q = (latent.statistics(x) for x in raw)
-    normals = [torchd.Independent(torchd.Normal(x[..., 0, :], x[..., 1, :]), 1) for x in (p, q)]
-    slow = torchd.kl_divergence(*normals).mean()
-    term = MeanKL(free_nats=3.0)(p, q)["kl"]
-    torch.testing.assert_close(term.mean, slow.clamp(min=3.0))
-    grads = torch.autograd.grad(term.mean, raw, retain_graph=True)
-    wanted = (
-        torch.autograd.grad(slow, raw, retain_graph=True) if slow > 3 else [torch.zeros_like(x) for x in raw]
-    )
-    for grad, want in zip(grads, wanted, strict=True):
-        torch.testing.assert_close(grad, want)
-    assert (slow > 3) == (scale == 3.0)
-
-
-@pytest.mark.parametrize("free", [0.0, 1.0])
-def test_kl_of_v2_is_balanced(free: float) -> None:
-    system = build("dreamer_v2", VECTOR, CHOICE, f"world_model_loss.kl.free_nats={free}")
-    weights = system.world_model_loss.weights
-    post, prior = (torch.randn(3, 5, 4, 8, requires_grad=True) for _ in range(2))
-    with torch.no_grad():
-        post[0, 0, 0, 0] = 400.0  # a class as good as certain: no class is given a share of it
-
-    def slow(p: Tensor, q: Tensor) -> Tensor:
-        p, q = (torchd.Independent(torchd.OneHotCategorical(logits=x), 1) for x in (p, q))
-        return torchd.kl_divergence(p, q).mean().clamp(min=free)
-
-    terms = system.world_model_loss.kl(post, prior)
-    found = sum(weights[name] * term.mean for name, term in terms.items())
-    expected = 0.8 * slow(post.detach(), prior) + 0.2 * slow(post, prior.detach())
-    torch.testing.assert_close(found, expected)
-    for grad, want in zip(
-        torch.autograd.grad(found, [post, prior]), torch.autograd.grad(expected, [post, prior]), strict=True
-    ):
-        assert grad.isfinite().all()
-        torch.testing.assert_close(grad, want, atol=1e-6, rtol=1e-4)
-    near = MeanKLBalance(free_nats=1.0)(post, post)
-    assert all(not term.value.grad_fn or term.mean.item() == 1 for term in near.values())
-
-
-# ---- policies -----------------------------------------------------------------------------------------
-
-
-def test_a_choice_as_good_as_made_keeps_finite_gradients() -> None:
-    logits = torch.tensor([[500.0, 0.0, -500.0]], requires_grad=True)
-    policy = OneHotCategorical(logits)
-    value = policy.entropy + policy.log_prob(torch.eye(3)[[0]]) + policy.log_prob(torch.eye(3)[[2]])
-    assert value.item() == -1000
-    assert torch.autograd.grad(value.sum(), logits)[0].isfinite().all()
-
-
-def test_tanh_normal_has_the_density_of_a_transformed_normal() -> None:
-    policy = TanhNormal(torch.randn(4, 2), torch.randn(4, 2) - 4)
-    oracle = torchd.TransformedDistribution(
-        torchd.Normal(policy.location, policy.std), torchd.TanhTransform(cache_size=1)
-    )
-    action = policy.sample()
-    torch.testing.assert_close(policy.log_prob(action), oracle.log_prob(action).sum(-1), atol=1e-3, rtol=1e-3)
-    assert policy.log_prob(torch.ones(4, 2)).isfinite().all()
-    torch.manual_seed(0)
-    narrow = TanhNormal(torch.zeros(1, 1), torch.full((1, 1), -7.0))  # std 0.12: nearly a normal
-    entropy = torchd.Normal(0.0, narrow.std).entropy().item()
-    assert narrow.entropy.item() == pytest.approx(entropy, abs=0.3) and narrow.mode.abs().item() < 0.1
-
-
-def test_truncated_normal_against_numbers() -> None:
-    mean, std = torch.tensor([[0.3, -2.0]]), torch.tensor([[-1.0, 2.0]])
-    policy = TruncatedNormal(mean, std)
-    grid = torch.linspace(-1, 1, 20001).double()
-    for i in range(2):
-        part = TruncatedNormal(mean[:, i : i + 1].expand(20001, 1), std[:, i : i + 1].expand(20001, 1))
-        log_prob = part.log_prob(grid.float().unsqueeze(-1)).double()
-        assert torch.trapezoid(log_prob.exp(), grid).item() == pytest.approx(1.0, abs=1e-4)
-        entropy = -torch.trapezoid(log_prob.exp() * log_prob, grid).item()
-        assert part.entropy[0].item() == pytest.approx(entropy, abs=1e-4)
-        # Samples of evenly spread uniforms are the quantiles of that density.
-        shares = torch.cumulative_trapezoid(log_prob.exp(), grid)[[5000, 10000, 15000]].float()
-        found = TruncatedNormal(mean[:, i : i + 1], std[:, i : i + 1]).sample(shares.unsqueeze(-1))
-        torch.testing.assert_close(found.flatten(), grid[[5001, 10001, 15001]].float(), atol=1e-3, rtol=0)
-    assert policy.sample(torch.rand(1000, 2)).abs().max() <= 1
-
-
-@pytest.mark.parametrize("family", [TanhNormal, TruncatedNormal])
-def test_samples_carry_the_gradient_of_their_parameters(
-    family: type[TanhNormal] | type[TruncatedNormal],
-) -> None:
-    draw = torch.tensor([[0.3, 0.8]])
-
-    def sample(mean: Tensor, std: Tensor) -> Tensor:
-        return family(mean, std).rsample(draw).double().sum()
-
-    point = [torch.tensor([[0.4, -0.7]], requires_grad=True), torch.tensor([[-3.0, 0.5]], requires_grad=True)]
-    grads = torch.autograd.grad(sample(*point), point)
-    for i in range(2):
-        step = [torch.zeros(1, 2), torch.zeros(1, 2)]
-        step[i][0, 0] = 1e-2
-        ahead, back = (sample(*(p + sign * s for p, s in zip(point, step, strict=True))) for sign in (1, -1))
-        assert grads[i][0, 0].item() == pytest.approx(((ahead - back) / 2e-2).item(), rel=2e-2, abs=1e-4)
-
-
-# ---- behaviour ----------------------------------------------------------------------------------------
-
-SYSTEMS = {
-    "v1": ("dreamer_v1", SIX, ["behaviour.horizon=4"]),
-    "v1 choice": ("dreamer_v1", CHOICE, ["behaviour.horizon=4", "domain=v1_atari"]),
-    "v2": ("dreamer_v2", SIX, ["behaviour.horizon=4"]),
-    "v2 dmc": ("dreamer_v2", SIX, ["behaviour.horizon=4", "domain=v2_dmc"]),
-    "v2 choice": ("dreamer_v2", CHOICE, ["behaviour.horizon=4"]),
-}
-
-
-def case(name: str, *overrides: str) -> tuple[wmkit.System, Any]:
-    """A system whose critics say something, and states that it imagines from."""
-    page, actions, own = SYSTEMS[name]
-    system = build(page, VECTOR, actions, *own, *overrides)
-    nn.init.normal_(system.critic.out.bias)
-    learned = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
-    return system, learned
-
-
-def slow_losses(system: wmkit.System, learned: Any, v1: bool, reinforce: bool) -> tuple[Tensor, Tensor]:
-    """Actor and critic losses of both papers, state by state, number by number."""
-    model, actor, h = system.world_model, system.actor, 4
-    gamma, lmbda = system.behaviour.discount, 0.95
-    critic = system.critic if v1 else system.schedule.slow_critic
-    noise = model.dynamics.noise(h, len(learned.start_mask))
-    chance = actor.noise(h, len(learned.start_mask))
-    state, features, scores, entropies = learned.starts, [], [], []
-    for t in range(h):
-        features.append(state.feature)
-        policy = actor(state.feature.detach())
-        action = policy.sample(chance[t])
-        if isinstance(policy, OneHotCategorical) and not reinforce:
-            action = action + policy.probs - policy.probs.detach()
-        scores.append(policy.log_prob(action.detach()))
-        entropies.append(policy.entropy if system.behaviour.entropy else None)
-        state = model.dynamics.step(state, action, noise=noise[t])
-        if reinforce:
-            state = state.detach()
-    features.append(state.feature)
-    r = [model.heads["reward"](f).mean[:, 0] for f in features]
-    v = [critic(f).mean[:, 0] for f in features]
-    if "continuation" in model.heads:
-        d = [torch.sigmoid(model.heads["continuation"](f).logits[:, 0]) for f in features]
-    else:
-        d = [torch.full_like(x, gamma) for x in r]
-    d[0] = gamma * learned.start_continuation[:, 0]
-    target, following = {}, v[h]
-    for t in reversed(range(h)):
-        following = target[t] = r[t] + d[t] * ((1 - lmbda) * v[t + 1] + lmbda * following)
-    actor_loss, critic_loss, counts = torch.zeros(()), torch.zeros(()), learned.start_mask[:, 0]
-    first = 1 if v1 else 0
-    weight = torch.ones_like(r[0])
-    for t in range(first, h):
-        predicted = system.critic(features[t].detach()).mean[:, 0]
-        error = 0.5 * (predicted - target[t].detach()).square() + 0.5 * math.log(2 * math.pi)
-        critic_loss = critic_loss + (weight.detach() * error)[counts].mean() / (h - first)
-        action = t - first  # V1's weights begin with the first state that an action led to
-        if action < h - 1:
-            gain = target[action + 1]
-            if reinforce:
-                gain = scores[action] * (target[action + 1] - v[action]).detach()
-            if system.behaviour.entropy:
-                gain = gain + system.behaviour.entropy * entropies[action]
-            actor_loss = actor_loss - (weight.detach() * gain)[counts].mean() / (h - 1)
-        weight = weight * d[t]
-    return actor_loss, critic_loss
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_losses_and_gradients_equal_those_of_a_slow_formula(name: str) -> None:
-    system, learned = case(name)
-    parts = {"actor": list(system.actor.parameters()), "critic": list(system.critic.parameters())}
-    found, expected = [], []
-    torch.manual_seed(3)
-    behaved = system.schedule.behave(system, learned)
-    found = [behaved.actor_loss, behaved.critic_loss]
-    torch.manual_seed(3)
-    expected = list(slow_losses(system, learned, name.startswith("v1"), name == "v2 choice"))
-    for loss, slow, part in zip(found, expected, parts, strict=True):
-        torch.testing.assert_close(loss, slow, atol=1e-5, rtol=1e-4)
-        grads = torch.autograd.grad(loss, parts[part], retain_graph=True)
-        wanted = torch.autograd.grad(slow, parts[part], retain_graph=True)
-        assert any(grad.any() for grad in grads)
-        for grad, want in zip(grads, wanted, strict=True):
-            torch.testing.assert_close(grad, want, atol=1e-6, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_where_gradients_flow_and_where_they_stop(name: str) -> None:
-    system, learned = case(name, "behaviour.entropy=0")
-    rest = [*system.world_model.parameters(), *system.schedule.parameters()]
-    actor, critic = list(system.actor.parameters()), list(system.critic.parameters())
-    torch.manual_seed(3)
-    behaved = system.schedule.behave(system, learned)
-    for loss, own, others in (
-        (behaved.actor_loss, actor, [*rest, *critic]),
-        (behaved.critic_loss, critic, [*rest, *actor]),
-    ):
-        others = [p for p in others if p.requires_grad]
-        assert all(g is None for g in torch.autograd.grad(loss, others, allow_unused=True, retain_graph=True))
-        assert any(g.any() for g in torch.autograd.grad(loss, own, retain_graph=True))
-    assert all(p.requires_grad for p in system.world_model.parameters())  # constants no longer
-
-    # Cut where an action enters the model: a gradient through the dynamics ends there, REINFORCE's does not.
-    step = system.world_model.dynamics.step
-    system.world_model.dynamics.step = lambda latent, action, **kw: step(latent, action.detach(), **kw)
-    torch.manual_seed(3)
-    cut = system.schedule.behave(system, learned).actor_loss
-    torch.testing.assert_close(cut, behaved.actor_loss)
-    if name == "v2 choice":
-        whole = torch.autograd.grad(behaved.actor_loss, actor)
-        for grad, want in zip(torch.autograd.grad(cut, actor), whole, strict=True):
-            torch.testing.assert_close(grad, want)
-    else:
-        assert not cut.requires_grad
-
-
-def test_mixed_gradients_are_some_of_both() -> None:
-    target, baseline = torch.randn(3, 4, 1, requires_grad=True), torch.randn(3, 4, 1)
-    score = torch.randn(3, 4, 1, requires_grad=True)
-    through, log = torch.autograd.grad(MixedGradient(0.1)(target, baseline, score).sum(), [target, score])
-    torch.testing.assert_close(through, torch.full_like(through, 0.1))
-    torch.testing.assert_close(log, 0.9 * (target - baseline).detach())
-    system, learned = case("v2 choice")
-    system.behaviour.gradients["discrete"] = MixedGradient(0.1)
-    loss = system.schedule.behave(system, learned).actor_loss
-    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(system.actor.parameters())))
-
-
-@pytest.mark.parametrize("name", ["v1", "v2", "v2 choice"])
-def test_both_ways_to_imagine_see_the_same_future(name: str) -> None:
-    system, learned = case(name)
-    torch.manual_seed(2)
-    plain = imagine(system.world_model, system.actor, learned.starts, 3)
-    torch.manual_seed(2)
-    with constants(system.world_model):
-        through = imagine_through(system.world_model, system.actor, learned.starts, 3)
-    for a, b in zip(plain[:5], through[:5], strict=True):
-        torch.testing.assert_close(a, b)
-    assert through.states.requires_grad and not plain.states.requires_grad
-    assert plain.features.state.shape == (15, 4, system.world_model.dynamics.state_dim)
-
-
-def test_a_page_that_cannot_work_says_so() -> None:
-    with pytest.raises(ConfigError, match="estimator that keeps no gradient"):
-        case("v1", "behaviour.estimator.differentiable=false")
-    with pytest.raises(ConfigError, match=r"start is 'scord'"):
-        case("v1", "behaviour.start=scord")
-    with pytest.raises(ConfigError, match="start 'scored' and horizon 1"):
-        case("v1", "behaviour.start=scored", "behaviour.horizon=1")
-    system, learned = case("v2")
-    del system.behaviour.gradients["continuous"]
-    with pytest.raises(ConfigError, match="continuous actions"):
-        system.schedule.behave(system, learned)
-
-
-# ---- schedules ----------------------------------------------------------------------------------------
-
-
-def test_targets_are_copied_after_the_first_update_and_every_hundredth_from_there() -> None:
-    system = build("dreamer_v2", VECTOR, CHOICE)
-    schedule, bias = system.schedule, system.critic.out.bias
-    copies = []
-    for update in range(1, 302):
-        with torch.no_grad():
-            bias.fill_(update)
-        schedule.follow(system.critic)
-        if schedule.slow_critic.out.bias.item() == update:
-            copies.append(update)
-    assert copies == [1, 101, 201, 301]
-    twin = build("dreamer_v2", VECTOR, CHOICE)
-    twin.load_state_dict(system.state_dict())
-    assert twin.schedule.updates == 301  # a resumed run copies when the first one would have
-
-
-def test_weights_decay_by_a_millionth_whatever_the_learning_rate() -> None:
-    for lr in (1e-4, 1e-2):
-        weight = nn.Parameter(torch.full((3,), 1000.0, dtype=torch.float64))
-        learner: Learner = adam({"lr": lr, "eps": 1e-5, "clip": 100.0, "decay": 1e-6}, [weight])
-        learner.step((0 * weight).sum())
-        torch.testing.assert_close(weight.data, torch.full((3,), 1000 - 1e-3, dtype=torch.float64))
-
-
-def test_v1_imagines_in_the_model_before_the_update_and_v2_after() -> None:
-    for name, wanted in (("dreamer_v1", False), ("dreamer_v2", True)):
-        system = build(name, VECTOR, SIX)
-        before, seen = [p.clone() for p in system.world_model.parameters()], []
-        forward = system.behaviour.forward
-
-        def watch(*args: Any, forward: Any = forward, before: Any = before, seen: Any = seen) -> Any:
-            now = args[0].parameters()
-            seen.append(any(not torch.equal(p, q) for p, q in zip(before, now, strict=True)))
-            return forward(*args)
-
-        system.behaviour.forward = watch
-        system.update(system.example_batch())
-        assert seen == [wanted]
-        assert any(
-            not torch.equal(p, q) for p, q in zip(before, system.world_model.parameters(), strict=True)
-        )
-
-
-@pytest.mark.parametrize("name", ["v1", "v1 choice", "v2", "v2 choice", "v2 pixels", "v3 2024"])
-def test_twenty_updates_lower_the_loss(name: str) -> None:
-    page, actions, own = {
-        **SYSTEMS,
-        "v2 pixels": ("dreamer_v2", CHOICE, []),
-        "v3 2024": ("dreamer_v3_2024", SIX, ["learning_rate.joint=3e-3", "schedule.optimizer.warmup=0"]),
-    }[name]
-    pixels = (
-        ["behaviour.horizon=3", "batch.size=2", "batch.length=3"] if name in ("v2 pixels", "v3 2024") else []
-    )
-    spec = PIXELS if pixels else VECTOR
-    system = build(page, spec, actions, *own, *pixels)
-    for learner in system.schedule.learners.values():
-        if name != "v3 2024":
-            learner.optimizer.param_groups[0]["lr"] = 3e-3
-    batch = system.example_batch()
-    losses = [system.update(batch)["loss_world_model"].item() for _ in range(20)]
-    assert math.isfinite(losses[-1]) and losses[-1] < losses[0] - 0.1
-    assert all(parameter.isfinite().all() for parameter in system.parameters())
-
-
 # ---- acting -------------------------------------------------------------------------------------------
 
 
@@ -719,7 +336,7 @@ def run(folder: Path, name: str, make_env: Callable[..., Any], *overrides: str) 
     small = [option for option in SMALL if not option.startswith("batch")]
     config = compose(
         name,
-        [*small, f"run_dir={folder}", "threads=1", "behaviour.horizon=3", "preset=smoke"]
+        [*small, f"run_dir={folder}", "threads=1", "controller.horizon=3", "preset=smoke"]
         + ["batch={size: 3, length: 5}", "training.report=false", *overrides]
         + [f"training.{key}={value}" for key, value in settings.items()],
     )

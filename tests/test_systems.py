@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded, UnboundedDiscrete
@@ -23,6 +24,9 @@ from wmkit.errors import ConfigError, SpecError
 from wmkit.nn import LayerStyle
 from wmkit.systems import compose, page_files
 from wmkit.systems.page_files import choices, defaults, find_page
+from wmkit.training.evaluate import Evaluation
+from wmkit.training.report import gather_evidence
+from wmkit.training.run import RunDirectory
 
 PIXELS = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
 
@@ -108,7 +112,7 @@ def test_state_dict_holds_all_of_a_resume(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["no key", "no view", "closed gate", "all zoomed", "compat"])
 def test_ordinary_cases(case: str) -> None:
-    overrides = {"closed gate": ["behaviour.gate.prob=0"], "compat": ["compat=released"]}.get(case, [])
+    overrides = {"closed gate": ["controller.hooks.gate.prob=0"], "compat": ["compat=released"]}.get(case, [])
     system = build("ls_imagine", *overrides)
     batch = system.example_batch()
     if case == "no key":
@@ -131,11 +135,12 @@ def test_masked_rows_change_nothing() -> None:
     """Rows set aside for views that are not there weigh nothing: any capacity gives the same loss."""
     losses = []
     for capacity in (0.2, 1.0):
-        system = build("ls_imagine", f"world_model_loss.long_branch.capacity={capacity}")
+        system = build("ls_imagine", f"objectives.branches.capacity={capacity}")
         batch = system.example_batch()
         batch["is_zoomed"] = torch.zeros_like(batch["is_zoomed"])
         torch.manual_seed(0)
-        losses.append(system.world_model_loss(system.world_model, system.fill(batch)).loss)
+        scored = system._score(system.scene(batch), {})
+        losses.append(sum(loss.value for loss in scored.values()))
     torch.testing.assert_close(*losses)
 
 
@@ -156,7 +161,7 @@ def test_counting_world_has_no_off_by_one() -> None:
             "size.units=32",
             "batch.size=16",
             "batch.length=16",
-            "schedule.world_model.lr=3e-3",
+            "learning_rate.world_model=3e-3",
         ],
     )
     count = torch.arange(16 * 40).reshape(16, 40) % 8  # 8 records: t = 0..7, the last one terminal
@@ -176,13 +181,13 @@ def test_counting_world_has_no_off_by_one() -> None:
     records["previous_action"] = actions * (count > 0).unsqueeze(-1)
     for _ in range(300):
         offset = int(torch.randint(0, 24, ()))
-        learned = system.world_model_loss(system.world_model, system.fill(records[:, offset : offset + 16]))
-        system.schedule.learners["world_model"].step(learned.loss)
+        losses = system._score(system.scene(records[:, offset : offset + 16]), {})
+        system.schedule.learn(("world_model",), losses)
     with torch.no_grad():
         seen = system.world_model.observe(system.fill(records[:, :24])).latent
-        reward = system.world_model.heads["reward"](seen.feature).mean
+        reward = system.world_model.predict("reward", seen).mean
         torch.testing.assert_close(reward, records["reward"][:, :24], atol=0.75, rtol=0)
-        going = system.world_model.continuation(seen.feature) > 0.5
+        going = system.world_model.continuation(seen) > 0.5
         assert (going == ~records["terminated"][:, :24]).float().mean() > 0.95  # off by one: 0.75 at best
         start = TensorDict({"state": seen.state[:, 2], "belief": seen.belief[:, 2]}, [16])
         imagined = system.imagine(start, 3)["next", "reward"].squeeze(-1)
@@ -284,8 +289,8 @@ def test_a_style_on_a_page_is_that_of_its_layers() -> None:
         ("ls_imagine", "size=smal", "small"),
         ("ls_imagine", "backbone=lstmm", "lstm"),
         ("ls_imagine", "size", "size"),
-        ("ls_imagine", "behaviour.horizn=3", "behaviour.horizon"),
-        ("ls_imagine", "behaviour.horizon.x=3", "behaviour.horizon"),
+        ("ls_imagine", "controller.horizn=3", "controller.horizon"),
+        ("ls_imagine", "controller.horizon.x=3", "controller.horizon"),
         ("ls_imagine", "critic.outscal=3", "+critic.outscal"),
         ("ls_imagine", "seed=[1", "seed=[1"),
         ("ls_imagine", "~affordance", "affordance=NAME"),
@@ -334,11 +339,11 @@ def test_a_page_belongs_to_who_asked(taken: Callable[[Path], Any]) -> None:
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("behaviour.horizon=abc", "behaviour.horizon"),
-        ("behaviour.horizon=0", "behaviour.horizon"),
+        ("controller.horizon=abc", "controller.horizon"),
+        ("controller.horizon=0", "controller.horizon"),
         ("actor.discrete.unimix=1", "unimix"),
         ("batch.length=2.5", "batch.length"),
-        ("batch.length=1", "replay_critic"),  # which is what needs more
+        ("batch.length=1", "controller"),  # whose critic on replay needs more
         ("world_model.heads.reward=null", "reward"),
         ("discount=abc", "continuation.discount"),
         ("size.units=abc", "size.units"),
@@ -346,8 +351,9 @@ def test_a_page_belongs_to_who_asked(taken: Callable[[Path], Any]) -> None:
         ("critic=null", "critic"),
         ("observations.images=vector", "observations.images"),
         ("+critic.colour=red", "critic.colour"),
-        ("behaviour._target_=wmkit.objectives.Nothing", "wmkit.objectives.Nothing"),
-        ("behaviour._target_=wmkit.objectives", "behaviour._target_"),
+        ("controller._target_=wmkit.control.Nothing", "wmkit.control.Nothing"),
+        ("world_model.decoder=null", "decoder"),  # Reconstruction wants one,
+        ("controller._target_=wmkit.control", "controller._target_"),
     ],
 )
 def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, named: str) -> None:
@@ -365,13 +371,13 @@ def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, na
             "twm",
             "batch.length=3",
             "batch.length=2",
-            "batch.length is 2: wanted 3 or more, as world_model_loss",
+            "batch.length is 2: wanted 3 or more, as objectives.",
         ),
         (
             "storm",
             "batch.length=10",
             "batch.length=9",
-            "batch.length is 9: wanted 10 or more, as behaviour.starts",
+            "batch.length is 9: wanted 10 or more, as controller.starts",
         ),
         (
             *("twm", "observations.frames.count=4", "observations.frames.count=5"),
@@ -381,7 +387,7 @@ def test_values_that_no_part_takes_are_refused_in_one_sentence(override: str, na
 )
 def test_windows_too_short_for_losses_or_stacks_are_refused(system, enough, too_short, words) -> None:
     def build_with(override: str, seen: Composite) -> wmkit.systems.System:
-        small = [f"size={system}/micro", "batch.size=2", "behaviour.starts.count=4", override]
+        small = [f"size={system}/micro", "batch.size=2", "controller.starts.count=4", override]
         return wmkit.build(system, observation_spec=seen, action_spec=OneHot(4), overrides=small)
 
     fitting = build_with(enough, PIXELS)
@@ -390,6 +396,26 @@ def test_windows_too_short_for_losses_or_stacks_are_refused(system, enough, too_
         build_with(too_short, PIXELS)
     if "frames" in too_short:  # numbers are not stacked
         build_with(too_short, Composite(observation=Unbounded((3,))))
+
+
+@pytest.mark.parametrize("name", ["dreamer_v3", "ls_imagine", "twm"])
+def test_a_page_without_a_decoder_learns_and_shows_no_pictures(name: str, tmp_path: Path) -> None:
+    place = "objectives.branches.short" if name == "ls_imagine" else "objectives"
+    size = [f"size={name}/micro", "controller.starts.count=4"] if name == "twm" else ["size=tiny"]
+    undecoded = [*size, "batch.size=2", "world_model.decoder=null"]
+    with pytest.raises(ConfigError) as error:
+        wmkit.build(name, observation_spec=PIXELS, action_spec=OneHot(4), overrides=undecoded)
+    assert_one_sentence(error.value, "objectives.", "decoder")
+    undecoded += [f"{place}.reconstruction=null", "batch.length=8"]
+    system = wmkit.build(name, observation_spec=PIXELS, action_spec=OneHot(4), overrides=undecoded)
+    batch = system.example_batch()
+    metrics = system.update(batch)
+    assert metrics["loss_world_model"].isfinite() and "loss_pixels" not in metrics.keys()
+    assert "pixels" not in system.open_loop(batch, 5)
+    run = RunDirectory.create(OmegaConf.create({"system": name, "run_dir": str(tmp_path / "run")}))
+    gather_evidence(run, system, Evaluation([], [system.example_batch()[0]]))
+    assert not (run.path / "evidence" / "imagination.npz").exists()
+    run.close()
 
 
 def test_bad_batches_are_refused_in_one_sentence() -> None:

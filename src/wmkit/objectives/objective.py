@@ -49,7 +49,7 @@ class Objective(LossModule):
     tensor_keys: Any
     shortest = 1
 
-    def __init__(self, weights: Mapping[str, float], world_model: WorldModel | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float | None], world_model: WorldModel | None = None) -> None:
         super().__init__()
         self.given = {name: float(weight) for name, weight in weights.items() if weight is not None}
         self.weights: dict[str, float] = {}

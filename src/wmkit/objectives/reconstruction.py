@@ -16,7 +16,8 @@ class Reconstruction(Objective):
     """A term for every observation that the decoder predicts; it teaches the ``representation``.
 
     Args:
-        weights: by observation key; ``observations`` is that of all which are not named.
+        weights: by observation key; ``observations`` is that of all which are not named. Null is as if it
+            were not there.
         first: leading records that are not decoded.
         ahead: last records that are not.
         world_model: what is trained; :meth:`attach` gives it later.
@@ -27,7 +28,7 @@ class Reconstruction(Objective):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | None],
         *,
         first: int = 0,
         ahead: int = 0,
@@ -75,7 +76,7 @@ class HeadLosses(Objective):
     """A term for every head that is named; it teaches the ``dynamics``.
 
     Args:
-        weights: by head.
+        weights: by head; null is as if it were not there.
         first: leading records that are not scored.
         arrivals: score only records that something led to, not the first of an episode: for heads that read
             the belief alone, before the state is seen (TWM, STORM).
@@ -87,7 +88,7 @@ class HeadLosses(Objective):
 
     def __init__(
         self,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | None],
         *,
         first: int = 0,
         arrivals: bool = False,

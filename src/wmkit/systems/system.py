@@ -21,6 +21,10 @@ from wmkit.systems.checks import check_batch, check_names, check_window
 from wmkit.systems.spaces import Spaces
 
 GROUPS = ("representation", "dynamics")  # of the world model's terms
+RENAMED = {  # prefixes of a state dict, as they were and as they are
+    "behaviour.estimator.": "controller.returns.estimator.",
+    "behaviour.": "controller.",
+}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -139,10 +143,25 @@ class System(nn.Module):
                 exploration=self.exploration,
             )
 
+    @staticmethod
+    def renamed(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """A state dict under today's names.
+
+        >>> System.renamed({"behaviour.return_norm.low": 0.0, "actor.out.bias": 0.0})
+        {'controller.return_norm.low': 0.0, 'actor.out.bias': 0.0}
+        """
+        found = {}
+        for name, value in state.items():
+            for older, today in RENAMED.items():
+                if name.startswith(prefix + older):
+                    name = prefix + today + name.removeprefix(prefix + older)
+            found[name] = value
+        return found
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        older = f"{prefix}behaviour."  # as the controller was called
-        for name in [name for name in state_dict if name.startswith(older)]:
-            state_dict[f"{prefix}controller.{name.removeprefix(older)}"] = state_dict.pop(name)
+        renamed = self.renamed(state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(renamed)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property

@@ -449,6 +449,7 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     """
     wanted = system.state_dict()
     options = {name for name, _ in system.named_buffers()} - wanted.keys()  # which older checkpoints have
+    state = getattr(system, "renamed", dict)(state)
     state = {name: value for name, value in state.items() if name not in options}
     check_shapes(state, wanted, source)
     try:
