@@ -71,6 +71,7 @@ class WorldModel(Plug):
         heads: Mapping[str, Callable[..., nn.Module]],
     ) -> None:
         super().__init__()
+        self._known_fields: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.encoder = encoder(spaces)
         self.dynamics = dynamics(action_dim, self.encoder.out_dim)
         self.decoder, self.heads = None, nn.ModuleDict()
@@ -89,7 +90,10 @@ class WorldModel(Plug):
         """Width of what a part that ``maker`` makes is going to read."""
         return sum(self.dynamics.width(field) for field in self._fields(in_keys_of(maker), name))
 
-    def _fields(self, keys: Sequence[Any], name: str) -> list[str]:
+    def _fields(self, keys: Sequence[Any], name: str) -> tuple[str, ...]:
+        found = self._known_fields.get(tuple(keys))  # asked at every step of a roll-out
+        if found is not None:
+            return found
         known = self.dynamics.fields
         for key in keys:
             if key not in known:
@@ -97,7 +101,8 @@ class WorldModel(Plug):
                     f"{name} reads {key!r}, which the dynamics do not write: wanted some of "
                     f"{', '.join(map(repr, known))}; correct its in_keys"
                 )
-        return [known[key] for key in keys]
+        self._known_fields[tuple(keys)] = tuple(known[key] for key in keys)
+        return self._known_fields[tuple(keys)]
 
     # -- windows -------------------------------------------------------------------------
 
