@@ -74,9 +74,9 @@ class WorldModel(Plug):
         self._known_fields: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.encoder = encoder(spaces)
         self.dynamics = dynamics(action_dim, self.encoder.out_dim)
-        self.decoder, self.heads = None, nn.ModuleDict()
-        if decoder is not None:
-            self.decoder = decoder(self.width(decoder, "decoder"), spaces)
+        # In this order: a checkpoint holds an optimiser's moments by the parameters' place.
+        self.decoder = None if decoder is None else decoder(self.width(decoder, "decoder"), spaces)
+        self.heads = nn.ModuleDict()
         for name, make in heads.items():
             head: Any = make(self.width(make, name))
             self.heads[name] = head.named(name)

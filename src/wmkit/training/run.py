@@ -42,6 +42,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from wmkit.errors import CheckpointError, ConfigError
+from wmkit.training.older_runs import upgraded
 from wmkit.training.protocol import frames_per_step
 
 CONTENTS = (
@@ -189,8 +190,7 @@ class RunDirectory:
                 f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
                 "`wmkit train` made; check the path"
             )
-        config = _load(path / "config.yaml")
-        run = cls(path, config)
+        run = cls(path, upgraded(_load(path / "config.yaml")))
         run._unmended = {"metrics.jsonl", "episodes.jsonl"}
         last = next(reversed(list(run.metrics())), None)
         run._wall_before = float(last.get("wall", 0.0)) if last else 0.0
