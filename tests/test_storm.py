@@ -273,8 +273,8 @@ def test_losses_of_behaviour_by_hand(wide: bool) -> None:
     assert controller.return_norm.scale().item() == pytest.approx(max(1.0, span), rel=1e-5)
     terms = {name: term.loss for name, term in out.terms.items()}
     for mine, theirs, part in (
-        (learned["actor"], actor_loss, actor),
-        (learned["critic"], critic_loss, critic),
+        (terms["actor"], actor_loss, actor),
+        (terms["critic"], critic_loss, critic),
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
         others = [*slow.parameters(), *model.parameters(), *(critic if part is actor else actor).parameters()]
