@@ -73,7 +73,8 @@ class WorldModel(Plug):
         super().__init__()
         self.encoder = encoder(spaces)
         self.dynamics = dynamics(action_dim, self.encoder.out_dim)
-        self.decoder, self.heads = None, nn.ModuleDict()
+        self.register_module("decoder", None)  # its place: optimisers know parameters by their order
+        self.heads = nn.ModuleDict()
         if decoder is not None:
             self.decoder = decoder(self.width(decoder, "decoder"), spaces)
         for name, make in heads.items():
