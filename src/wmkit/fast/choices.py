@@ -98,25 +98,32 @@ def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], w
     known = any(index is not None for index in classes)
     if not known or learns(*parts) or not enabled(weight, autocast=True, everywhere=True, compiled=True):
         return linear(torch.cat(list(parts), -1), weight)
+    if not learns(weight):
+        return _sum_of_parts(parts, classes, weight)
     return _Parts.apply(weight, tuple(classes), *parts)
 
 
+def _sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """The sum over parts of a product or of picked rows."""
+    columns = weight.split([part.shape[-1] for part in parts], 1)
+    total: Tensor | None = None
+    for part, index, column in zip(parts, classes, columns, strict=True):
+        if index is not None:
+            product = one_hot_linear(index, column)
+        else:  # in rows: a product with a slice of a larger tensor would go batch by batch
+            product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
+        total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
 class _Parts(torch.autograd.Function):
-    """The sum over parts of a product or of picked rows; the gradient goes to the weight alone."""
+    """:func:`_sum_of_parts` whose gradient goes to the weight alone."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, classes: tuple[Tensor | None, ...], *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
-        columns = weight.split([part.shape[-1] for part in parts], 1)
-        total: Tensor | None = None
-        for part, index, column in zip(parts, classes, columns, strict=True):
-            if index is not None:
-                product = one_hot_linear(index, column)
-            else:  # in rows: a product with a slice of a larger tensor would go batch by batch
-                product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
-            total = product if total is None else total + product
-        assert total is not None
-        return total
+        return _sum_of_parts(parts, classes, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
