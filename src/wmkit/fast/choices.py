@@ -2,7 +2,7 @@
 
 A product with a one-hot vector picks a column of the matrix: over G of them it is a sum of G columns instead
 of a product with G·C numbers. And where a categorical has only a few classes, PyTorch goes row by row over
-rows of a few numbers, where a CPU is quicker going across them.
+rows of a few numbers, where a CPU is faster going across them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from wmkit.fast.products import linear, transposed_matmul
 from wmkit.fast.switch import enabled, learns
 
-_FEW = 8  # classes up to which going across rows is quicker
+_FEW = 8  # classes up to which going across rows is faster
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """``torch.softmax(logits, -1)``: fifteen times as quick where the last dimension has a few numbers.
+    """``torch.softmax(logits, -1)``: fifteen times as fast where the last dimension has a few numbers.
 
     >>> softmax(torch.zeros(1, 4))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])

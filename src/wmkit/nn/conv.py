@@ -45,7 +45,7 @@ def patches(image: Tensor, patch: int) -> Tensor:
     >>> patches(torch.zeros(2, 3, 64, 64), 2).shape
     torch.Size([2, 12, 32, 32])
     """
-    # On contiguous planes this is quick; a permuted copy takes eight times as long.
+    # On contiguous planes this is fast; a permuted copy takes eight times as long.
     blocks = F.pixel_unshuffle(image.contiguous(), patch) if patch > 1 else image
     return blocks.contiguous(memory_format=torch.channels_last)
 

@@ -101,7 +101,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
 
 
 def _check_blocks(config: DictConfig) -> None:
-    """What is read here, before there are parts that check their own.
+    """Check what is read here, before there are parts that check their own.
 
     Raises:
         ConfigError: a size that is no width or depth, a block without keys, observations that are no list.
