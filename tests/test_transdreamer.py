@@ -89,9 +89,7 @@ def test_dreams_begin_with_what_is_expected_after_the_prefix() -> None:
     start = system.controller.starts(scene)
     found = system.controller.dream(model, start)
     expected = model.dynamics.prior_logits(start.latent.belief).argmax(-1)
-    assert torch.equal(found.latent.classes[0], expected) and torch.equal(
-        found.latent.belief[0], start.latent.belief
-    )
+    assert found.latent.classes[0].equal(expected) and found.latent.belief[0].equal(start.latent.belief)
     assert not torch.equal(expected, start.latent.classes)
 
 
