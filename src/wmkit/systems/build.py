@@ -109,8 +109,9 @@ def _check_blocks(config: DictConfig) -> None:
     """
     if older := [name for name in ("world_model_loss", "behaviour") if name in config]:
         raise ConfigError(
-            f"the page of {config.get('system')} is one of an older wmkit: found {' and '.join(older)}, wanted "
-            "objectives and controller; build the system anew, its load_state_dict takes the older weights"
+            f"the page of {config.get('system')} is one of an older wmkit: found {' and '.join(older)}, "
+            "wanted objectives and controller; build the system anew, its load_state_dict takes the older "
+            "weights"
         )
     for name, value in (config.get("size") or {}).items():
         if isinstance(value, (int, float)):
