@@ -30,7 +30,6 @@ from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
 import wmkit
 from wmkit.fast import keep_freed_memory
-from wmkit.objectives import dream_actor_critic, scaled_dream_actor_critic
 
 PARTS = ("world model", "imagination", "actor-critic")
 ACTIONS = 18
@@ -40,12 +39,10 @@ CHANNELS = {"twm": 1, "storm": 3}  # of one frame
 # Seconds of the official codes at that share, measured on another machine with two cores, and their GFLOP.
 OFFICIAL_S = {"twm": (0.97, 0.88, 0.06, 1.92), "storm": (0.66, 1.77, 0.19, 2.62)}
 OFFICIAL_GFLOP = {"twm": (107.9, 91.4, 9.9), "storm": (52.4, 183.0, 27.5)}
+ENDS = "imagination ends with what the heads say of all its states at once"
 NOTES = {
-    "twm": ["imagination ends with the policy's probabilities of what it did, at all steps at once"],
-    "storm": [
-        "imagination ends with the policy's probabilities of what it did, at all steps at once",
-        "imagination begins with the encoding of the windows that dreams start in",
-    ],
+    "twm": [ENDS],
+    "storm": [ENDS, "imagination begins with the encoding of the windows that dreams start in"],
 }
 
 
@@ -58,7 +55,7 @@ def build(args: argparse.Namespace, rows: int, starts: int) -> tuple[Any, Any]:
         action_spec=OneHot(ACTIONS),
         overrides=[
             *("size=paper", "preset=full", "training.pretrain=0"),
-            *(f"batch.size={rows}", f"behaviour.starts.count={starts}"),
+            *(f"batch.size={rows}", f"controller.starts.count={starts}"),
         ],
     )
     return system.to(args.device), [x.to(args.device) for x in system.example_batches()]
@@ -93,14 +90,12 @@ class Clock:
 
 def wmkit_side(system: Any, batches: list[Any], clock: Clock) -> Callable[[], dict[str, float]]:
     """One update of ours; seconds of its parts, which are timed where they stand."""
-    learners = system.schedule.learners
-    for name in {"dynamics", "representation", "world_model"} & set(learners):
-        learners[name].step = clock.around("world model", learners[name].step)
-    for module in (dream_actor_critic, scaled_dream_actor_critic):
-        module.dream = clock.around("imagination", module.dream)  # type: ignore[attr-defined]
-    loss = system.world_model_loss
-    loss.forward = clock.around("world model", loss.forward)
-    loss.encoded = clock.around("imagination", loss.encoded)
+    schedule, controller = system.schedule, system.controller
+    learn, learn_model = schedule.learn, clock.around("world model", schedule.learn)
+    schedule.learn = lambda names, losses: (learn if "actor" in losses else learn_model)(names, losses)
+    system._score = clock.around("world model", system._score)
+    for name in ("starts", "dream", "outcome"):
+        setattr(controller, name, clock.around("imagination", getattr(controller, name)))
 
     def update() -> dict[str, float]:
         clock.seconds.clear()

@@ -140,7 +140,10 @@ def main() -> None:
     untrained = real(opened, actor, options.episodes)
     learn(env, actor, value, batches=options.batches)
     one = system.dream_env([], start=begin, relaxed=True)
-    planner = CEMPlanner(one, planning_horizon=12, optim_steps=4, num_candidates=options.candidates, top_k=20)
+    best = max(options.candidates // 10, 1)
+    planner = CEMPlanner(
+        one, planning_horizon=12, optim_steps=4, num_candidates=options.candidates, top_k=best
+    )
     single = TransformedEnv(system.dream_env([], start=begin), StepCounter(options.steps))
     print(f"\n{'':24s}{'in the model':>16s}{'in the world':>16s}")
     print(f"{'untrained PPO policy':24s}{'':>16s}{untrained:16.1f}")

@@ -15,7 +15,7 @@ from torchrl.envs.transforms import InitTracker
 from support import storm, twm
 from wmkit import backbones
 from wmkit.data import to_sequence
-from wmkit.dynamics import RSSM, imagine
+from wmkit.dynamics import RSSM, rollout
 from wmkit.envs.counting import CountingEnv
 from wmkit.registry import full_name
 from wmkit.systems import System, build, compose
@@ -24,7 +24,7 @@ A = 3
 BACKBONES = ["block_gru", "gpt", "gru", "ln_gru", "ln_gru_bias", "lstm", "s5", "transformer_xl"]
 TINY = ["size.deter=16", "size.groups=2", "size.hidden=8", "size.units=8"]
 UNREAD = {"dreamer_v1": ("layers", "classes"), "dreamer_v2": ("layers",), "dreamer_v3": ("layers",)}
-SMALL_BATCH = ["preset=paper", "batch.size=2", "batch.length=4", "behaviour.horizon=3"]
+SMALL_BATCH = ["preset=paper", "batch.size=2", "batch.length=4", "controller.horizon=3"]
 
 
 def vectors() -> Composite:
@@ -110,7 +110,7 @@ def test_token_systems_learn_without_a_transformer(system: ModuleType, backbone:
 @pytest.mark.parametrize("backbone", ["lstm", "s5", "transformer_xl"])
 def test_jumps_with_any_backbone(backbone: str) -> None:
     """LS-Imagine as released, whose second roll-out sets off from the middle of the first."""
-    learns_and_imagines(small("ls_imagine", backbone, "compat=released", "behaviour.gate.threshold=0"))
+    learns_and_imagines(small("ls_imagine", backbone, "compat=released", "controller.hooks.gate.threshold=0"))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -122,8 +122,7 @@ def test_acting_remembers_what_training_does(backbone: str) -> None:
     observation, is_init = torch.randn(2, 6, 2), torch.zeros(2, 6, 1, dtype=torch.bool)
     is_init[:, 0], is_init[1, 3] = True, True
     # States are sampled: those of the policy are put in the window's place.
-    carried = {key: torch.zeros(2, dynamics.carry_dim) for key in system.policy.latent_keys}
-    carried["state"], carried["belief"] = torch.zeros(2, 6), torch.zeros(2, 16)
+    carried = {key: torch.zeros(2, *dynamics.pack_shapes[key]) for key in system.policy.latent_keys}
     previous, states, beliefs, actions = torch.zeros(2, A), [], [], []
     for t in range(6):
         step = {"observation": observation[:, t], "is_init": is_init[:, t], "previous_action": previous}
@@ -133,10 +132,11 @@ def test_acting_remembers_what_training_does(backbone: str) -> None:
         previous = out["next", "previous_action"]
         states.append(out["state"])
         beliefs.append(out["belief"])
-    embed = system.world_model.encoder({"observation": observation})
+    embed = system.world_model.encoder.encode({"observation": observation})
     latent = dynamics.initial(2)
     for t in range(6):
-        latent, _ = dynamics.filter(latent, actions[t], embed[:, t], is_init[:, t, 0])
+        record = {"previous_action": actions[t], "is_init": is_init[:, t, 0]}
+        latent = dynamics.filter(latent, embed[:, t], record)
         torch.testing.assert_close(latent.belief, beliefs[t])
         latent = latent._replace(state=states[t])
 
@@ -162,24 +162,26 @@ def test_a_rollout_goes_on_from_any_step_of_a_window(backbone: str) -> None:
     rssm = RSSM(A, 5, backbone=make, deter=16, groups=2, classes=3, hidden=8)
     is_init = torch.rand(2, 6) < 0.3
     embed, action = torch.randn(2, 6, 5), torch.randn(2, 6, A)
-    window = rssm.observe(embed, action, is_init, rssm.initial(2)).latent
-    assert all(leaf.shape[:2] == (2, 6) for leaf in tree_leaves(window.carry))
+    record = {"previous_action": action, "is_init": is_init}
+    window = rssm.observe(embed, record).latent
+    assert all(leaf.shape[:2] == (2, 6) for leaf in tree_leaves(window.carry) if leaf is not None)
     starts = window.map(lambda x: x.flatten(0, 1)).detach()
     noise, push = torch.rand(12, 2, 1), torch.randn(12, A)
-    together = rssm.step(starts, push, noise)
+    together = rssm.step(starts, push, noise=noise)
     latent = rssm.initial(2)
     for t in range(6):
-        latent, _ = rssm.filter(latent, action[:, t], embed[:, t], is_init[:, t])
+        latent = rssm.filter(latent, embed[:, t], {key: value[:, t] for key, value in record.items()})
         latent = latent._replace(state=window.state[:, t], classes=window.classes[:, t])
         rows = torch.tensor([t, 6 + t])
-        alone = rssm.step(latent, push[rows], noise[rows])
+        alone = rssm.step(latent, push[rows], noise=noise[rows])
         torch.testing.assert_close(alone.belief, together.belief[rows])
-        again = rssm.resume(latent.state, latent.belief, rssm.packed(latent))
-        torch.testing.assert_close(rssm.step(again, push[rows], noise[rows]).belief, alone.belief)
+        again = rssm.unpack(rssm.pack(latent))
+        torch.testing.assert_close(rssm.step(again, push[rows], noise=noise[rows]).belief, alone.belief)
 
 
 def test_a_rollout_keeps_no_memory_but_its_last() -> None:
     system = small("dreamer_v3_2023", "transformer_xl")
     start = system.world_model.dynamics.initial(4)
-    rollout = imagine(system.world_model, system.actor, start, 3)
-    assert rollout.turn is None and rollout.beliefs.shape == (4, 4, 16)
+    found = rollout(system.world_model, start, system.actor, 3)
+    assert found.latent.carry is None and found.latent.belief.shape == (4, 4, 16)
+    assert tree_leaves(found.last.carry)

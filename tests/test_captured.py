@@ -29,29 +29,31 @@ from torch.utils._pytree import tree_leaves
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
-from wmkit.dynamics import DreamStart, dream
 from wmkit.errors import ConfigError, SpecError
+from wmkit.optim import CapturedUpdate
 from wmkit.optim.captured import compile_update
 from wmkit.systems import System
-from wmkit.training import CapturedUpdate
 
 DEVICE = "lazy"
 SPACES = {
     "proprio": Composite(observation=Unbounded((3,))),
     "vision": Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)),
 }
-SMALL = ("size=tiny", "batch.size=2", "behaviour.horizon=2")
+SMALL = ("size=tiny", "batch.size=2", "controller.horizon=2")
 SYSTEMS = {
     "dreamer_v3": ("proprio", "batch.length=3"),
     "ls_imagine": ("vision", "batch.length=3"),
-    "twm": ("vision", "batch.length=4", "behaviour.starts.count=2"),
+    "twm": ("vision", "batch.length=4", "controller.starts.count=2"),
     "storm": (
-        *("vision", "batch.length=4", "behaviour.starts.count=2", "behaviour.starts.context=2"),
-        "behaviour.starts._target_=wmkit.dynamics.SampledStarts",
+        *("vision", "batch.length=4", "controller.starts.count=2", "controller.starts.context=2"),
+        "controller.starts._target_=wmkit.control.SampledStarts",
     ),
 }
-PAIRS = "behaviour.starts._target_=wmkit.dynamics.PairStarts"
-UPDATES = [(name, ()) for name in SYSTEMS] + [("storm", (PAIRS,)), ("twm", ("behaviour.restart_states=3",))]
+PAIRS = "controller.starts._target_=wmkit.control.PairStarts"
+UPDATES = [(name, ()) for name in SYSTEMS] + [
+    ("storm", (PAIRS,)),
+    ("twm", ("controller.starts.restart_states=3",)),
+]
 
 
 def build(name: str, *smaller: str) -> System:
@@ -123,32 +125,24 @@ def test_an_update_asks_nothing_of_the_host(name, overrides, monkeypatch):
 
 def test_no_phase_of_pretraining_asks_anything_of_the_host(monkeypatch):
     system = build("twm")
-    system.schedule.phases = dict.fromkeys(system.schedule.phases, 1)
+    system.schedule.phases = tuple(phase._replace(updates=1) for phase in system.schedule.phases)
     batch = system.example_batch()
     with elsewhere(monkeypatch):
         there, batch = moved(system), numbers(batch)
         for phase in ("representation", "dynamics", "behaviour"):
-            assert there.schedule.phase == phase
+            assert there.schedule.now.name == phase
             assert all(value.device.type == DEVICE for value in there.update(batch).values())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["twm", "storm"])
 def test_a_dream_neither_synchronises_nor_depends_on_capture(name):
-    system = build(name)
-    model, records = system.world_model, system.fill(system.example_batches()[-1])
-    records = system.world_model_loss.encoded(model, records)
-    start = system.behaviour.starts(
-        records.classes, records.previous_action, records.reward, records.is_init, records.ended
-    )
-    system.to("cuda")
-    start = DreamStart(*(x.to("cuda") for x in start))
-    options = {"prior_start": True}
-    if name == "twm":
-        options = {"threshold": 0.9, "replacements": start.classes[:, -1]}
+    system = build(name, "controller.horizon=15").to("cuda")
+    start = system.controller.starts(system.scene(*(x.to("cuda") for x in system.example_batches())))
 
-    def run() -> tuple[Tensor, ...]:
-        return tuple(x for x in dream(model, system.actor, start, 15, **options) if x is not None)
+    def run() -> list[Tensor]:
+        found = system.controller.dream(system.world_model, start)
+        return [x for x in tree_leaves(found) if x is not None]
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -238,26 +232,30 @@ def test_an_update_in_half_precision_is_near_the_one_in_float32(name):
 
 
 def test_updates_of_one_kind_do_the_same_things():
-    system = build("dreamer_v3")
-    schedule = system.schedule
-    assert schedule.phase
-    schedule.slow_every = 3
-    phases = []
+    schedule = build("dreamer_v3", "+schedule.slow.critic.every=3").schedule
+    moves = schedule.phase
+    kinds = []
     for _ in range(7):
-        phases.append(schedule.phase)
-        schedule.follow(system.critic)
-    assert phases == [True, False, False, True, False, False, True]
-    tokens = build("twm").schedule
-    tokens.phases = {"representation": 1, "dynamics": 1}
-    phases = []
-    for _ in range(3):
-        phases.append(tokens.phase)
-        tokens.updates += 1
-    assert phases == ["representation", "dynamics", "together"]
+        kinds.append(schedule.phase == moves)
+        schedule.follow()
+    assert kinds == [True, False, False, True, False, False, True]
+
+    plain = build("dreamer_v3").schedule
+    moves = plain.phase
+    plain.follow()
+    assert plain.phase == moves
+    tokens = build("twm", "training.pretrain=10").schedule
+    names, kinds = [], []
+    for _ in range(12):
+        names.append(tokens.now.name)
+        kinds.append(tokens.phase)
+        tokens.follow()
+    assert names == ["representation"] * 6 + ["dynamics"] * 3 + ["behaviour"] + ["together"] * 2
+    assert len(set(kinds)) == 4 and kinds[0] == kinds[5] and kinds[-1] == kinds[-2]
 
 
 def test_a_whole_update_compiles_as_one_graph():
-    compiled, eager = (build("dreamer_v3", "batch.length=2", "behaviour.horizon=1") for _ in range(2))
+    compiled, eager = (build("dreamer_v3", "batch.length=2", "controller.horizon=1") for _ in range(2))
     batch = eager.example_batch()
     before = [parameter.clone() for parameter in eager.parameters()]
     # `fullgraph` raises at a break. Without a code generator: the trace is what is tested, and it takes long.
@@ -269,7 +267,7 @@ def test_a_whole_update_compiles_as_one_graph():
         found = update(batch)
         torch.manual_seed(i)
         expected = eager.update(batch)
-        for key in ("loss", "loss_actor", "loss_replay_critic", "grad_norm"):
+        for key in ("loss_joint", "loss_actor", "loss_replay_critic", "grad_norm_joint"):
             torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-6)
     assert frames["unique_graphs"] == 1
     changed = 0

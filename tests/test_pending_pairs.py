@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from wmkit.data import JumpResolver, PendingPairs, ReplayStreams, StreamWriter
+from wmkit.data import JumpResolver, PendingPairs, ReplayStreams, StreamWriter, jump_path
 from wmkit.errors import CheckpointError, ConfigError, SpecError
+from wmkit.objectives import LambdaReturnJumpy
 
 GAMMA = 0.9
 
@@ -326,3 +327,29 @@ def test_a_row_of_a_batch_is_a_stream_and_the_table_is_a_ring():
         resolver.inv(torch.stack((first, first, first)))
     with pytest.raises(SpecError, match="is_zoomed"):
         resolver.inv(rows.exclude("is_zoomed"))
+
+
+def test_a_path_of_jumps_is_worth_what_its_steps_are():
+    torch.manual_seed(0)
+    length = 40
+    flag = torch.zeros(length, 1, dtype=torch.bool)
+    columns = {"score": torch.rand(length, 1), "is_zoomed": torch.rand(length, 1) < 0.4}
+    columns |= {"reward": torch.randn(length, 1), "intrinsic_reward": torch.zeros(length, 1)}
+    columns |= {"is_init": flag.clone(), "done": flag.clone(), "zoomed": {"score": torch.rand(length, 1)}}
+    records = TensorDict(columns, [length])
+    records["is_init"][0] = records["is_init"][25] = records["done"][24] = True
+    found = PendingPairs(gamma=GAMMA).process(records, 0, 0)
+    labels = torch.full((length, 1), 1000.0), torch.zeros(length, 1), flag.clone()
+    for label, value in zip(labels, (found.steps, found.jump_return, True), strict=True):
+        label[found.index, 0] = value
+    records.update(dict(zip(LABELS, labels, strict=True)))
+    records["terminated"], records["state_value"] = records["done"], torch.randn(length, 1)
+    steps = records.clone()
+    steps["jump_resolved"].fill_(False)
+    taken, walked = (jump_path(x[None], GAMMA) for x in (records, steps))
+    assert (taken["next", "steps_to_next_obs"] > 1).sum() > 3
+    assert taken["counts"].sum() < walked["counts"].sum() == length - 2
+    for first in (0, 25):  # each episode from its first record
+        estimate = LambdaReturnJumpy(gamma=GAMMA, lmbda=1.0).value_estimate
+        value, want = (jump_path(x[None, first:], GAMMA) for x in (records, steps))
+        torch.testing.assert_close(estimate(value)[:, 0], estimate(want)[:, 0])

@@ -6,33 +6,31 @@ import copy
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchrl.data import OneHot
-from torchrl.envs import ExplorationType, InitTracker, SerialEnv, TransformedEnv, set_exploration_type
-from wmkit.objectives.token_latents import Spans
+from torchrl.envs import InitTracker, SerialEnv, TransformedEnv
 
 import wmkit
 from support.storm import ATARI, build
-from support.tokens import cut, make_start, parameters, steps
+from support.tokens import known, parameters, record, watch
 from support.twm import build as build_twm
 from wmkit.data import VisitBalanced
-from wmkit.dynamics import DreamStart, Steps, dream
+from wmkit.dynamics import FromPrior, Latent, Steps, rollout
 from wmkit.envs.counting import CountingEnv
-from wmkit.errors import ConfigError, SpecError
+from wmkit.errors import SpecError
 from wmkit.functional import categorical_kl, unimix_probs
-from wmkit.nn import Feature
-from wmkit.objectives import KLBalance, LambdaReturnJumpy, MeanFreeBits, OwnValueReturn
+from wmkit.objectives import KLBalance, LambdaReturnJumpy, OwnValueReturn, Scene
 from wmkit.systems import System, compose
 from wmkit.training.memory import ReplayMemory
+
+OWN_WINDOWS = "controller.starts._target_=wmkit.control.SampledStarts"
 
 
 def paper() -> System:
@@ -77,19 +75,20 @@ def test_published_numbers() -> None:
         found[name] = group["lr"], group["eps"], learner.clip, group["betas"]
     betas = (0.9, 0.999)
     assert found == {"world_model": (1e-4, 1e-8, 1000, betas), "agent": (3e-5, 1e-5, 100, betas)}
-    loss, behaviour = system.world_model_loss, system.behaviour
-    assert loss.weights == {
+    weights = {key: w for objective in system.objectives.values() for key, w in objective.weights.items()}
+    assert weights == {
         **dict.fromkeys(("pixels", "reward", "continuation"), 1.0),
         **{"kl_dynamics": 0.5, "kl_representation": 0.1},
     }
-    assert loss.latents.free_nats == 1
-    assert loss.latents.unimix == system.world_model.dynamics.unimix == 0.01
-    assert (behaviour.horizon, behaviour.entropy, behaviour.prior_start) == (16, 3e-4, True)
+    latents, controller = system.objectives["latents"], system.controller
+    assert latents.free_nats == 1 and latents.unimix == system.world_model.dynamics.latent.unimix == 0.01
+    assert (controller.horizon, controller.entropy) == (16, 3e-4)
+    assert [type(hook) for hook in controller.hooks] == [FromPrior]
     assert system.dream_windows == (1024, 8 + 1) and system.actor.unimix == 0
-    assert (page.discount, page.behaviour.estimator.lmbda) == (0.985, 0.95)
-    norm = behaviour.return_norm
+    assert (page.discount, page.controller.returns.estimator.lmbda) == (0.985, 0.95)
+    norm = controller.return_norm
     assert (norm.rate, norm.quantiles, norm.min_scale) == (0.01, (0.05, 0.95), 1.0)
-    assert system.schedule.slow_fraction == 0.02
+    assert page.schedule.slow == {"critic": {"fraction": 0.02}}
 
 
 def test_the_sequence_model_begins_as_the_original_does() -> None:
@@ -100,84 +99,54 @@ def test_the_sequence_model_begins_as_the_original_does() -> None:
         assert (layer.dropout.p, layer.attention.dropout, layer.feed_forward.dropout.p) == (0.1, 0.1, 0.0)
 
 
-def test_a_cached_walk_is_the_full_pass() -> None:
-    dynamics = build().world_model.eval().dynamics
-    walk = steps(dynamics, 4, 20, torch.rand(4, 20) < 0.2)
-    full, _ = dynamics.advance(walk, None)
-    carry, beliefs, loop = None, [], dynamics.loop()
-    for t in range(20):
-        belief, carry = dynamics.advance(cut(walk, t, t + 1), carry, loop)
-        beliefs.append(belief)
-    torch.testing.assert_close(torch.cat(beliefs, 1), full, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("separate", [False, True])
-def test_attention_crosses_episodes_unless_told_not_to(separate: bool) -> None:
-    dynamics = build(f"world_model.dynamics.separate_episodes={separate}").world_model.eval().dynamics
-    init = torch.zeros(1, 8, dtype=torch.bool)
-    init[0, 4] = True
-    walk = steps(dynamics, 1, 8, init)
-    classes = walk.state.classes.clone()
-    classes[:, 2] = (classes[:, 2] + 1) % 4
-    state = dynamics.one_hot(classes)
-    base, _ = dynamics.advance(walk, None)
-    other, _ = dynamics.advance(Steps(Feature(state, state[..., :0], classes), *walk[1:]), None)
-    changed = (base != other).any(-1)[0].tolist()
-    assert changed == [False, False, True, True] + [not separate] * 4
-
-
 def test_a_dream_from_what_is_expected_is_what_full_passes_say() -> None:
-    """Everything a dream returns, again without memory; draws are made certain, so that they are known."""
+    """Everything of a dream, again without memory; draws are made certain, so that they are known."""
     system = build()
     model, dynamics, horizon = system.world_model, system.world_model.dynamics, 9
-    dynamics.unimix = 0.0
+    dynamics.latent.unimix = 0.0
     with torch.no_grad():
         dynamics.prior[-1].weight.mul_(1000)
         model.heads["continuation"].trunk[-1].weight.mul_(50)
-    start = make_start(system, context=3)
+    before, told = known(dynamics, 5, 4), record(dynamics, 5, 4)
+    with model.evaluating(), torch.no_grad():
+        start = dynamics.remember(before, told)
     torch.manual_seed(1)
-    dreamt = dream(model, system.actor, start, horizon, prior_start=True, learn=True)
+    found = rollout(model, start, system.actor, horizon, hooks=[FromPrior()])
     torch.manual_seed(1)
-    seen = dream(model, system.actor, start, horizon)
-    assert model.training and not dreamt.restarts.any()
+    seen = rollout(model, start, system.actor, horizon)
+    transitions = system.controller.outcome(model, found)
+    assert model.training and not found.restarts.any()
     model.eval()
-    classes = torch.cat([start.classes[:, :-1], dreamt.classes[:, :-1]], 1)
-    state = dynamics.one_hot(classes)
+    dreamt = found.before.map(lambda x: x.transpose(0, 1))
     walk = Steps(
-        Feature(state, state[..., :0], classes),
-        torch.cat([start.action, dreamt.actions], 1),
+        torch.cat([before.state[:, :-1], dreamt.state], 1),
+        torch.cat([before.classes[:, :-1], dreamt.classes], 1),
+        torch.cat([told["previous_action"][:, 1:], found.actions.transpose(0, 1)], 1),
         torch.zeros(5, 3 + horizon, 1),
         torch.zeros(5, 3 + horizon, dtype=torch.bool),
     )
     with torch.no_grad():
-        belief = dynamics.advance(walk, None)[0][:, 2:]  # after the context, and after every step
-        reward, _ = model.outcome(belief[:, 1:])
-        goes_on = model.heads["continuation"](belief[:, 1:]).logits > 0
+        belief = dynamics.advance(walk, None)[0][:, 2:].transpose(0, 1)  # after the context and every step
+        reward = model.heads["reward"].predict(belief[1:]).mean
+        goes_on = model.heads["continuation"].predict(belief[1:]).logits > 0
         expected = dynamics.prior_logits(belief).argmax(-1)
-    assert torch.equal(dreamt.classes, expected)  # the first state too, whatever was there
-    assert not torch.equal(expected[:, 0], start.classes[:, -1])
-    assert torch.equal(seen.classes[:, 0], start.classes[:, -1])
-    assert torch.equal(seen.beliefs[:, 0], dreamt.beliefs[:, 0])
-    torch.testing.assert_close(dreamt.beliefs, belief, atol=1e-5, rtol=0)
-    torch.testing.assert_close(dreamt.rewards, reward, atol=1e-4, rtol=1e-4)
-    assert goes_on.any() and not goes_on.all() and torch.equal(dreamt.discounts, 0.985 * goes_on)
-    policy = system.actor.out(system.actor.trunk(torch.cat([dreamt.states, dreamt.beliefs], -1)[:, :-1]))
-    torch.testing.assert_close(dreamt.log_probs, (policy.log_softmax(-1) * dreamt.actions).sum(-1))
+    assert torch.equal(found.latent.classes, expected)  # the first state too, whatever was there
+    assert not torch.equal(expected[0], before.classes[:, -1])
+    assert torch.equal(seen.latent.classes[0], before.classes[:, -1])
+    assert torch.equal(seen.latent.belief[0], found.latent.belief[0])
+    torch.testing.assert_close(found.latent.belief, belief, atol=1e-5, rtol=0)
+    after = transitions["next"].apply(lambda x: x.transpose(0, 1), batch_size=[horizon, 5])
+    torch.testing.assert_close(after["reward"], reward, atol=1e-4, rtol=1e-4)
+    assert goes_on.any() and not goes_on.all() and torch.equal(after["continuation"], 0.985 * goes_on)
 
 
 def test_a_dream_costs_less_than_half_a_gigaflop_per_start() -> None:
     system, rows = paper(), 1024
     model = system.world_model.requires_grad_(False)
-    start = DreamStart(
-        torch.zeros(rows, 9, 32, dtype=torch.int64, device="meta"),
-        torch.zeros(rows, 9, 1, device="meta"),
-        torch.zeros(rows, 9, dtype=torch.bool, device="meta"),
-        torch.zeros(rows, 8, 18, device="meta"),
-        torch.ones(rows, dtype=torch.bool, device="meta"),
-    )
-    with FlopCounterMode(display=False) as counter:
-        dreamt = dream(model, system.actor, start, 16, prior_start=True)
-    assert dreamt.beliefs.shape == (rows, 17, 512)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        start = model.dynamics.remember(known(model.dynamics, rows, 9), record(model.dynamics, rows, 9))
+        found = rollout(model, start, system.actor, 16, hooks=[FromPrior()])
+    assert found.latent.belief.shape == (17, rows, 512)
     assert 0.1e9 < counter.get_total_flops() / rows < 0.4e9
 
 
@@ -195,11 +164,16 @@ def read(logits: Tensor) -> Tensor:
     return x.sign() * torch.expm1(x.abs())
 
 
+def score(system: System, scene: Scene) -> Tensor:
+    """The world model's loss."""
+    return torch.stack([loss.value for loss in system._score(scene, {}).values()]).sum()
+
+
 def test_losses_of_the_world_model_by_hand() -> None:
     """Equation 4 in plain loops over one episode, and where its gradients go."""
     system = build()
-    model = system.world_model.eval()
-    batch = system.fill(system.example_batch())
+    model, scene = system.world_model.eval(), system.scene(system.example_batch())
+    batch = scene.batch
     for key in ("is_init", "terminated", "done"):
         batch[key] = torch.zeros_like(batch[key])
     batch["terminated"][0, -1] = batch["done"][0, -1] = True
@@ -207,14 +181,14 @@ def test_losses_of_the_world_model_by_hand() -> None:
         for part in (model.dynamics.posterior, model.dynamics.prior):
             part[-1].weight.mul_(10)  # beyond the free nats
     torch.manual_seed(1)
-    out = system.world_model_loss(model, batch)
+    loss = score(system, scene)
     torch.manual_seed(1)
     seen = model.observe(batch)
     q, p = (0.99 * x.softmax(-1) + 0.01 / 4 for x in (seen.posterior_logits, seen.prior_logits))
-    decoded = model.decoder(seen.latent.state)["pixels"].mean
+    decoded = model.decoder.predict(seen.latent.state)["pixels"].mean
     reward = model.heads["reward"]
     rewards = reward.out(reward.trunk(seen.latent.belief)).log_softmax(-1)
-    ends = model.heads["continuation"](seen.latent.belief).logits[..., 0]  # above zero where it goes on
+    ends = model.predict("continuation", seen.latent).logits[..., 0]  # above zero where it goes on
     terms: dict[str, list[Tensor]] = {k: [] for k in ("image", "reward", "end", "dynamics", "representation")}
     for b, t in itertools.product(range(3), range(7)):
         terms["image"].append((decoded[b, t] - batch["pixels"][b, t]).square().sum())
@@ -229,7 +203,6 @@ def test_losses_of_the_world_model_by_hand() -> None:
     wanted = (
         mean["image"] + mean["reward"] + mean["end"] + 0.5 * mean["dynamics"] + 0.1 * mean["representation"]
     )
-    loss = out.representation + out.dynamics
     torch.testing.assert_close(loss, wanted)
     weights = list(model.parameters())
     for mine, theirs in zip(*(torch.autograd.grad(x, weights) for x in (loss, wanted)), strict=True):
@@ -240,7 +213,7 @@ def test_losses_of_the_world_model_by_hand() -> None:
 def test_losses_of_behaviour_by_hand(wide: bool) -> None:
     """Every number in a plain loop, every gradient from constants; returns in a narrow and a wide range."""
     system = build()
-    model, actor, critic, behaviour = system.world_model, system.actor, system.critic, system.behaviour
+    model, actor, critic, controller = (system.world_model, system.actor, system.critic, system.controller)
     slow = copy.deepcopy(critic)
     with torch.no_grad():
         model.heads["continuation"].trunk[-1].weight.mul_(50)
@@ -248,25 +221,25 @@ def test_losses_of_behaviour_by_hand(wide: bool) -> None:
         actor.out.weight.mul_(10)  # far from uniform, where entropy has a gradient
         critic.out.weight.mul_(3)
         slow.out.weight.mul_(-3)
-    batch = system.fill(system.example_batch())
+    scene = system.scene(system.example_batch())
     for key in ("is_init", "terminated", "done"):
-        batch[key] = torch.zeros_like(batch[key])
+        scene.batch[key] = torch.zeros_like(scene.batch[key])
     if wide:
-        behaviour.return_norm.low.fill_(-3.0)
-        behaviour.return_norm.high.fill_(5.0)
+        controller.return_norm.low.fill_(-3.0)
+        controller.return_norm.high.fill_(5.0)
     else:
-        batch["terminated"][0, 5] = batch["done"][0, 5] = True  # nothing starts there
-    records = system.world_model_loss(model, batch).records
+        scene.batch["terminated"][:, 3:6] = True  # nothing starts there
+    scene.observed  # noqa: B018 (drawn once)
     torch.manual_seed(2)
-    out = behaviour(model, actor, critic, records, slow)
+    out = controller.learn(scene, {"critic": slow})
     torch.manual_seed(2)
-    start = behaviour.starts(
-        records.classes, records.previous_action, records.reward, records.is_init, records.ended
-    )
-    dreamt = dream(model, actor, start, 4, prior_start=True)
-    assert len(set(dreamt.discounts.flatten().tolist())) == 2 and start.mask.all() == wide
+    start = controller.starts(scene)
+    found = controller.dream(model, start)
+    transitions, actions = controller.outcome(model, found), found.actions.transpose(0, 1)
+    rewards, discounts = (transitions["next", key][..., 0] for key in ("reward", "continuation"))  # [N, H]
+    assert len(set(discounts.flatten().tolist())) == 2 and start.mask.all() == wide
 
-    feature = torch.cat([dreamt.states, dreamt.beliefs], -1)
+    feature = found.latent.feature.dense.transpose(0, 1)  # [N, H+1, F]
     policy = actor.out(actor.trunk(feature[:, :-1])).log_softmax(-1)
     logits, slow_logits = (x.out(x.trunk(feature)) for x in (critic, slow))
     value, slow_value = read(logits.detach()), read(slow_logits.detach())  # [N, 5]
@@ -277,7 +250,7 @@ def test_losses_of_behaviour_by_hand(wide: bool) -> None:
             later = value[n, 4].item()
             for t in (3, 2, 1, 0):
                 after = 0.05 * value[n, t + 1].item() + 0.95 * later
-                later = dreamt.rewards[n, t].item() + dreamt.discounts[n, t].item() * after
+                later = rewards[n, t].item() + discounts[n, t].item() * after
                 found[n, t] = later
         return found
 
@@ -291,14 +264,18 @@ def test_losses_of_behaviour_by_hand(wide: bool) -> None:
         for t in range(4):
             if start.mask[n]:
                 advantage = (target[n, t] - value[n, t]).item() / max(1.0, span)
-                gains.append(policy[n, t, dreamt.actions[n, t].argmax()] * advantage)
+                gains.append(policy[n, t, actions[n, t].argmax()] * advantage)
                 entropies.append(-(policy[n, t].exp() * policy[n, t]).sum())
                 codes = code(target[n, t].item()) + code(slow_target[n, t].item())
                 errors.append(-(codes * logits[n, t].log_softmax(-1)).sum())
     actor_loss = -torch.stack(gains).mean() - 3e-4 * torch.stack(entropies).mean()
     critic_loss = torch.stack(errors).mean()
-    assert behaviour.return_norm.scale().item() == pytest.approx(max(1.0, span), rel=1e-5)
-    for mine, theirs, part in ((out.actor_loss, actor_loss, actor), (out.critic_loss, critic_loss, critic)):
+    assert controller.return_norm.scale().item() == pytest.approx(max(1.0, span), rel=1e-5)
+    terms = {name: term.loss for name, term in out.terms.items()}
+    for mine, theirs, part in (
+        (terms["actor"], actor_loss, actor),
+        (terms["critic"], critic_loss, critic),
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
         others = [*slow.parameters(), *model.parameters(), *(critic if part is actor else actor).parameters()]
         grads = torch.autograd.grad(mine, others, retain_graph=True, allow_unused=True)
@@ -312,24 +289,18 @@ def test_free_bits_are_of_the_mean() -> None:
     """One position far off, many at zero: a mean below one nat teaches nothing; DreamerV3's terms do."""
     q = torch.zeros(1, 20, 1, 4)
     q[0, 3, 0, 0] = 4.0
-    flag = torch.ones(1, 20, dtype=torch.bool)
-    spans = Spans(slice(0, 19), slice(1, 20), flag, flag)
     losses = {}
-    for kind in ("mean", "element"):
+    for free in ("mean", "position"):
         p = torch.zeros(1, 20, 1, 4, requires_grad=True)
-        if kind == "mean":
-            loss = MeanFreeBits()(q, p, spans)[1]["kl_dynamics"].mean
-        else:
-            loss = KLBalance()(q, p)["kl_dynamics"].mean
-        (losses[kind],) = torch.autograd.grad(loss, p)
-    assert not losses["mean"].any() and losses["element"][0, 3].any()
+        loss = KLBalance({}, free=free, unimix=0.01, first=1).of(q, p)["kl_dynamics"].mean
+        (losses[free],) = torch.autograd.grad(loss, p)
+    assert not losses["mean"].any() and losses["position"][0, 3].any()
     big = 3 * torch.randn(2, 5, 2, 4)
-    spans = Spans(slice(0, 4), slice(1, 5), flag, flag)
-    representation, dynamics = MeanFreeBits()(big, 0 * big, spans)
+    terms = KLBalance({}, free="mean", unimix=0.01, first=1).of(big, 0 * big)
     kl = categorical_kl(*(unimix_probs(x[:, 1:], 0.01) for x in (big, 0 * big))).mean()
     assert kl > 1
-    torch.testing.assert_close(dynamics["kl_dynamics"].mean, kl)
-    torch.testing.assert_close(representation["kl_representation"].mean, kl)
+    torch.testing.assert_close(terms["kl_dynamics"].mean, kl)
+    torch.testing.assert_close(terms["kl_representation"].mean, kl)
 
 
 def test_returns_released_and_corrected() -> None:
@@ -345,14 +316,15 @@ def test_returns_released_and_corrected() -> None:
             later = reward[:, t] + discount[:, t] * (0.05 * value[:, t + shift] + 0.95 * later)
             wanted[:, t] = later
         torch.testing.assert_close(estimator.value_estimate(transitions).squeeze(-1), wanted)
-    assert isinstance(build("compat=released").behaviour.estimator, OwnValueReturn)
+    assert isinstance(build("compat=released").controller.returns.estimator, OwnValueReturn)
 
 
 def test_the_sequence_model_teaches_the_encoder() -> None:
     system = build()
-    out = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
+    losses = system._score(system.scene(system.example_batch()), {})
+    dynamics = torch.stack([loss.value for loss in losses.values() if loss.group == "dynamics"]).sum()
     encoder = list(system.world_model.encoder.parameters())
-    assert any(g.abs().sum() > 0 for g in torch.autograd.grad(out.dynamics, encoder))
+    assert any(g.abs().sum() > 0 for g in torch.autograd.grad(dynamics, encoder))
 
 
 def adam(
@@ -377,27 +349,25 @@ def adam(
 def test_two_updates_by_hand(own_windows: bool) -> None:
     """World model, then actor and critic as one in the dreams of the new model, then the slow critic."""
     overrides = [
-        *("schedule.world_model.clip=1000", "schedule.world_model.eps=0.1", "learning_rate.world_model=0.05"),
-        *("schedule.agent.clip=0.01", "schedule.agent.eps=0.001", "learning_rate.actor=0.01"),
-        *["behaviour.starts._target_=wmkit.dynamics.SampledStarts"] * own_windows,
+        *("schedule.learners.world_model.clip=1000", "schedule.learners.world_model.optimizer.eps=0.1"),
+        *("schedule.learners.agent.clip=0.01", "schedule.learners.agent.optimizer.eps=0.001"),
+        *("learning_rate.world_model=0.05", "learning_rate.actor=0.01"),
+        *[OWN_WINDOWS] * own_windows,
     ]
     system, other = build(*overrides), build(*overrides)
     batches = system.example_batches()
-    batch, *dreams = (other.fill(x) for x in batches)
     model, slow, memories = other.world_model, copy.deepcopy(other.critic), ([], [])
     agent = [*other.actor.parameters(), *other.critic.parameters()]
     for update in range(2):
         torch.manual_seed(update)
         metrics = system.update(*batches)
         torch.manual_seed(update)
-        learned = other.world_model_loss(model, batch)
-        loss = learned.representation + learned.dynamics
+        scene = other.scene(*batches)
         weights = list(model.parameters())
-        norm = adam(weights, loss, memories[0], lr=0.05, eps=0.1, clip=1000)
+        norm = adam(weights, score(other, scene), memories[0], lr=0.05, eps=0.1, clip=1000)
         assert metrics["grad_norm_world_model"].item() == pytest.approx(norm, rel=1e-4) and norm > 1000
-        records = other.world_model_loss.encoded(model, *dreams, blank=1) if dreams else learned.records
-        behaved = other.behaviour(model, other.actor, other.critic, records, slow)
-        loss = behaved.actor_loss + behaved.critic_loss
+        learned = other.controller.learn(scene, {"critic": slow}).terms
+        loss = learned["actor"].loss + learned["critic"].loss
         norm = adam(agent, loss, memories[1], lr=0.01, eps=0.001, clip=0.01)
         assert metrics["grad_norm_agent"].item() == pytest.approx(norm, rel=1e-4) and norm > 0.01
         for mine, theirs in zip(slow.parameters(), other.critic.parameters(), strict=True):
@@ -446,37 +416,20 @@ def test_an_update_learns_resumes_and_draws_the_slow_critic() -> None:
 
 
 def test_dreams_have_windows_of_their_own_where_they_ask_for_them() -> None:
-    own = "behaviour.starts._target_=wmkit.dynamics.SampledStarts"
-    system = build(own)
-    assert system.dream_windows == (12, 4) and build().dream_windows is None
-    with torch.device("meta"):
-        paper = ["size=paper", "preset=full"]
-        published = wmkit.build("storm", observation_spec=ATARI, action_spec=OneHot(18), overrides=paper)
-    assert published.dream_windows == (1024, 9)
+    system, blind = build(OWN_WINDOWS), build(OWN_WINDOWS, "+controller.starts.look=false")
+    assert system.dream_windows == blind.dream_windows == (12, 4) and build().dream_windows is None
     batch, dreams = system.example_batches()
-    seen: list = []
-    system.behaviour.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
-    norms = [buffer.clone() for buffer in system.world_model.buffers()]
-    system.world_model_loss.encoded(system.world_model, system.fill(dreams))
-    assert all(map(torch.equal, norms, system.world_model.buffers()))  # statistics stay as they were
-    system.update(batch, dreams)
-    (records,) = seen
-    torch.testing.assert_close(records.previous_action, dreams["previous_action"].float())
-    start = system.behaviour.starts(
-        records.classes, records.previous_action, records.reward, records.is_init, records.ended
-    )
-    assert start.mask.all() and start.action.equal(records.previous_action[:, 1:])
-    assert not records.states[:, -1].any()  # dreams begin at what is expected there
-    looked: list = []
-    hook = system.world_model.encoder.register_forward_pre_hook(lambda module, args: looked.append(args[0]))
-    system.update(batch, dreams)
-    hook.remove()
-    assert [x["is_init"].shape[1] for x in looked] == [8, 3]
-    seen_too = build(own, "behaviour.prior_start=false")
-    seen_too.behaviour.register_forward_pre_hook(lambda module, args: seen.append(args[3]))
-    seen_too.update(batch, dreams)
-    assert seen[-1].states[:, -1].sum(-1).eq(seen[-1].classes.shape[-1]).all()
-
+    for one, looked in ((system, 4), (blind, 3)):  # where dreams begin at what is expected, none looks there
+        frames, dreamt = watch(one.world_model.encoder, "encode"), watch(one.controller, "starts")
+        scene = one.scene(batch, dreams)
+        norms = [buffer.clone() for buffer in one.world_model.buffers()]
+        start = one.controller.starts(scene)
+        assert all(map(torch.equal, norms, one.world_model.buffers()))  # statistics stay as they were
+        assert start.mask.all() and start.latent.state.shape == (12, 16)
+        assert start.latent.state.sum(-1).eq(4).all() == (one is system)
+        one.update(batch, dreams)
+        assert [x["is_init"].shape[1] for x in frames] == [looked, 8, looked] and len(dreamt) == 2
+        torch.testing.assert_close(dreamt[1].beside["previous_action"], dreams["previous_action"])
     for wrong, found, wanted in (
         ((batch,), "None", r"\(12, 4\)"),
         ((batch, batch), r"\(3, 8\)", r"\(12, 4\)"),
@@ -485,8 +438,6 @@ def test_dreams_have_windows_of_their_own_where_they_ask_for_them() -> None:
             system.update(*wrong)
     with pytest.raises(SpecError, match=r"are \(12, 4\): wanted None"):
         build().update(batch, dreams)
-    with pytest.raises(ConfigError, match="SampledStarts"):
-        wmkit.build("twm", observation_spec=ATARI, action_spec=OneHot(5), overrides=[own])
 
 
 def test_replay_draws_windows_for_dreams_beside_its_sampler(tmp_path: Path) -> None:
@@ -509,94 +460,16 @@ def test_replay_draws_windows_for_dreams_beside_its_sampler(tmp_path: Path) -> N
     assert (dreams["index"][:, 1:] - dreams["index"][:, :-1] == 2).all()
 
 
-def acted(system: System, *lengths: int, steps: int = 12) -> tuple[list[Feature], TensorDict]:
-    """What the actor read along a roll-out of counting worlds with episodes of these lengths."""
-    read: list[Feature] = []
-    hook = system.actor.register_forward_pre_hook(lambda m, args: read.append(args[0]))
-    worlds = [partial(CountingEnv, length=length, pixels=True) for length in lengths]
-    env = TransformedEnv(SerialEnv(len(worlds), worlds), InitTracker())
-    env.append_transform(system.policy.make_tensordict_primer())
-    torch.manual_seed(3)
-    with set_exploration_type(ExplorationType.RANDOM):
-        rollout = env.rollout(steps, system.policy, break_when_any_done=False)
-    hook.remove()
-    return read, rollout
-
-
-def test_acting_remembers_the_episode_and_no_other() -> None:
-    """The belief that the actor reads is that of the whole episode so far, run at once."""
-    system = build(spec=CountingEnv(pixels=True).observation_spec, actions=3)
-    read, rollout = acted(system, 7)
-    rollout = rollout[0]
-    dynamics = system.world_model.eval().dynamics
-    memory = rollout["next", "recent_steps"][6]  # after acting on t = 6: seven steps of one episode
-    classes = memory[:, :4].long()
-    state = dynamics.one_hot(classes)
-    action = torch.cat([rollout["action"][:6].float(), torch.zeros(1, 3)])
-    episode = Feature(state[None, -7:], state[None, -7:, :0], classes[None, -7:])
-    known = Steps(episode, action[None], torch.zeros(1, 7, 1), torch.zeros(1, 7, dtype=torch.bool))
-    with torch.no_grad():
-        belief, _ = dynamics.advance(known, None)
-    for t in range(1, 7):
-        torch.testing.assert_close(read[t].belief[0], belief[0, t - 1], atol=1e-5, rtol=0)
-    assert rollout["is_init"].flatten().nonzero().flatten().tolist() == [0, 7]
-    assert not read[0].belief.any() and not read[7].belief.any()
-
-
-def test_released_acting_remembers_across_episodes() -> None:
-    """``compat=released``: the belief is that of the last sixteen steps, whatever ended among them."""
-    spec = CountingEnv(pixels=True).observation_spec
-    system = build("compat=released", spec=spec, actions=3)
-    read, rollout = acted(system, 7, 5, steps=24)
-    dynamics, memory = system.world_model.eval().dynamics, rollout["next", "recent_steps"]
-    assert rollout["is_init"].flatten(1).sum(1).tolist() == [4, 5]
-    for t in range(1, 24):
-        count = min(t, 16)
-        classes = memory[:, t - 1, -count:, :4].long()
-        state = dynamics.one_hot(classes)
-        known = Steps(
-            Feature(state, state[..., :0], classes), rollout["action"][:, t - count : t].float(),
-            torch.zeros(2, count, 1), torch.zeros(2, count, dtype=torch.bool),
-        )  # fmt: skip
-        with torch.no_grad():
-            belief, _ = dynamics.advance(known, None)
-        torch.testing.assert_close(read[t].belief, belief[:, -1], atol=1e-5, rtol=0)
-    assert not read[0].belief.any()
-
-
-def test_released_acting_is_blind_to_the_present_frame() -> None:
-    """Another frame changes nothing with the same memory and chance, unless the posterior is read."""
-    for reads, blind in (("prior", True), ("posterior", False)):
-        system = build(f"policy.reads={reads}", actions=5)
-        system.world_model.dynamics.posterior[-1].weight.data.mul_(1000)  # frames that can be told apart
-        torch.manual_seed(0)
-        recent = torch.zeros(40, 16, 4 + 2 + 5)
-        recent[:, 0, 5] = 1  # the first of them begins an episode
-        root = {
-            "is_init": torch.zeros(40, 1, dtype=torch.bool),
-            "previous_action": F.one_hot(torch.arange(40) % 5, 5),
-        }
-        seen: list[Tensor] = []
-        system.actor.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0].dense))
-        for value in (0, 255):
-            pixels = torch.full((40, 3, 64, 64), value, dtype=torch.uint8)
-            torch.manual_seed(1)
-            system.policy(TensorDict({**root, "pixels": pixels, "recent_steps": recent}, [40]))
-        assert torch.equal(*seen) == blind
-    with pytest.raises(ConfigError, match=r"policy\.reads"):
-        build("policy.reads=nothing")
-
-
 def test_rewards_are_in_their_own_units_and_ends_are_hard() -> None:
     system = build()
     model = system.world_model
     with torch.no_grad():
         model.heads["continuation"].trunk[-1].weight.zero_()
         model.heads["continuation"].trunk[-1].bias.fill_(0.1)
-    belief = torch.randn(6, 16)
-    reward, discount = model.outcome(belief)
-    assert reward.shape == (6, 1) and (discount == 0.985).all()
+    latent = Latent(torch.zeros(6, 16), torch.randn(6, 16))
+    assert model.predict("reward", latent).mean.shape == (6, 1)
+    assert (model.continuation(latent) == 0.985).all()
     model.heads["continuation"].trunk[-1].bias.data.fill_(-0.1)
-    assert not model.outcome(belief)[1].any()
+    assert not model.continuation(latent).any()
     batch = {"reward": torch.tensor([[math.e**3]])}
-    assert torch.equal(model.reward(batch), batch["reward"])
+    assert torch.equal(model.heads["reward"].label(batch), batch["reward"])

@@ -20,9 +20,9 @@ from torchrl.envs import ExplorationType, InitTracker, TransformedEnv, set_explo
 import wmkit
 from support.images import build
 from wmkit.envs.counting import CountingEnv
-from wmkit.errors import ConfigError, SpecError
+from wmkit.errors import CheckpointError, ConfigError, SpecError
 from wmkit.nn import LayerStyle
-from wmkit.systems import compose, page_files
+from wmkit.systems import build_from, compose, page_files
 from wmkit.systems.page_files import choices, defaults, find_page
 from wmkit.training.evaluate import Evaluation
 from wmkit.training.report import gather_evidence
@@ -108,6 +108,28 @@ def test_state_dict_holds_all_of_a_resume(tmp_path: Path) -> None:
         results.append(system.update(batch)["loss_world_model"])
     assert torch.equal(*results)
     assert all(torch.equal(x, y) for x, y in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_a_page_of_an_older_version_says_so() -> None:
+    config = compose("dreamer_v3", ["preset=smoke"])
+    OmegaConf.set_struct(config, False)
+    config["behaviour"] = config.pop("controller")
+    with pytest.raises(ConfigError) as error:
+        build_from(config, PIXELS, OneHot(4))
+    assert_one_sentence(error.value, "behaviour", "controller", "load_state_dict")
+
+
+def test_moments_are_those_of_the_same_parameters() -> None:
+    """Optimisers know parameters by their order, which checkpoints keep: it must not change."""
+    source, target = build(), build()
+    parts = [name for name, _ in source.world_model.named_children()]
+    assert parts == ["encoder", "dynamics", "decoder", "heads"]
+    source.update(source.example_batch())
+    state = source.state_dict()
+    moments = state["schedule._extra_state"]["actor"]["state"]
+    moments[0], moments[1] = moments[1], moments[0]
+    with pytest.raises(CheckpointError, match="parameter 0"):
+        target.load_state_dict(state)
 
 
 @pytest.mark.parametrize("case", ["no key", "no view", "closed gate", "all zoomed", "compat"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from swap import equal
-from wmkit.objectives import Learner
+from wmkit.optim import Learner
 
 SYMBOLS = 8
 INPUTS = 2 * SYMBOLS + 1
@@ -57,7 +57,8 @@ def run(
     for update, length in enumerate(order):
         symbols, cues = sequences(length, rows, seed=1_000_000 * (seed + 1) + update)
         loss = F.cross_entropy(model(symbols), cues)
-        learner.step(loss)
+        learner.backward(loss)
+        learner.step()
         losses.append(loss.detach())
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     accuracy = {}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import nn
 from torchrl.data import Composite, OneHot, UnboundedDiscrete
 
@@ -104,6 +105,18 @@ def world_model(
         "parameters": count(system.world_model),
         "backbone_parameters": count(system.world_model.dynamics.backbone),
     }
+
+
+def model_loss(system: Any, batch: TensorDict) -> torch.Tensor:
+    """The world model's loss on a batch, all terms together."""
+    losses = system._score(system.scene(batch), {})
+    return torch.stack([loss.value for loss in losses.values()]).sum()
+
+
+def learn_model(system: Any, batch: TensorDict) -> torch.Tensor:
+    """One update of the world model alone; its loss before."""
+    metrics = system.schedule.learn(["world_model"], system._score(system.scene(batch), {}))
+    return metrics["loss_world_model"]
 
 
 class Recaller(nn.Module):

@@ -88,16 +88,13 @@ def run(
         ``losses``, the mean of each twenty updates.
     """
     system, counted = model(backbone, max(lengths), seed, overrides)
-    learner = system.schedule.learners["world_model"]
     order = random.Random(seed).choices(lengths, [1 / length for length in lengths], k=updates)
     losses = []
     start, cpu = time.perf_counter(), time.process_time()
     for update, length in enumerate(order):
         batch = records(length, rows, seed=1_000_000 * (seed + 1) + update)
         look_back(system, batch.shape[1])
-        learned = system.world_model_loss(system.world_model, system.fill(batch))
-        learner.step(learned.loss)
-        losses.append(learned.metrics["loss_world_model"])
+        losses.append(equal.learn_model(system, batch))
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     torch.manual_seed(seed)
     shares = {length: recalled(system, records(length, tests, seed=length), rows) for length in lengths}
@@ -127,10 +124,13 @@ def recalled(system: Any, episodes: TensorDict, rows: int) -> tuple[float, float
     world_model, right = system.world_model, torch.zeros(2)
     dynamics = world_model.dynamics
     for batch in episodes.split(rows):
-        _, (_, sampled) = world_model.open_loop(system.fill(batch), episodes.shape[1] - 1)
+        _, latent = world_model.open_loop(system.fill(batch), episodes.shape[1] - 1)
+        sampled = latent.map(lambda x: x[:, -1:])
         state, classes = dynamics.latent.mode(dynamics.prior_logits(sampled.belief))
         answers = [
-            world_model.decoder(latent.feature)["symbol"].logits[:, 0, :SYMBOLS].argmax(-1)
+            world_model.decoder.predict(world_model.read(world_model.decoder, latent))["symbol"]
+            .logits[:, 0, :SYMBOLS]
+            .argmax(-1)
             for latent in (sampled._replace(state=state, classes=classes), sampled)
         ]
         right += (torch.stack(answers) == batch["symbol"][:, -1]).sum(1)

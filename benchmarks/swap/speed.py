@@ -52,14 +52,7 @@ def world_model(backbone: str, *, size: int, length: int, steps: int, repeats: i
     """An update of the world model on ``size`` x ``length`` records, a step of as many roll-outs."""
     system, counted = equal.world_model(backbone, 12, worlds.OVERRIDES, 0)
     system.batch_shape = (size, length)
-    batch = system.fill(system.example_batch())
-    dynamics = system.world_model.dynamics
-
-    def loss() -> torch.Tensor:
-        return system.world_model_loss(system.world_model, batch).loss
-
-    def update() -> None:
-        system.schedule.learners["world_model"].step(loss())
+    batch, dynamics = system.example_batch(), system.world_model.dynamics
 
     @torch.no_grad()
     def dream() -> None:
@@ -68,16 +61,16 @@ def world_model(backbone: str, *, size: int, length: int, steps: int, repeats: i
             latent = dynamics.step(latent, action)
 
     with torch.no_grad():
-        seen = system.world_model.observe(batch).latent
+        seen = system.world_model.observe(system.fill(batch)).latent
         starts = seen.map(lambda x: x.flatten(0, 1))
         action = batch["previous_action"].float().flatten(0, 1)
     imagined = {key: value / steps for key, value in least(dream, repeats, patience).items()}
     return {
         **counted,
-        "update": least(update, repeats, patience),
+        "update": least(lambda: equal.learn_model(system, batch), repeats, patience),
         "imagined_step": imagined,
-        "update_kept_mib": kept_mib(loss),
-        "carried_numbers": carry_width(dynamics.initial(1).carry),
+        "update_kept_mib": kept_mib(lambda: equal.model_loss(system, batch)),
+        "carried_numbers": carry_width(dynamics.backbone.initial(1)),
     }
 
 

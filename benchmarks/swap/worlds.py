@@ -148,12 +148,13 @@ def evaluate(system: Any, over: Windows, context: int, rates: dict[str, float], 
     errors, scores = [], {"reward": [], "end": []}
     for rows in seen.split(64):
         batch = system.fill(rows)
-        images, latents = system.world_model.open_loop(batch, context)
+        model = system.world_model
+        images, latent = model.open_loop(batch, context)
         error = (images["pixels"] - batch["pixels"]).square().mean((-3, -2, -1))
         errors.append(error[:, context - 1 :])
-        feature = torch.cat([latent.feature for latent in latents], 1)[:, context:]
-        scores["reward"].append(system.world_model.heads["reward"](feature).mean.squeeze(-1).abs())
-        scores["end"].append(1 - system.world_model.continuation(feature).squeeze(-1))
+        later = latent.map(lambda x: x[:, context:])
+        scores["reward"].append(model.predict("reward", later).mean.squeeze(-1).abs())
+        scores["end"].append(1 - model.continuation(later).squeeze(-1))
     out: dict[str, Any] = {"image": masked_mean(torch.cat(errors), counted(over, context))}
     ahead = real[:, context:]
     events = {"reward": seen["reward"][:, context:, 0] != 0, "end": seen["terminated"][:, context:, 0]}
@@ -240,13 +241,10 @@ def run(
     learnt, held_out = load(path)
     actions = learnt[0]["previous_action"].shape[-1]
     system, size_of = equal.world_model(backbone, actions, OVERRIDES, seed)
-    learner = system.schedule.learners["world_model"]
     losses = []
     start, cpu = time.perf_counter(), time.process_time()
     for batch in batches(learnt, updates, size, length, seed):
-        learned = system.world_model_loss(system.world_model, system.fill(batch))
-        learner.step(learned.loss)
-        losses.append(learned.metrics["loss_world_model"])
+        losses.append(equal.learn_model(system, batch))
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     over = Windows(*(part[:most] for part in windows(held_out, context, horizon)))
     torch.manual_seed(seed)

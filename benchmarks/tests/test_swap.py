@@ -115,11 +115,11 @@ def test_a_transformer_sees_the_corridor_with_as_many_parameters(swap, backbone)
     """Its window is as long as the episode: the same numbers as with empty places in front."""
     system, counted = swap.recall_model.model(backbone, longest=40, seed=0)
     assert counted["parameters"] == pytest.approx(counted["page_parameters"], rel=0.01)
-    batch, found = system.fill(swap.recall_model.records(5, 4, seed=0)), []
+    batch, found = swap.recall_model.records(5, 4, seed=0), []
     for steps in (43, 8):
         swap.recall_model.look_back(system, steps)
         torch.manual_seed(1)
-        found.append(system.world_model_loss(system.world_model, batch).observed)
+        found.append(system.scene(batch).observed)
     assert found[1].latent.carry.keys[0].shape[3] == 7
     torch.testing.assert_close(found[0].latent.belief, found[1].latent.belief)
     torch.testing.assert_close(found[0].prior_logits, found[1].prior_logits)
@@ -132,14 +132,18 @@ def test_a_model_is_asked_before_it_sees_the_answer(swap):
     def open_loop(batch, context):
         contexts.append(context)
         cue = torch.nn.functional.one_hot(batch["symbol"][:, :context][:, :1], k).float()
-        return {}, [None, Latent(cue.roll(1, -1), cue, cue)]
+        return {}, Latent(cue.roll(1, -1), cue)
+
+    def decoded(x):
+        return {"symbol": SimpleNamespace(logits=torch.cat([x[..., :k], x[..., :1] + 9], -1))}
 
     mode = lambda logits: (logits, logits.argmax(-1))  # noqa: E731
     model = SimpleNamespace(
         open_loop=open_loop,
         dynamics=SimpleNamespace(prior_logits=lambda belief: belief, latent=SimpleNamespace(mode=mode)),
         # What is no cue counts for nothing, however likely.
-        decoder=lambda x: {"symbol": SimpleNamespace(logits=torch.cat([x[..., :k], x[..., :1] + 9], -1))},
+        decoder=SimpleNamespace(predict=decoded),
+        read=lambda part, latent: latent.state,
     )
     system = SimpleNamespace(world_model=model, fill=dict)
     model.dynamics.backbone = None
@@ -197,12 +201,12 @@ def test_a_perfect_model_makes_no_error_and_a_blind_one_guesses(swap):
     def judged(knows: bool) -> dict:
         def open_loop(batch, context):
             feature = torch.cat([batch["reward"], batch["terminated"].float()], -1) * float(knows)
-            return {"pixels": batch["pixels"] * float(knows)}, [SimpleNamespace(feature=feature)]
+            return {"pixels": batch["pixels"] * float(knows)}, Latent(feature, feature)
 
         model = SimpleNamespace(
             open_loop=open_loop,
-            heads={"reward": lambda feature: SimpleNamespace(mean=feature[..., :1])},
-            continuation=lambda feature: 1 - feature[..., 1:],
+            predict=lambda name, latent: SimpleNamespace(mean=latent.state[..., :1]),
+            continuation=lambda latent: 1 - latent.state[..., 1:],
         )
         fill = lambda rows: {**rows, "pixels": rows["pixels"].float() / 255}  # noqa: E731
         system = SimpleNamespace(world_model=model, fill=fill)

@@ -1,4 +1,4 @@
-"""What constructors want of their arguments, and the one sentence for what does not fit.
+"""Checks of constructors' arguments, and the one sentence for those that do not fit.
 
 A configuration can put anything anywhere. What it says is compared with the annotations of the
 constructor that gets it; what annotations cannot say, the constructor checks itself.
@@ -133,7 +133,7 @@ def _plain(number: float) -> str:
 
 @contextmanager
 def made(what: str, *also: type[Exception], origin: Callable[[str], str] = str) -> Iterator[None]:
-    """What a constructor objects to inside becomes a ConfigError about ``what``.
+    """Turn errors of a constructor into a ConfigError about ``what``.
 
     A part speaks of its own arguments. Where ``what`` is the path of a part on a page, a ConfigError gets it
     in front (once: of nested ones the innermost counts). Other errors of wmkit's stay as they are.

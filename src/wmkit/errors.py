@@ -1,4 +1,4 @@
-"""What wmkit raises when something a user gave it does not fit.
+"""Errors that wmkit raises when something a user gave it does not fit.
 
 Every message is one sentence with four parts: the thing, what was found, what was
 wanted, and what to do. The command line prints it without a traceback and exits with

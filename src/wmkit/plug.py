@@ -1,4 +1,4 @@
-"""What makes a part a TorchRL plug: keys in, keys out, and tensors in between.
+"""The base of every part, a TorchRL plug: keys in, keys out, and tensors in between.
 
 A part is a :class:`Plug`: an ordinary module whose ``forward`` takes a TensorDict, reads ``in_keys`` and
 writes ``out_keys``, once per sequence. Loops and losses call its *tensor methods* instead (``encode``,

@@ -111,7 +111,7 @@ def add_pages(where: str | Path) -> None:
 
 
 def page_folders() -> tuple[Path, ...]:
-    """Where pages are looked for: wmkit's own folder, then those of plug-ins."""
+    """Folders that hold pages: wmkit's own folder, then those of plug-ins."""
     _load_plugins()
     return tuple(_folders)
 

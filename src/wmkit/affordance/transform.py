@@ -222,7 +222,7 @@ class AffordanceTransform(Transform):
     def _records(
         self, record: TensorDictBase, shape: tuple[int, int], *, initial: bool | None = None
     ) -> Records:
-        """What the core reads, ``[n, T, ...]``; ``initial`` overrules the record's own flags."""
+        """The inputs of the core, ``[n, T, ...]``; ``initial`` overrules the record's own flags."""
         images = {}
         for name, key in zip(self.core.images, self.in_keys, strict=False):
             value = _image(record, key)

@@ -209,7 +209,7 @@ class Loop:
     model: Any  # a SequenceModel
 
     def ahead(self, x: Tensor) -> Tensor:
-        """What the last columns ``[*B, known]`` of inputs add: ``[*B, P]``."""
+        """The share of the last columns ``[*B, known]`` of inputs: ``[*B, P]``."""
         return x
 
     def step(

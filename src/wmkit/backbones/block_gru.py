@@ -117,7 +117,7 @@ class BlockGRULoop(Loop):
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
-        """What the last K columns ``[*B, K]`` of inputs add to the hidden layer: ``[*B, U]``, with bias."""
+        """Share of the last K columns ``[*B, K]`` of inputs in the hidden layer: ``[*B, U]``, with bias."""
         return fast.linear(x, self.known, self.model.hidden.bias)
 
     def step(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 Carry = Any
-"""What a sequence model carries from step to step: any pytree of tensors ``[B, ...]``."""
+"""The carry of a sequence model from step to step: any pytree of tensors ``[B, ...]``."""
 
 
 def carry_width(carry: Carry) -> int:

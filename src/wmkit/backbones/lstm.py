@@ -85,7 +85,7 @@ class LSTMLoop(Loop):
     known: Tensor
 
     def ahead(self, x: Tensor) -> Tensor:
-        """What the last columns ``[*B, known]`` add to the gates: ``[*B, 4U]``, with bias."""
+        """The share of the last columns ``[*B, known]`` in the gates: ``[*B, 4U]``, with bias."""
         return fast.linear(x, self.known, self.model.input.bias)
 
     def step(

@@ -35,7 +35,7 @@ from wmkit.nn.attention import FeedForward
 
 
 class S5Carry(NamedTuple):
-    """What the layers remember.
+    """The memory of the layers.
 
     Attributes:
         states: one ``[B, P/2, 2]`` per layer, real and imaginary parts.

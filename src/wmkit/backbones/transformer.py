@@ -1,4 +1,4 @@
-"""What transformers of this room share: widths, memory, and the three ways through the layers.
+"""The base of this room's transformers: widths, memory, and the three ways through the layers.
 
 ``step`` takes one token, ``scan`` any number of them, each with its own reset flag, so that a
 time step of several tokens is one ``scan`` of that many: with a late token that still belongs to
@@ -73,7 +73,7 @@ class Transformer(SequenceModel):
     # -- what a subclass says --------------------------------------------------------------
 
     def tables(self, tokens: int) -> Sequence[Tensor | None]:
-        """What each layer needs besides its weights to look from ``tokens`` new tokens at all keys."""
+        """Positions and masks of each layer, for ``tokens`` new tokens that look at all keys."""
         return [None] * len(self.layers)
 
     def embed(self, x: Tensor, ages: Tensor) -> Tensor:

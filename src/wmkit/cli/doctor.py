@@ -1,4 +1,4 @@
-"""What ``wmkit doctor`` looks at: versions, optional parts and known slow paths of this machine."""
+"""The checks of ``wmkit doctor``: versions, optional parts and known slow paths of this machine."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _system(config: Any) -> Iterator[tuple[str, str]]:
 
 
 def _replay(config: Any, parts: Any, base: Any, system: Any) -> Iterator[tuple[str, str]]:
-    """What replay stores: a run's own replay, in files without contents, shown two steps."""
+    """Sizes of a replay: a run's own, in files without contents, shown two steps."""
     from wmkit.training.collect import Collection
     from wmkit.training.run import RunDirectory
 

@@ -1,4 +1,4 @@
-"""What ``wmkit list KIND`` prints: parts by name, environments as ``env=`` takes them, choices by system."""
+"""The lines of ``wmkit list KIND``: parts by name, environments as ``env=`` takes them, choices by system."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ nested images, samplers that count, and files that a killed process leaves whole
 
 from __future__ import annotations
 
+from wmkit.data.jump_path import jump_path
 from wmkit.data.jump_resolver import JumpResolver
 from wmkit.data.layout import Chunk, to_chunks, to_sequence, to_transitions
 from wmkit.data.pending_pairs import PendingPairs, Resolved
@@ -43,6 +44,7 @@ __all__ = [
     "VisitBalanced",
     "Windows",
     "Written",
+    "jump_path",
     "to_chunks",
     "to_sequence",
     "to_transitions",

@@ -211,7 +211,7 @@ class JumpResolver(Transform):
     # ---- checkpoints -------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` keeps beside the table: waiting pairs and where each stream stands."""
+        """State kept beside the table: waiting pairs and where each stream stands."""
         waiting = [list(one.items()) for one in self._open]
         state = {"count": self.count, "next": self._next, "last": self._last, "open": waiting}
         return {**state, "pairs": self.pairs.state_dict()}

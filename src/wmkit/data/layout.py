@@ -43,7 +43,7 @@ _FLAGS = ("done", "terminated", "truncated", "is_init", "reward", "previous_acti
 
 
 class Chunk(NamedTuple):
-    """What one environment's transitions add to its stream.
+    """The records that one environment's transitions add to its stream.
 
     Args:
         records: TensorDict ``[n]``, in order of time.
@@ -200,7 +200,7 @@ def _chunk(
 
 
 def arrivals(is_init: Tensor, joined: bool) -> tuple[Tensor, Tensor]:
-    """Where transitions of one environment lie among their records.
+    """Places of one environment's transitions among their records.
 
     Args:
         is_init: bool ``[T]``, of the roots.

@@ -1,4 +1,4 @@
-"""What a replay's records are: fields, their encodings, the owner's options, the schema file.
+"""The schema of a replay's records: fields, their encodings, the owner's options, the schema file.
 
 A :class:`Field` is one leaf key of a record with its shape, dtype and encoding:
 
@@ -97,7 +97,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Options:
-    """What the owner of a replay chose; kept in the schema so that reopening is exact.
+    """Options of a replay's owner; kept in the schema so that reopening is exact.
 
     Args:
         num_streams: number of streams S.

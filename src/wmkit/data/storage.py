@@ -1,4 +1,4 @@
-"""Where a replay's records lie: one column per field, and the counters that say what is valid.
+"""Storage of a replay's records: one column per field, and the counters that say what is valid.
 
 Both are NumPy arrays, in memory or mapped to files: at one record per call, NumPy's slice
 assignment and ``take`` cost a fifth of torch's. Files are TensorDict's raw memory maps,

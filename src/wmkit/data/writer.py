@@ -16,7 +16,7 @@ from wmkit.errors import SpecError
 
 
 class Streams(Protocol):
-    """What :class:`StreamWriter` writes to."""
+    """The store that :class:`StreamWriter` writes to."""
 
     num_streams: int
 
@@ -28,7 +28,7 @@ class Streams(Protocol):
 
 
 class Pairs(Protocol):
-    """What :class:`StreamWriter` asks of :class:`wmkit.data.PendingPairs`."""
+    """The part of :class:`wmkit.data.PendingPairs` that :class:`StreamWriter` uses."""
 
     max_steps: int
 
@@ -38,7 +38,7 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class Written:
-    """What :meth:`StreamWriter.write` added to one stream: records ``[n]`` and their ids ``[n]``."""
+    """The addition of :meth:`StreamWriter.write` to one stream: records ``[n]`` and their ids ``[n]``."""
 
     stream: int
     index: Tensor

@@ -74,9 +74,9 @@ class LongShortRSSM(Dynamics):
         Returns:
             What is observed, leaves ``[N, ...]``.
         """
-        bit = F.one_hot(torch.tensor(self.action_dim, device=embed.device), self.action_dim + 1)
+        bit = F.pad(embed.new_zeros(self.action_dim), (0, 1), value=1.0)
         jump = {key: value.unsqueeze(1) for key, value in record.items()}
-        jump["previous_action"] = bit.to(embed.dtype).expand(len(embed), 1, -1)
+        jump["previous_action"] = bit.expand(len(embed), 1, -1)
         jump["is_init"] = torch.zeros(len(embed), 1, dtype=torch.bool, device=embed.device)
         seen = self.short.observe(embed.unsqueeze(1), jump, latent)
         at_once = (seen.posterior_logits.squeeze(1), seen.prior_logits.squeeze(1))

@@ -14,7 +14,7 @@ roll-out whose hooks do nothing equals one without them, number for number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -148,9 +148,7 @@ def rollout(
     state_noise = dynamics.noise(horizon + extra, rows, device=device)
     choose, one_hot = _as_act(world_model, act, horizon, rows, device, gradient)
     chances = [hook.noise(horizon, rows, device) for hook in hooks]
-    with ExitStack() as inside:
-        inside.enter_context(nullcontext() if gradient else torch.no_grad())
-        inside.enter_context(world_model.evaluating())
+    with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), world_model.evaluating():
         steps, latent, taken = world_model.bind(one_hot=one_hot), start, horizon
         for hook in hooks:
             latent = hook.start(world_model, latent, state_noise[taken : taken + hook.samples])

@@ -1,4 +1,4 @@
-"""What stands between a policy's continuous actions and the environment.
+"""Transforms between a policy's continuous actions and the environment.
 
 A policy of today's DreamerV3 (danijar/dreamerv3 e3f0224) draws from a normal, and what it drew is
 what replay stores, the model remembers and the loss scores. Only the environment sees less of it::

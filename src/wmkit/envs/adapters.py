@@ -1,4 +1,4 @@
-"""What the adapters of other packages share: missing extras, unknown names, ends, images of one size."""
+"""Shared by the adapters of other packages: missing extras, unknown names, ends, images of one size."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class AtariEnv(EnvBase):
 
     @property
     def rules(self) -> dict[str, Any]:
-        """What is played by, where the options alone do not say it."""
+        """The rules that the options alone do not name."""
         return {
             "fire": self.fires,
             "fewest_noops": min(int(self.fires), self.noops),

@@ -60,7 +60,7 @@ def make_env(
 
 
 def read_options(name: str, **options: Any) -> dict[str, Any]:
-    """What an environment's constructor is given: ``options``, and its defaults for the others.
+    """Arguments of an environment's constructor: ``options``, and its defaults for the others.
 
     Nothing is made. ``max_steps`` is also known of gymnasium's environments, from their registry; None
     where that says nothing.
@@ -89,7 +89,7 @@ def read_options(name: str, **options: Any) -> dict[str, Any]:
 
 
 def read_rules(name: str, **options: Any) -> dict[str, Any]:
-    """What an environment plays by, where its options alone do not say it: its ``rules``, if it has any.
+    """The ``rules`` of an environment beyond its options, if it has any.
 
     To ask for them one environment is made and closed.
 
@@ -122,7 +122,7 @@ def _constructor(name: str) -> Callable[..., EnvBase]:
 
 
 def _with_options(name: str, create: partial, *, seed: int) -> EnvBase:
-    """An environment of options that nothing but its own constructor may know."""
+    """An environment; only its own constructor may know what its options mean."""
     with made(f"env {name!r} with options {create.keywords}"):
         return create(seed=seed)
 

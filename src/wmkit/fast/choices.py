@@ -2,7 +2,7 @@
 
 A product with a one-hot vector picks a column of the matrix: over G of them it is a sum of G columns instead
 of a product with G·C numbers. And where a categorical has only a few classes, PyTorch goes row by row over
-rows of a few numbers, where a CPU is quicker going across them.
+rows of a few numbers, where a CPU is faster going across them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from wmkit.fast.products import linear, transposed_matmul
 from wmkit.fast.switch import enabled, learns
 
-_FEW = 8  # classes up to which going across rows is quicker
+_FEW = 8  # classes up to which going across rows is faster
 
 
 def softmax(logits: Tensor) -> Tensor:
-    """``torch.softmax(logits, -1)``: fifteen times as quick where the last dimension has a few numbers.
+    """``torch.softmax(logits, -1)``: fifteen times as fast where the last dimension has a few numbers.
 
     >>> softmax(torch.zeros(1, 4))
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
@@ -98,25 +98,32 @@ def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], w
     known = any(index is not None for index in classes)
     if not known or learns(*parts) or not enabled(weight, autocast=True, everywhere=True, compiled=True):
         return linear(torch.cat(list(parts), -1), weight)
+    if not learns(weight):
+        return _sum_of_parts(parts, classes, weight)
     return _Parts.apply(weight, tuple(classes), *parts)
 
 
+def _sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """The sum over parts of a product or of picked rows."""
+    columns = weight.split([part.shape[-1] for part in parts], 1)
+    total: Tensor | None = None
+    for part, index, column in zip(parts, classes, columns, strict=True):
+        if index is not None:
+            product = one_hot_linear(index, column)
+        else:  # in rows: a product with a slice of a larger tensor would go batch by batch
+            product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
+        total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
 class _Parts(torch.autograd.Function):
-    """The sum over parts of a product or of picked rows; the gradient goes to the weight alone."""
+    """:func:`_sum_of_parts` whose gradient goes to the weight alone."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, classes: tuple[Tensor | None, ...], *parts: Tensor) -> Tensor:
         ctx.save_for_backward(*parts)
-        columns = weight.split([part.shape[-1] for part in parts], 1)
-        total: Tensor | None = None
-        for part, index, column in zip(parts, classes, columns, strict=True):
-            if index is not None:
-                product = one_hot_linear(index, column)
-            else:  # in rows: a product with a slice of a larger tensor would go batch by batch
-                product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
-            total = product if total is None else total + product
-        assert total is not None
-        return total
+        return _sum_of_parts(parts, classes, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]

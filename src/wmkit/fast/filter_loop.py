@@ -7,7 +7,7 @@ Here the whole loop is one operation to autograd (danijar/dreamerv3 e3f0224)::
     b, x = act(norm(W_u u)), act(norm(W_z z))         u, z masked where an episode starts
     h    = act(norm(W_h [u_k, b, x, a]))              a, the action's share, for all steps ahead
     u'   = u + σ(z_g) (tanh(σ(r) c) - u)              r, c, z_g = W_g h_k per block, z_g one lower
-    l    = W_l act(norm(W_q u' + e))                  e, the embedding's share, likewise
+    l    = W_l act(norm(W_q u' + e))                  e, the embedding's share, too
     z'   ~ unimix(softmax(l))                         straight through
 
 The backward pass walks the same steps in reverse; weights get their gradients once, from the rows
@@ -74,7 +74,7 @@ class Filtered(NamedTuple):
 def run(
     rssm: Any, embed: Tensor, action: Tensor, is_init: Tensor, state: Tensor, belief: Tensor, noise: Tensor
 ) -> Filtered:
-    """Filter a window; only where :func:`applies` says so.
+    """Filter a window; only where :func:`applies` is true.
 
     Args:
         rssm: whose weights to use.
@@ -82,7 +82,7 @@ def run(
         action: ``[B, T, A]`` that led there, clipped, zero where an episode starts.
         is_init: ``[B, T]`` bool.
         state: ``[B, G*C]`` before the window.
-        belief: ``[B, U]`` likewise.
+        belief: ``[B, U]`` before the window.
         noise: ``[B, T, G, 1]`` uniforms.
     """
     gru = rssm.backbone
@@ -124,12 +124,12 @@ def run(
 
 
 class _Inputs(NamedTuple):
-    """What differs from window to window, time outermost."""
+    """Everything that differs from window to window, time outermost."""
 
     before: Tensor  # [B, G*C + U] state and belief before the window
     start: Tensor  # [1, G*C + U] the same where an episode starts
     action: Tensor  # [T, B, U] share of the action in the hidden layer, with its bias
-    embed: Tensor  # [T, B, H] share of the embedding in the posterior's, likewise
+    embed: Tensor  # [T, B, H] share of the embedding in the posterior's, with its bias
 
 
 class _Weights(NamedTuple):

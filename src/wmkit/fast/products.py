@@ -31,7 +31,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 @functools.cache
 def onednn_is_quicker() -> bool:
-    """Whether oneDNN is the quicker of the two here: on AMD's processors with AVX-512."""
+    """Whether oneDNN is the faster of the two here: on AMD's processors with AVX-512."""
     if not _HAS_ONEDNN or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     listed = Path("/proc/cpuinfo")
@@ -88,7 +88,7 @@ def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
     Returns:
         ``[g, N, O]``. Where blocks are read apart anyway, putting them side by side would be a copy; where
-        no gradient is wanted and oneDNN is the quicker, they lie side by side already.
+        no gradient is wanted and oneDNN is the faster, they lie side by side already.
 
     >>> weight = torch.tensor([[[10.0]], [[100.0]]])  # two blocks, one number each
     >>> block_product(torch.tensor([[1.0, 2.0]]), weight).flatten()
@@ -119,7 +119,7 @@ def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()  # oneDNN has no quick way for a part of a larger matrix
+        weight = weight.contiguous()  # oneDNN has no fast way for a part of a larger matrix
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 

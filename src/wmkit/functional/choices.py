@@ -50,7 +50,7 @@ def sample_index(probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """``[*B] -> [*B, classes]``, rows of an identity: on a CPU five times as quick as setting the ones.
+    """``[*B] -> [*B, classes]``, rows of an identity: on a CPU five times as fast as setting the ones.
 
     >>> one_hot(torch.tensor([2, 0]), 3)
     tensor([[0., 0., 1.],

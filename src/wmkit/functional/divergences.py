@@ -13,7 +13,7 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
 
     Args:
         p: ``[*B, G, C]`` probabilities, none of them zero (see :func:`unimix_probs`).
-        q: likewise.
+        q: the same of the other.
 
     Returns:
         ``[*B]`` float, nats.
@@ -29,7 +29,7 @@ def categorical_kl_logits(p: Tensor, q: Tensor) -> Tensor:
 
     Args:
         p: ``[*B, G, C]`` logits; below float32 they are computed with in float32.
-        q: likewise.
+        q: the same of the other.
 
     Returns:
         ``[*B]`` float, nats.
@@ -46,7 +46,7 @@ def gaussian_kl(p: Tensor, q: Tensor) -> Tensor:
 
     Args:
         p: ``[*B, 2, D]`` means and standard deviations.
-        q: likewise.
+        q: the same of the other.
 
     Returns:
         ``[*B]`` float, nats.

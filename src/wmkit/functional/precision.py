@@ -1,4 +1,4 @@
-"""What autocast does to numbers, for what must not follow it (losses) and what must (a carried belief)."""
+"""Autocast: losses must not follow it, and a carried belief must."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """``x`` to what autocast computes in, if anything, and back to its own dtype; gradients likewise.
+    """``x`` to what autocast computes in, if anything, and back to its own dtype; the same for gradients.
 
     >>> with torch.autocast("cpu", torch.bfloat16):
     ...     rounded(torch.tensor(1.001))

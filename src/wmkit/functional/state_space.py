@@ -92,7 +92,7 @@ def linear_scan(
         form: ``"doubling"`` sums over spans of 1, 2, 4, ... steps, ``O(T log T)`` work;
             ``"loop"`` goes step by step. ``"masked_dual"`` weighs every earlier input at once, without
             recursion: a check on the others, for short windows. Its ``O(B T² P)`` work and memory are as
-            quick as doubling at 16 steps, and some fifty times slower on a CPU at 128 (16 rows, 32 states).
+            fast as doubling at 16 steps, and some fifty times slower on a CPU at 128 (16 rows, 32 states).
 
     Returns:
         ``[B, T, P]`` x.

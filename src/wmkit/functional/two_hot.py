@@ -37,7 +37,7 @@ def symmetric_bins(limit: float, count: int) -> Tensor:
 
 
 def symexp_bins(limit: float, count: int) -> Tensor:
-    """:func:`symexp <wmkit.functional.symexp>` of equidistant bins, mirrored likewise.
+    """:func:`symexp <wmkit.functional.symexp>` of equidistant bins, made of one half and its mirror image.
 
     DreamerV3, danijar/dreamerv3 e3f0224: 255 bins of limit 20 reach to 4.85e8.
 

@@ -31,7 +31,7 @@ class Policy(Protocol):
 
 
 class ActionDistribution:
-    """What ``actor.get_dist(tensordict)`` gives.
+    """The distribution that ``actor.get_dist(tensordict)`` returns.
 
     Args:
         policy: the distribution.

@@ -122,7 +122,7 @@ class Actor(Plug):
         raise NotImplementedError
 
     def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
-        """What samples are made from: standard normals ``[*lead, A]``, unless the kind says otherwise."""
+        """Noise that samples are made from: standard normals ``[*lead, A]``, unless a kind has its own."""
         return torch.randn(*lead, self.action_dim, device=device)
 
     def policy(self, features: Tensor | Feature) -> Policy:

@@ -147,7 +147,7 @@ class Head(Plug):
         return label if self.transform == "none" else _TRANSFORMS[self.transform](label)
 
     def value(self, prediction: Prediction) -> Tensor:
-        """What ``forward`` writes of a prediction, ``[*B, 1]``: its mean."""
+        """The mean of a prediction, ``[*B, 1]``, which ``forward`` writes."""
         return prediction.mean
 
     def forward(self, tensordict: Any) -> Any:

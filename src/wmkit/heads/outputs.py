@@ -17,7 +17,7 @@ Distribution = Literal["bernoulli", "normal", "symlog_two_hot", "symexp_two_hot"
 
 
 class Prediction(Protocol):
-    """What a head returns."""
+    """The output of a head."""
 
     @property
     def mean(self) -> Tensor:
@@ -84,7 +84,7 @@ _NAMED: dict[str, Callable[[], Any]] = {
 
 
 def named_distribution(name: str) -> Callable[[Tensor], Prediction]:
-    """What makes a prediction of the numbers ``[*B, width]``; ``width`` is one unless it says otherwise.
+    """A maker of predictions from numbers ``[*B, width]``; ``width`` is one unless it has another.
 
     Raises:
         ConfigError: no such name.

@@ -1,4 +1,4 @@
-"""What a head or an actor reads: keys of a TensorDict, side by side."""
+"""The inputs of a head or an actor: keys of a TensorDict, side by side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSITION = ("state", "belief", ("next", "state"), ("next", "belief"))  # both 
 
 
 def in_keys_of(maker: Callable[..., Any]) -> list[NestedKey]:
-    """What the head that a maker makes will read, before it is made: its width follows from this.
+    """The in-keys of the head that a maker will make; the width of its input follows from them.
 
     Args:
         maker: a class with ``default_in_keys``, or a :class:`functools.partial` of one. ``in_keys`` among

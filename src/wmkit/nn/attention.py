@@ -32,11 +32,11 @@ Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Memory(NamedTuple):
-    """What a transformer remembers of a rollout.
+    """The memory of a transformer in a roll-out.
 
     Attributes:
         keys: one ``[B, heads, C, d]`` per layer, oldest token first.
-        values: likewise.
+        values: one ``[B, heads, C, d]`` per layer, in the same order.
         age: ``[B]`` int64, tokens since the last reset.
         output: ``[B, U]``, of the last token.
     """

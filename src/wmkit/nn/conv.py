@@ -42,10 +42,13 @@ def patches(image: Tensor, patch: int) -> Tensor:
     Returns:
         ``[N, C * patch², H / patch, W / patch]``.
 
-    >>> patches(torch.zeros(2, 3, 64, 64), 2).shape
-    torch.Size([2, 12, 32, 32])
+    >>> patches(torch.zeros(2, 3, 64, 64), 2).shape, patches(torch.zeros(0, 3, 64, 64), 2).shape
+    (torch.Size([2, 12, 32, 32]), torch.Size([0, 12, 32, 32]))
     """
-    # On contiguous planes this is quick; a permuted copy takes eight times as long.
+    if not image.shape[0]:  # of no images pixel_unshuffle keeps the shape
+        _, channels, height, width = image.shape
+        return image.reshape(0, channels * patch**2, height // patch, width // patch)
+    # On contiguous planes this is fast; a permuted copy takes eight times as long.
     blocks = F.pixel_unshuffle(image.contiguous(), patch) if patch > 1 else image
     return blocks.contiguous(memory_format=torch.channels_last)
 

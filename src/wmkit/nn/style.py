@@ -1,4 +1,4 @@
-"""What a hidden layer is made of: norm, activation, bias and initialisation, by generation.
+"""The style of hidden layers: norm, activation, bias and initialisation, by generation.
 
 One value that a page writes once and every trunk and convolution of a system takes; a backbone has its own.
 """

@@ -57,7 +57,7 @@ class Objective(LossModule):
             self.attach(world_model)
 
     def attach(self, world_model: WorldModel) -> Objective:
-        """Score this world model; read, not owned.
+        """Score this world model, read and not owned; what it writes is found under its names.
 
         Raises:
             ConfigError: weights that do not match the terms.
@@ -65,6 +65,7 @@ class Objective(LossModule):
         self.__dict__["world_model"] = world_model
         self.weights = self.weigh(world_model)
         check_weights(self.names(world_model), self.weights)
+        self.set_keys(**dict(zip(OUT_KEYS, world_model.dynamics.out_keys, strict=True)))
         return self
 
     def weigh(self, world_model: WorldModel) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wmkit.errors import ConfigError
+from wmkit.errors import CheckpointError, ConfigError
 
 
 class Learner:
@@ -91,7 +91,19 @@ class Learner:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Take moments and step counts back; learning rate and all other options stay as they are."""
+        """Take moments and step counts back; learning rate and all other options stay as they are.
+
+        Raises:
+            CheckpointError: moments of parameters that these are not.
+        """
+        for i, parameter in enumerate(self.parameters):
+            for name, value in state["state"].get(i, {}).items():
+                if value.ndim and value.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{name} of parameter {i} of an optimiser does not fit: found shape "
+                        f"{tuple(value.shape)}, wanted {tuple(parameter.shape)}; use the size and parts of "
+                        "the run's own config.yaml"
+                    )
         own = [
             {name: value for name, value in group.items() if name not in ("params", "step")}
             for group in self.optimizer.param_groups

@@ -101,11 +101,18 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
 
 
 def _check_blocks(config: DictConfig) -> None:
-    """What is read here, before there are parts that check their own.
+    """Check what is read here, before there are parts that check their own.
 
     Raises:
-        ConfigError: a size that is no width or depth, a block without keys, observations that are no list.
+        ConfigError: a page of an older version, a size that is no width or depth, a block without keys,
+            observations that are no list.
     """
+    if older := [name for name in ("world_model_loss", "behaviour") if name in config]:
+        raise ConfigError(
+            f"the page of {config.get('system')} is one of an older wmkit: found {' and '.join(older)}, "
+            "wanted objectives and controller; build the system anew, its load_state_dict takes the older "
+            "weights"
+        )
     for name, value in (config.get("size") or {}).items():
         if isinstance(value, (int, float)):
             check_range(f"size.{name}", value, 0 if name == "layers" else 1)

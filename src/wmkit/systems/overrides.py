@@ -21,7 +21,7 @@ UNREAD = ("_", "published")  # what begins so is the page's own shorthand, or sp
 
 
 def read_value(override: str) -> Any:
-    """What stands behind the first ``=`` of an override, as Hydra reads it; a path also as it stands.
+    """The value behind the first ``=`` of an override as Hydra reads it; of a path, the text as it stands.
 
     Raises:
         ConfigError: it does not parse, or is a list or mapping in place of a path.

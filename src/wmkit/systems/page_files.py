@@ -38,7 +38,7 @@ def find_pages(pattern: str) -> list[Path]:
 
 
 def choices(group: str, system: str) -> dict[str, str]:
-    """What a system takes of a group: names, and the pages they stand for.
+    """The choices of a group for a system: names, and the pages they stand for.
 
     Its own go before shared ones of the same name, and of those only what fits is offered: a size that has
     every number which the system reads; a preset that brings such a size or none, and all that is left to it.

@@ -26,7 +26,7 @@ BLOCKS = {
     **{"heads": "head", "actor": "head", "critic": "head"},
     **{"objectives": "objective", "estimator": "objective", "controller": "controller"},
 }
-"""What a ``_target_`` without a dot names: a part of the kind that the nearest of these blocks holds."""
+"""A ``_target_`` without a dot names a part of the kind that the nearest of these blocks holds."""
 
 SHARED = ("learning_rate", "size", "budget", "labelling")
 """Blocks of pages that many systems share; each reads what it needs of them."""
@@ -110,7 +110,7 @@ def name_targets(node: DictConfig, path: str = "", kind: str = "") -> None:
 
 
 def _read(system: str, overrides: Sequence[str]) -> DictConfig:
-    """What Hydra composes, without what only the page itself reads (YAML's anchors, ``published``)."""
+    """The configuration that Hydra composes, without keys of the page alone (anchors, ``published``)."""
     page = find_page(system)
     assert page is not None
     others = [folder for folder in page_folders() if folder != page.parent]

@@ -1,4 +1,4 @@
-"""What a system sees and does: checked once, when it is built."""
+"""A system's observations and actions: checked once, when it is built."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def read_spaces(
         observation_spec: of the environment; leading batch dimensions are ignored.
         action_spec: one-hot, or floats of shape ``[A]`` between finite bounds.
         images: keys of the page, or ``"auto"`` for all of three dimensions in alphabetical order.
-        vectors: likewise, or ``"auto"`` for all others.
+        vectors: keys of the page, or ``"auto"`` for all others in alphabetical order.
         system: for messages.
         actions: kinds that the system can choose, of ``"discrete"`` and ``"continuous"``.
 

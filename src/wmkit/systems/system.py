@@ -252,9 +252,10 @@ class System(nn.Module):
             for term_name, term in objective.terms(scene).items():
                 losses[term_name] = Loss(objective.weights[term_name] * term.loss, term.group)
                 metrics[f"loss_{term_name}"] = term.mean.detach()
+        nothing = torch.zeros((), device=scene.batch["is_init"].device)
         for name, groups in {"world_model": None, **{group: (group,) for group in GROUPS}}.items():
             own = [loss.value.detach() for loss in losses.values() if groups is None or loss.group in groups]
-            metrics[f"loss_{name}"] = sum(own, torch.zeros((), device=own[0].device if own else None))
+            metrics[f"loss_{name}"] = sum(own, nothing)
         metrics |= scene.metrics
         return losses
 

@@ -38,7 +38,7 @@ COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these world
 
 @dataclass
 class AffordanceTools:
-    """What the rest of a run needs of the affordance stage.
+    """The parts of the affordance stage that the rest of a run needs.
 
     Attributes:
         model: ``predict(images, text) -> maps [B, H, W]``; a network lies on the run's device.
@@ -158,7 +158,7 @@ def fit_only(config: DictConfig, stages: Stages | None = None) -> tuple[Path, di
 
 
 def _check(config: DictConfig) -> None:
-    """What the stages are told, before the first of them takes its time.
+    """The options of the stages, checked before the first of them starts.
 
     Raises:
         ConfigError: an option that a stage does not have, or of another type.
@@ -289,7 +289,7 @@ def _collect(env: Any, count: int, probability: float, seed: int, bar: Stage) ->
 
 
 def _check_masks(config: DictConfig, scorer: Any | None, env: Any) -> None:
-    """What an environment that shows frames without object masks cannot do, before it is walked in."""
+    """Refuse what needs object masks in an environment that shows none, before it is walked in."""
     shown = env.observation_spec.keys()
     if "frame" not in shown or "goal_mask" in shown:  # without frames nothing at all, as collecting says
         return

@@ -115,7 +115,7 @@ class CheckpointStore:
         return max(scored)[2] if scored else None
 
     def meta(self, path: Path) -> dict[str, Any]:
-        """What ``meta.json`` of one checkpoint says."""
+        """The contents of ``meta.json`` of one checkpoint."""
         return json.loads((path / "meta.json").read_text(encoding="utf-8"))
 
     def _folders(self) -> list[Path]:
@@ -159,7 +159,7 @@ def check_shapes(found: Mapping[str, Any], wanted: Mapping[str, Any], source: st
     for name in wanted:
         path = f"{prefix}{name}"
         if name.endswith("_extra_state"):
-            continue  # its module's own affair: it says on load what it cannot do without
+            continue  # the module itself refuses on load what it cannot use
         if name not in found:
             raise CheckpointError(
                 f"parameter {path!r} is missing from {source!r}: found none, "

@@ -36,7 +36,7 @@ BIG_KEYS = ("frame", "goal_mask")
 
 @dataclass
 class Episode:
-    """What one episode was: undiscounted return, steps, success (None where the environment has no flag).
+    """One episode: undiscounted return, steps, success (None where the environment has no flag).
 
     ``achievements`` are the names of those it unlocked, in Crafter.
     """

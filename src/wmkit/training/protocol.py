@@ -35,7 +35,7 @@ class EvaluationProtocol:
         sticky: probability with which a frame repeats the action before.
         noops: after a reset, at most so many times nothing is done.
         fewest_noops: and at least so many times; not known of older scores.
-        noop_frames: for so many frames each; likewise.
+        noop_frames: for so many frames each; not known of older scores.
         fire: whether FIRE is pressed for the agent, after a reset and a lost life.
         lives: ``ignored`` or ``terminate``.
         actions: ``full``, all that there are, or ``minimal``, those of the game.
@@ -71,7 +71,7 @@ class EvaluationProtocol:
 
     @classmethod
     def of(cls, config: DictConfig, episodes: int) -> EvaluationProtocol:
-        """What a run's evaluation does, read from its environment and what the constructor of that is given.
+        """The protocol of a run's evaluation, read from its environment and its constructor's arguments.
 
         Args:
             config: resolved; ``env``, ``training.evaluate_sampled``.

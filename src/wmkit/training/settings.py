@@ -1,4 +1,4 @@
-"""What a run is told: the ``training`` block of a page as typed values; seed, threads and device."""
+"""Settings of a run: the ``training`` block of a page as typed values; seed, threads and device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wmkit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Settings:
-    """What a trainer does around a system's update; ``systems/conf/training/default.yaml`` says it in words.
+    """Settings of a trainer; ``systems/conf/training/default.yaml`` explains them.
 
     >>> Settings.read(OmegaConf.create({"training": {"steps": 1e6, "train_ratio": 4}})).steps
     1000000

@@ -330,7 +330,7 @@ class Trainer:
 
     @staticmethod
     def _note(episodes: Sequence[Episode]) -> dict[str, float]:
-        """What stands behind a progress bar."""
+        """The text behind a progress bar."""
         found = headline(means(episodes))
         return {} if found is None else {found[0]: found[1]}
 

@@ -43,7 +43,7 @@ class Records(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What gates and video score remember of E running episodes: gates float32 ``[E]``."""
+    """The memory of gates and video score of E running episodes: gates float32 ``[E]``."""
 
     affordance: Tensor
     clip: Tensor

@@ -1,4 +1,4 @@
-"""Where a long-term jump zooms into (LS-Imagine, arXiv:2410.03618, section 3.3, and the released code)."""
+"""The window that a long-term jump zooms into (LS-Imagine, arXiv:2410.03618, section 3.3, and its code)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wmkit.affordance.labels.regions import filled_regions, opening
 
 
 class ZoomWindow(NamedTuple):
-    """Where to zoom, one entry per map (``[*B]`` each, 0-d for a single map).
+    """A window to zoom into, one entry per map (``[*B]`` each, 0-d for a single map).
 
     Where a map has no region that stands out, all entries are zero: check :attr:`found`.
     """

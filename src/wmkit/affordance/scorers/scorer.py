@@ -1,4 +1,4 @@
-"""What a scorer is, and the scale all scorers share.
+"""The contract of scorers, and the scale that all of them share.
 
 A scorer says how well a 16-frame zoom shows what a prompt asks for. Scores are logits on the scale of
 MineCLIP as LS-Imagine reads it: ``sigmoid(1.2 (score - 21.8))`` is the affordance

@@ -31,7 +31,7 @@ Progress = Callable[[int, int, dict[str, float]], Any]
 
 
 class CollectedFrames(NamedTuple):
-    """What :func:`collect_frames` gives back."""
+    """The result of :func:`collect_frames`."""
 
     frames: Tensor  # uint8 [N, 3, H, W]
     masks: Tensor | None  # bool [N, H, W], where the simulator shows its goal

@@ -206,7 +206,7 @@ class _Fit:
         return self._epoch[1]
 
     def _identity(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to be continued."""
+        """Settings that must agree for a checkpoint to be continued."""
         return {
             "model": f"{self.model.kind} {self.model.options}",
             "frames": len(self.data),

@@ -1,4 +1,4 @@
-"""What came of fitting an affordance U-Net: numbers on held-out frames, and pictures to look at."""
+"""The report of fitting an affordance U-Net: numbers on held-out frames, and pictures to look at."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HELD_OUT_LIMIT = 512  # frames that judge a fit at most
 
 @dataclass
 class FitReport:
-    """What came of a fit.
+    """The outcome of a fit.
 
     Attributes:
         iterations: done in total, earlier runs of the same checkpoint included.

@@ -1,4 +1,4 @@
-"""Where the prompt enters the Swin-UNet: parts that rewrite the skip features.
+"""Fusion of the prompt in the Swin-UNet: parts that rewrite the skip features.
 
 Both take the encoder's skip features (each ``[B, H, W, C]``, finest first) and the text
 feature ``[B, D]`` and return features of the same shapes. The decoder consumes every skip

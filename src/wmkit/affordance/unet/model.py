@@ -1,4 +1,4 @@
-"""What every affordance U-Net shares: from simulator frames to maps of the same size.
+"""The base of every affordance U-Net: from simulator frames to maps of the same size.
 
 A model sees a frame and the text feature of a prompt and answers with a map in [0, 1]
 that says where in the frame the prompt's goal can be approached (LS-Imagine,

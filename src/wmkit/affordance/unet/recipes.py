@@ -64,7 +64,7 @@ class Recipe:
     Args:
         lr: learning rate at its peak, for ``batch_size``.
         batch_size: frames per iteration.
-        epochs: how long, unless the caller says so.
+        epochs: passes over the frames, unless the caller gives a number.
         optimiser: parameters and learning rate to an optimiser.
         schedule: progress in [0, 1] to a factor on the learning rate.
         loss: prediction and label ``[B,1,h,w]`` to a scalar.

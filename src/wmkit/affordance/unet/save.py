@@ -26,7 +26,7 @@ _TEXT = "text_features"
 
 
 class SavedAffordance(NamedTuple):
-    """What :func:`load_affordance` gives back."""
+    """The result of :func:`load_affordance`."""
 
     model: AffordanceUNet  # in evaluation mode, on the CPU
     text_features: Tensor  # [P, D] float32

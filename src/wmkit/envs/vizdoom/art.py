@@ -269,7 +269,7 @@ class Paint:
     Attributes:
         colors: uint8 ``[256, 3]``; index 0 is transparent in sprites.
         textures: uint8 ``[H, W]`` indices by lump name.
-        sprites: likewise.
+        sprites: uint8 ``[H, W]`` indices by lump name.
     """
 
     colors: np.ndarray

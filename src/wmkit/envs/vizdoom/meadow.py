@@ -1,4 +1,4 @@
-"""Where things stand: one seeded map of the embedded worlds, and the WAD that holds many of them.
+"""The layout of things: one seeded map of the embedded worlds, and the WAD that holds many of them.
 
 A map is a square meadow under a sky, walled by a cliff, with soil and gravel patches, in the full
 world also plateaus one block high, and actors placed by rejection sampling. It is written as UDMF text

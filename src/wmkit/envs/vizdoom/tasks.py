@@ -112,7 +112,7 @@ def find_task(name: str) -> Task:
 
 
 def task_prompt(env_name: str) -> str:
-    """What the affordance scorer is told about an environment.
+    """The prompt of an environment for the affordance scorer.
 
     The instruction of a ViZDoom task; for any other environment its own name in words.
 

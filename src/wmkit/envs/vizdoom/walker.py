@@ -21,7 +21,7 @@ GAP = 22  # columns: 10 degrees
 class MaskWalker:
     """Turns until the goal's mask is in view, centres it, walks, and acts when close.
 
-    Sees nothing but ``goal_mask``. Where the way is blocked, it jumps, then steps aside.
+    It sees ``goal_mask`` alone. Where the way is blocked, it jumps, then steps aside.
 
     Args:
         task: whose action it takes at the goal.

@@ -1,4 +1,4 @@
-"""What heads and actors return, and what a stochastic state is made of.
+"""Distributions: what heads and actors return, and stochastic states.
 
 A prediction knows its loss, its mean, its mode and, where that makes sense, how to sample. Plain tensors
 inside, no ``torch.distributions``: nothing validates, nothing synchronises. Every ``loss`` is per sample, in

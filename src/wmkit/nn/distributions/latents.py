@@ -1,4 +1,4 @@
-"""What a stochastic state is made of: its statistics, its chance, its samples.
+"""Stochastic states: their statistics, its chance, its samples.
 
 Dynamics hold one of these and never ask which. ``statistics`` are what prior and posterior
 predict and a KL compares; chance is drawn by ``noise``, for all steps of a loop at once.

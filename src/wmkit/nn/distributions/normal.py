@@ -74,7 +74,7 @@ class TanhNormal:
 
     Args:
         mean: ``[*B, A]`` float as the network gives it.
-        std: ``[*B, A]`` float, likewise; zero gives ``initial``.
+        std: ``[*B, A]`` float as the network gives it; zero gives ``initial``.
         scale: bound of the mean before the tanh.
         initial: standard deviation before the tanh of a network that says zero.
         low: added to the standard deviation.
@@ -140,7 +140,7 @@ class TruncatedNormal:
 
     Args:
         mean: ``[*B, A]`` float as the network gives it.
-        std: ``[*B, A]`` float, likewise; zero gives ``1 + low``.
+        std: ``[*B, A]`` float as the network gives it; zero gives ``1 + low``.
         low: added to the standard deviation.
 
     >>> policy = TruncatedNormal(torch.zeros(1, 2), torch.zeros(1, 2))

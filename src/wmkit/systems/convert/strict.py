@@ -35,7 +35,7 @@ FIRST_ROW = Turn(lambda x: x.squeeze(0), lambda x: x.unsqueeze(0))
 
 
 class Row(NamedTuple):
-    r"""What parameters of one kind are called there.
+    r"""The original's names of parameters of one kind.
 
     Attributes:
         ours: pattern of our whole name.
@@ -69,7 +69,7 @@ class Slot(NamedTuple):
 
 
 def trace(system: nn.Module, rows: Iterable[Row], code: str, advice: str) -> dict[str, Slot]:
-    """Where every parameter of a system, and every statistic of a batch norm, comes from.
+    """The source of every parameter of a system and of every statistic of a batch norm.
 
     Args:
         system: a :class:`~wmkit.systems.System`.
