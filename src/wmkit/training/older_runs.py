@@ -1,8 +1,8 @@
 """Configurations of runs made before objectives, controllers and schedules were lists of parts.
 
-Weights kept their names, so such a run can be evaluated and resumed. What it says of the blocks that stayed (sizes,
-environment, training, rates, ...) goes over today's page of its system; of the blocks that went, each number that has a
-place today is put there.
+Weights kept their names, so such a run can be evaluated and resumed. What it says of the blocks that stayed
+(sizes, environment, training, rates, ...) goes over today's page of its system; of the blocks that went, each
+number that has a place today is put there.
 """
 
 from __future__ import annotations
