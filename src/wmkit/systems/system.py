@@ -10,12 +10,12 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import Bounded, OneHot
 
-from wmkit.arguments import made
 from wmkit.codecs import FrameStack
 from wmkit.control import DreamEnv, Policy
 from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 from wmkit.optim import Loss
+from wmkit.places import made
 from wmkit.plug import Key
 from wmkit.systems.checks import check_batch, check_names, check_window
 from wmkit.systems.spaces import Spaces
