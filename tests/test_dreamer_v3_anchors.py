@@ -13,7 +13,7 @@ T17      test_dreamer_v3_system: latents go back to where the window came from
 T15      test_codecs_heads: the image codec against plain operations
 T23      test_dreamer_v3_losses: state of a joint update; test_training: resuming
 T24      test_dreamer_v3_losses, test_codecs_heads: nothing is read back, one graph
-T18      test_benchmark_envs: which end Atari's limit of frames is
+T18      test_atari: which end Atari's limit of frames is
 T19      test_dreamer_v3_system: when learning starts
 
 The replay's side of T2 stands with the replay.

@@ -14,7 +14,8 @@ import wmkit
 
 ROOT = Path(wmkit.__file__).parent
 RANK = {room: rank for rank, room in enumerate(wmkit.ROOMS)}  # 0 is the roof
-FREE = {"arguments", "errors", "plug", "registry"}  # importable from everywhere; they import no room
+# Importable from everywhere; they import no room.
+FREE = {"arguments", "errors", "places", "plug", "registry"}
 ABOVE = {"__init__", "__main__", "_builtins"}  # the lazy front door and the table of names
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from torchrl.envs import EnvBase, SerialEnv
 
-from wmkit.arguments import check_arguments, made
+from wmkit.arguments import check_arguments
 from wmkit.envs.names import MINIGRID, is_gymnasium_id, unknown_env
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.vizdoom.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
+from wmkit.places import made
 from wmkit.registry import available, resolve
 
 

@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl.data import Composite, TensorSpec
 
-from wmkit.arguments import check_page, check_range, made, placed
+from wmkit.arguments import check_page, check_range
 from wmkit.errors import ConfigError
 from wmkit.heads import ActorChoice
+from wmkit.places import made, placed
 from wmkit.systems.overrides import origin
 from wmkit.systems.pages import compose, published
 from wmkit.systems.spaces import Spaces, read_spaces

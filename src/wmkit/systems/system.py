@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.data import Bounded, OneHot
 
-from wmkit.arguments import made
 from wmkit.codecs import FrameStack
 from wmkit.control import DreamEnv, Policy
 from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 from wmkit.optim import Loss
+from wmkit.places import made
 from wmkit.plug import Key
 from wmkit.systems.checks import check_batch, check_names, check_window
 from wmkit.systems.spaces import Spaces
@@ -113,12 +113,13 @@ class System(nn.Module):
         with made("critic"):
             self.critic = critic and critic(self.world_model.width(critic, "the critic"))
         self.objectives: Any = nn.ModuleDict()
+        terms: dict[str, Sequence[str]] = {}
         for key, objective in objectives.items():
             with made(f"objectives.{key}"):
                 self.objectives[key] = objective.attach(self.world_model)
+                terms[f"objectives.{key}"] = objective.names(self.world_model)
         with made("controller"):
             self.controller = controller and controller(self.actor, self.critic)
-        terms = {f"objectives.{key}": one.names(self.world_model) for key, one in self.objectives.items()}
         check_names({**terms, "controller": tuple(getattr(self.controller, "weights", ()))}, spaces)
         modules = {"world_model": self.world_model, "actor": self.actor, "critic": self.critic}
         with made("schedule"):

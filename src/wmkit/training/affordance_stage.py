@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from wmkit.arguments import check_arguments, check_page, check_range, check_value, made
+from wmkit.arguments import check_arguments, check_page, check_range, check_value
 from wmkit.errors import ConfigError, MissingWeightsError
+from wmkit.places import made
 from wmkit.registry import resolve
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.report.evidence import save_evidence

@@ -15,11 +15,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-from wmkit.arguments import check_arguments, made, placing
+from wmkit.arguments import check_arguments
 from wmkit.data import ReplayStreams, Sampler
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.schema import HALVES
 from wmkit.errors import ConfigError
+from wmkit.places import made, placing
 from wmkit.registry import resolve
 from wmkit.training.affordance_stage import AffordanceTools, prepare_affordance
 from wmkit.training.collect import ArrivalReward, with_carry
