@@ -45,7 +45,7 @@ _FLAGS = ("done", "terminated", "truncated", "is_init", "reward", "previous_acti
 class Chunk(NamedTuple):
     """The records that one environment's transitions add to its stream.
 
-    Args:
+    Attributes:
         records: TensorDict ``[n]``, in order of time.
         latents: TensorDict ``[1]`` for the record just before these, or None where the first
             record starts an episode or the policy keeps no latents.

@@ -25,7 +25,7 @@ from wmkit.errors import SpecError
 class Windows:
     """The windows that a replay can give now.
 
-    Args:
+    Attributes:
         begin: int64 ``[S]``, position of the oldest record of each stream.
         end: int64 ``[S]``, one past the newest.
         capacity: records per stream C; position p lies in slot ``p % C``.

@@ -44,7 +44,7 @@ def as_key(key: str | Key) -> Key:
 class Field:
     """One leaf of a record.
 
-    Args:
+    Attributes:
         key: nested key, for example ``("zoomed", "pixels")``.
         shape: shape of one record's value, without batch dimensions.
         dtype: dtype that callers pass in and get back.
@@ -99,7 +99,7 @@ class Field:
 class Options:
     """Options of a replay's owner; kept in the schema so that reopening is exact.
 
-    Args:
+    Attributes:
         num_streams: number of streams S.
         capacity: records per stream C.
         sparse: group name to number of slots.

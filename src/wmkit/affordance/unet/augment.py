@@ -14,7 +14,7 @@ from torch import Tensor
 class RandomAffine:
     """Flip left and right, rotate, shift and enlarge; borders are reflected.
 
-    Args:
+    Attributes:
         flip: probability of a flip.
         affine: probability of the affine change.
         rotation: largest angle in degrees, either way.

@@ -42,7 +42,7 @@ class CollectedFrames(NamedTuple):
 class AffordanceDataset:
     """Frames with labels and the text that each label answers.
 
-    Args:
+    Attributes:
         frames: uint8 ``[N,3,H,W]``.
         labels: uint8 ``[N,H,W]``, 255 times the map.
         text: ``[P,D]`` features of the prompts (``[D]`` is one prompt).

@@ -61,7 +61,7 @@ def cross_entropy(prediction: Tensor, label: Tensor) -> Tensor:
 class Recipe:
     """One way to train.
 
-    Args:
+    Attributes:
         lr: learning rate at its peak, for ``batch_size``.
         batch_size: frames per iteration.
         epochs: passes over the frames, unless the caller gives a number.
