@@ -13,7 +13,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/tour.md", "README.md", "docs/guides/scorer.md", "docs/performance.md"]
+    "page",
+    ["docs/tour.md", "README.md", "docs/guides/scorer.md", "docs/howto/torchrl.md", "docs/performance.md"],
 )
 def test_python_blocks_run(page, capsys):
     text = (TREE / page).read_text(encoding="utf-8")
