@@ -3,8 +3,8 @@
 A *system* (LS-Imagine, DreamerV3, ...) is a YAML page that names parts and numbers; the
 parts live in rooms, each a subpackage that imports only from the rooms below it::
 
-    cli > training > systems > envs > data > objectives > affordance > dynamics
-        > heads > codecs > backbones > nn > functional > fast
+    cli > training > systems > control > envs > data > objectives > optim > affordance
+        > dynamics > heads > codecs > backbones > nn > functional > fast
 
 ``import wmkit`` imports none of them: names are looked up on first use (PEP 562), so the
 import costs milliseconds and torch is loaded when something needs it.
