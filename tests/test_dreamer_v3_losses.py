@@ -21,28 +21,26 @@ from torchrl.objectives import DreamerV3ValueLoss
 from torchrl.objectives.value import TDLambdaEstimator
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 from torchrl.trainers.algorithms import DreamerV3Optimizer
-from wmkit.systems.schedules import JointUpdate
 
 from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
-from wmkit.dynamics import RSSM, WorldModel, imagine
+from wmkit.control import ActorCritic, AllStates, ReplayCritic, TransitionReturns
+from wmkit.dynamics import RSSM, WorldModel, rollout
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import lambda_return_jumpy, replay_lambda_return, symexp_bins, symlog
 from wmkit.heads import ContinueHead, ContinuousActor, Critic, DiscreteActor, RewardHead
 from wmkit.nn import STYLE_2024, Feature, SymexpTwoHot
-from wmkit.objectives import (
-    ActorCriticLoss,
-    KLBalance,
-    LambdaReturnJumpy,
-    LaProp,
-    ReplayCriticLoss,
-    WorldModelLoss,
-)
+from wmkit.objectives import HeadLosses, KLBalance, LambdaReturnJumpy, Reconstruction
+from wmkit.optim import LaProp, Schedule
 from wmkit.systems import System, build_from, compose
 from wmkit.systems.spaces import Spaces
 
 DISCOUNT = 1 - 1 / 333
 WEIGHTS = {"actor": 1.0, "critic": 1.0, "replay_critic": 0.3}
+JOINT = {
+    "trains": ["world_model", "actor", "critic"],
+    "learns_from": ["representation", "dynamics", "actor", "critic"],
+}
 
 
 def assemble(
@@ -61,7 +59,6 @@ def assemble(
         "reward": partial(RewardHead, target="reward", **trunk, **scalar),
         "continuation": partial(ContinueHead, label="discount", discount=DISCOUNT, **trunk),
     }
-    terms = {"observation": 1.0, "reward": 1.0, "continuation": 1.0}
     return System(
         "hand_made",
         Spaces({"observation": (6,)}, (), ("observation",), 3),
@@ -74,22 +71,27 @@ def assemble(
         ),
         actor=partial(actor, **trunk),
         critic=partial(Critic, **trunk, **scalar),
-        world_model_loss=WorldModelLoss(
-            kl=KLBalance(), weights=terms | {"kl_dynamics": 1.0, "kl_representation": 0.1}
-        ),
-        behaviour=ActorCriticLoss(
+        objectives={
+            "reconstruction": Reconstruction({"observations": 1.0}),
+            "heads": HeadLosses({"reward": 1.0, "continuation": 1.0}),
+            "latents": KLBalance({"kl_dynamics": 1.0, "kl_representation": 0.1}, unimix=0.01),
+        },
+        controller=partial(
+            ActorCritic,
             horizon=horizon,
+            starts=AllStates(),
             rewards={"reward": 1.0},
-            estimator=LambdaReturnJumpy(gamma=1.0, lmbda=0.95),
+            returns=TransitionReturns(estimator=LambdaReturnJumpy(gamma=1.0, lmbda=0.95), first="predicted"),
             return_norm=PercentileValueNorm(rate=0.01, quantiles=(0.05, 0.95), min_scale=1.0),
-            first_weight="predicted",
+            also_to="slow_value",
+            replay=ReplayCritic(gamma=DISCOUNT),
+            weights=WEIGHTS,
         ),
         schedule=partial(
-            JointUpdate,
-            optimizer=partial(LaProp, **laprop),
-            replay_critic=ReplayCriticLoss(gamma=DISCOUNT),
-            weights=WEIGHTS,
-            slow_fraction=0.02,
+            Schedule,
+            learners={"joint": {**JOINT, "optimizer": partial(LaProp, **laprop)}},
+            order=[["joint"]],
+            slow={"critic": {"fraction": 0.02}},
         ),
         batch={"size": 4, "length": 8, "context": 0},
     )
@@ -211,8 +213,8 @@ def test_joint_update_reads_nothing_back() -> None:
         batch = {"observation": torch.empty(4, 8, 6), "previous_action": torch.empty(4, 8, 3)}
         batch |= {key: torch.zeros(4, 8, 1, dtype=torch.bool) for key in ("is_init", "terminated", "done")}
         batch |= {"reward": torch.empty(4, 8, 1)}
-        metrics, _ = system.schedule.update(system, batch, None)
-        assert metrics["grad_norm"].shape == ()
+        metrics = system.update(TensorDict(batch, [4, 8]))
+        assert metrics["grad_norm_joint"].shape == ()
 
 
 # -- returns ----------------------------------------------------------------------------------
@@ -299,7 +301,7 @@ class LinearCritic(nn.Module):
         super().__init__()
         self.core, self.prediction = core, prediction
 
-    def forward(self, features: Any) -> Any:
+    def predict(self, features: Any) -> Any:
         return self.prediction(self.core(features.dense if isinstance(features, Feature) else features))
 
 
@@ -314,7 +316,7 @@ def test_replay_loss_equals_torchrl(scored: Any) -> None:
     batch["is_init"][:, 0] = False
     features = Feature(x[..., :2], x[..., 2:])
     critics = LinearCritic(core, prediction), LinearCritic(slow, prediction)
-    loss = ReplayCriticLoss(gamma=DISCOUNT)
+    loss = ReplayCritic(gamma=DISCOUNT)
     got = loss(*critics, features, batch, bootstrap)
 
     value = TensorDictSequential(
@@ -342,34 +344,34 @@ def test_replay_loss_equals_torchrl(scored: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_weight", "actor"),
+    ("first", "actor"),
     [("predicted", DiscreteActor), ("replay", DiscreteActor), ("predicted", ContinuousActor)],
 )
-def test_losses_on_roll_outs_by_hand(first_weight: str, actor: type[nn.Module]) -> None:
+def test_losses_on_roll_outs_by_hand(first: str, actor: type[nn.Module]) -> None:
     system = assemble(horizon=15, actor=actor)
     rouse(system, 3.0)
-    system.behaviour.first_weight = first_weight
-    model, critic, slow = system.world_model, system.critic, system.schedule.slow_critic
-    starts = model.observe(system.fill(system.example_batch())).latent.map(lambda x: x.flatten(0, 1)).detach()
-    rows, going = 32, (torch.rand(32, 1) < 0.8).float()  # ends are starts like any other
+    controller, model, slow = system.controller, system.world_model, system.schedule.slow_critic
+    controller.returns.first = first
+    batch = system.example_batch()
+    batch["terminated"] = torch.rand(4, 8, 1) < 0.2  # ends are starts like any other
+    scene = system.scene(batch)
+    start = controller.starts(scene)
     torch.manual_seed(7)
-    out = system.behaviour(
-        model, system.actor, critic, slow, starts, torch.ones(rows, 1, dtype=torch.bool), going
-    )
+    out = controller.learn(scene, system.schedule.slow)
     torch.manual_seed(7)
-    rollout = imagine(model, system.actor, starts, 15)
-    feature = rollout.features.dense  # 16 states
+    found = rollout(model, start.latent, system.actor, 15)
+    feature = found.latent.feature.dense  # [16, 32, F]
     with torch.no_grad():
-        reward, value = model.heads["reward"](feature).mean, critic(feature).mean
-        con = model.heads["continuation"](feature).mean
-        lagging = slow(feature).mean
-    target, following = [], value[:, 15]
+        reward, con = model.heads["reward"].predict(feature).mean, model.continuation(found.latent)
+        value, lagging = system.critic.predict(feature).mean, slow.predict(feature).mean
+    target, following = [], value[15]
     for i in reversed(range(15)):
-        following = reward[:, i + 1] + con[:, i + 1] * (0.05 * value[:, i + 1] + 0.95 * following)
+        following = reward[i + 1] + con[i + 1] * (0.05 * value[i + 1] + 0.95 * following)
         target.append(following)
-    returns = torch.stack(target[::-1], 1)
-    weight = torch.cat([con[:, :1] if first_weight == "predicted" else going[:, None], con[:, 1:15]], 1)
-    weight = weight.cumprod(1).squeeze(-1)
+    returns = torch.stack(target[::-1])
+    going = 1 - batch["terminated"].float().flatten(0, 1)
+    weight = torch.cat([con[:1] if first == "predicted" else going[None], con[1:15]])
+    weight = weight.cumprod(0).squeeze(-1)
     ordered = returns.flatten().sort().values
 
     def percentile(share: float) -> Tensor:  # linear between the two neighbours
@@ -379,67 +381,67 @@ def test_losses_on_roll_outs_by_hand(first_weight: str, actor: type[nn.Module]) 
 
     scale = 0.01 * (percentile(0.95) - percentile(0.05))  # from zero, no debias, used at once
     assert scale > 1
-    policy = system.actor(feature[:, :15])
-    log_prob, entropy = policy.log_prob(rollout.actions), policy.entropy
+    policy = system.actor.policy(feature[:15])
+    log_prob, entropy = policy.log_prob(found.actions), policy.entropy
     if actor is ContinuousActor:  # the plain normal's, of what was drawn: neither squashed nor clipped
-        assert rollout.actions.abs().max() > 1 and rollout.actions.std(-1).min() > 0
+        assert found.actions.abs().max() > 1 and found.actions.std(-1).min() > 0
         normal = torch.distributions.Normal(policy.mean, policy.std)
-        log_prob, entropy = normal.log_prob(rollout.actions).sum(-1), normal.entropy().sum(-1)
-    advantage = ((returns - value[:, :15]) / scale).squeeze(-1)
-    actor_loss = -(weight * (log_prob * advantage + 3e-4 * entropy)).mean()
-    scored = critic(feature[:, :15])
-    critic_loss = (weight * (scored.loss(returns) + scored.loss(lagging[:, :15]))).mean()
+        log_prob, entropy = normal.log_prob(found.actions).sum(-1), normal.entropy().sum(-1)
+    advantage = ((returns - value[:15]) / scale).squeeze(-1)
+    scored = system.critic.predict(feature[:15])
+    replayed = controller.replay(
+        system.critic, slow, scene.observed.latent.feature, scene.batch, returns[0].unflatten(0, (4, 8))
+    )
+    expected = {
+        "actor": -(weight * (log_prob * advantage + 3e-4 * entropy)).mean(),
+        "critic": (weight * (scored.loss(returns) + scored.loss(lagging[:15]))).mean(),
+        "replay_critic": 0.3 * replayed.loss,
+    }
     torch.testing.assert_close(out.metrics["return_scale"], scale, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(out.actor_loss, actor_loss, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(out.critic_loss, critic_loss, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(out.start_return, returns[:, 0], rtol=1e-3, atol=1e-3)
+    for name, loss in expected.items():
+        torch.testing.assert_close(out.terms[name].loss, loss, rtol=1e-4, atol=1e-4)
 
 
-def test_predicted_first_weight_needs_returns_that_lack_it() -> None:
-    common: dict[str, Any] = {"horizon": 5, "rewards": {"reward": 1.0}}
+def test_a_starts_continuation_counts_once() -> None:
     released = LambdaReturnJumpy(gamma=0.997, lmbda=0.95, continuation_at="current")
-    with pytest.raises(ConfigError, match="continuation twice"):
-        ActorCriticLoss(**common, estimator=released, first_weight="predicted")
-    with pytest.raises(ConfigError, match="first_weight 'none' is unknown"):
-        ActorCriticLoss(**common, estimator=released, first_weight="none")  # type: ignore[arg-type]
+    for options in ({"weigh": "current"}, {"weigh": "next"}):  # the weights hold it, or the returns do
+        with pytest.raises(ConfigError, match="first is 'predicted': wanted"):
+            TransitionReturns(estimator=released, first="predicted", **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first is 'none': wanted"):
+        TransitionReturns(estimator=released, first="none")  # type: ignore[arg-type]
 
 
 # -- the joint update -------------------------------------------------------------------------
 
 
-def test_world_model_terms_are_means_over_their_own_positions() -> None:
+def test_a_joint_loss_is_the_weighted_sum_of_its_terms() -> None:
     system = assemble()
-    learned = system.world_model_loss(system.world_model, system.fill(system.example_batch()))
-    weights = system.world_model_loss.weights
-    expected = sum(weights[name] * learned.metrics[f"loss_{name}"] for name in weights)
-    torch.testing.assert_close(learned.loss.detach(), expected)
+    metrics = system.update(system.example_batch())
+    weights = {name: w for objective in system.objectives.values() for name, w in objective.weights.items()}
+    model = sum(weight * metrics[f"loss_{name}"] for name, weight in weights.items())
+    assert set(weights) == {"observation", "reward", "continuation", "kl_dynamics", "kl_representation"}
+    torch.testing.assert_close(metrics["loss_world_model"], model)
+    whole = model + sum(weight * metrics[f"loss_{name}"] for name, weight in WEIGHTS.items())
+    torch.testing.assert_close(metrics["loss_joint"], whole)
 
 
 def test_every_loss_reaches_its_parts_and_no_others() -> None:
     system = assemble()
     rouse(system)
-    schedule, batch = system.schedule, system.fill(system.example_batch())
-    learned = system.world_model_loss(system.world_model, batch)
-    behaved = system.behaviour(
-        system.world_model,
-        system.actor,
-        system.critic,
-        schedule.slow_critic,
-        learned.starts,
-        learned.start_mask,
-        learned.start_continuation,
-    )
-    bootstrap = behaved.start_return.unflatten(0, (4, 8))
-    features = learned.observed.latent.parts
-    replayed = schedule.replay_critic(system.critic, schedule.slow_critic, features, batch, bootstrap)
-    model = system.world_model
+    scene, model = system.scene(system.example_batch()), system.world_model
+    modelled = [
+        objective.weights[name] * term.loss
+        for objective in system.objectives.values()
+        for name, term in objective.terms(scene).items()
+    ]
+    terms = system.controller.learn(scene, system.schedule.slow).terms
     filtering = (model.encoder, model.dynamics, system.critic)
     owners = (
-        (learned.loss, (model,), ()),
-        (behaved.actor_loss, (system.actor,), ()),
-        (behaved.critic_loss, (system.critic,), ()),
-        (replayed.loss, filtering, tuple(model.dynamics.prior.parameters())),  # no prior in a posterior
-    )
+        (sum(modelled), (model,), ()),
+        (terms["actor"].loss, (system.actor,), ()),
+        (terms["critic"].loss, (system.critic,), ()),
+        (terms["replay_critic"].loss, filtering, tuple(model.dynamics.prior.parameters())),
+    )  # no prior in a posterior
     names = {id(p): name for name, p in system.named_parameters()}
     trained = [p for p in system.parameters() if p.requires_grad]
     for loss, parts, without in owners:
@@ -472,7 +474,7 @@ def test_joint_update_learns(today: bool) -> None:
     losses = []
     for _ in range(30):
         torch.manual_seed(0)  # the same samples and roll-outs
-        losses.append(system.update(batch)["loss"].item())
+        losses.append(system.update(batch)["loss_joint"].item())
     assert losses[0] == losses[1]  # learning rate zero
     assert losses[-1] < 0.9 * losses[0] and all(math.isfinite(x) for x in losses)
 
@@ -495,25 +497,31 @@ def test_state_of_a_joint_update_survives() -> None:
     for seed in range(3):
         first.update(first.example_batch(seed))
     second.load_state_dict(copy.deepcopy(first.state_dict()))  # as a file would
-    assert second.behaviour.return_norm.high > 0
+    assert second.controller.return_norm.high > 0
     for system in (first, second):
         torch.manual_seed(5)
         system.update(system.example_batch(5))
     for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q), name
-    assert torch.equal(first.behaviour.return_norm.high, second.behaviour.return_norm.high)
+    assert torch.equal(first.controller.return_norm.high, second.controller.return_norm.high)
 
 
 PAGE = """
-behaviour: {estimator: {gamma: 1.0}, first_weight: predicted}
+controller:
+  returns: {estimator: {gamma: 1.0}, first: predicted}
+  replay: {_target_: wmkit.control.ReplayCritic, gamma: 0.996997, lmbda: 0.95}
+  weights: {actor: 1.0, critic: 1.0, replay_critic: 0.3}
 world_model: {heads: {continuation: {label: discount, discount: 0.996997}}}
 schedule:
-  _target_: wmkit.systems.schedules.JointUpdate
+  _target_: wmkit.optim.Schedule
   _partial_: true
-  optimizer: {_target_: wmkit.objectives.LaProp, _partial_: true, lr: 4.0e-5, betas: [0.9, 0.999], agc: 0.3}
-  replay_critic: {_target_: wmkit.objectives.ReplayCriticLoss, gamma: 0.996997, lmbda: 0.95}
-  weights: {actor: 1.0, critic: 1.0, replay_critic: 0.3}
-  slow_fraction: 0.02
+  learners:
+    joint:
+      trains: [world_model, actor, critic]
+      learns_from: [representation, dynamics, actor, critic]
+      optimizer: {_target_: wmkit.optim.LaProp, _partial_: true, lr: 4.0e-5, betas: [0.9, 0.999], agc: 0.3}
+  order: [[joint]]
+  slow: {critic: {fraction: 0.02}}
 """
 
 
@@ -525,16 +533,12 @@ def test_a_page_spells_it() -> None:
     spec = Composite(observation=Unbounded((6,)))
     system = build_from(OmegaConf.merge(config, changes), spec, OneHot(3))
     metrics = system.update(system.example_batch()[:2, :5])
-    assert {"loss", "loss_replay_critic", "grad_norm"} <= set(metrics.keys())
+    assert {"loss_joint", "loss_replay_critic", "grad_norm_joint"} <= set(metrics.keys())
 
 
-def test_joint_update_checks_its_weights() -> None:
+def test_a_controller_checks_its_weights() -> None:
     system = assemble()
-    with pytest.raises(ConfigError, match="none for replay_critic"):
-        JointUpdate(
-            system,
-            optimizer=LaProp,
-            replay_critic=ReplayCriticLoss(gamma=DISCOUNT),
-            weights={"actor": 1.0, "critic": 1.0},
-            slow_fraction=0.02,
-        )
+    common: dict[str, Any] = {"horizon": 5, "rewards": {"reward": 1.0}, "starts": AllStates()}
+    returns = TransitionReturns(estimator=LambdaReturnJumpy(gamma=1.0, lmbda=0.95))
+    with pytest.raises(ConfigError, match="replay_critc"):
+        ActorCritic(system.actor, system.critic, returns=returns, weights={"replay_critc": 0.3}, **common)

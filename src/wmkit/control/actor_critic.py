@@ -70,8 +70,8 @@ class ActorCritic(nn.Module):
         weights: factors on ``actor``, ``critic`` and ``replay_critic``; one where they are not named.
 
     Raises:
-        ConfigError: a horizon that is too short, an unknown option, a gradient through the dynamics with an
-            estimator that keeps none, or no gradient for the actor's kind of action.
+        ConfigError: a horizon that is too short, an unknown option or weight, a gradient through the dynamics
+            with an estimator that keeps none, or no gradient for the actor's kind of action.
     """
 
     actor: Any
@@ -109,6 +109,11 @@ class ActorCritic(nn.Module):
         self.entropy, self.entropy_term = entropy, entropy_term or EntropyBonus()
         self.also_to, self.replay = also_to, replay
         self.weights = {"actor": 1.0, "critic": 1.0, "replay_critic": 1.0} | dict(weights or {})
+        if len(self.weights) > 3:
+            raise ConfigError(
+                f"weights are of {', '.join(weights or ())}: wanted some of actor, critic and replay_critic; "
+                "correct weights"
+            )
         self.gradient = self._gradient(gradient or Reinforce())
         self.states, self.acting = returns.scored(horizon)
         self.shortest = 1 if replay is None else replay.shortest

@@ -86,6 +86,8 @@ class TransitionReturns(nn.Module):
         super().__init__()
         wanted = {"bootstrap": ("online", "slow"), "weigh": ("next", "current", "none")}
         wanted["first"] = ("replay", "predicted", "one") if weigh == "next" else ("one",)
+        if getattr(estimator, "continuation_at", "next") == "current" and weigh == "next":
+            wanted["first"] = ("replay", "one")  # the returns hold the model's continuation of the start
         found = {"bootstrap": bootstrap, "weigh": weigh, "first": first}
         for name, options in wanted.items():
             if found[name] not in options:
