@@ -21,7 +21,7 @@ from torchrl.data import Composite, OneHot, Unbounded
 import wmkit
 from wmkit.optim.captured import compile_update
 
-TINY = ["size=tiny", "batch.size=2", "batch.length=3", "behaviour.horizon=2"]
+TINY = ["size=tiny", "batch.size=2", "batch.length=3", "controller.horizon=2"]
 
 
 def build(overrides: list[str], device: str) -> Any:

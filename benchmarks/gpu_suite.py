@@ -109,9 +109,9 @@ def overrides(cell: Cell, tiny: bool) -> list[str]:
     if not tiny:
         return [f"size={cell.size}", *published]
     shape = {
-        "dreamer_v3": ["batch.size=2", "batch.length=3", "behaviour.horizon=2"],
-        "twm": ["batch.size=2", "batch.length=4", "behaviour.horizon=2", "behaviour.starts.count=4"],
-        "storm": ["batch.size=2", "batch.length=12", "behaviour.horizon=2", "behaviour.starts.count=4"],
+        "dreamer_v3": ["batch.size=2", "batch.length=3", "controller.horizon=2"],
+        "twm": ["batch.size=2", "batch.length=4", "controller.horizon=2", "controller.starts.count=4"],
+        "storm": ["batch.size=2", "batch.length=12", "controller.horizon=2", "controller.starts.count=4"],
     }
     return ["size=tiny", *published, *shape[cell.system]]
 

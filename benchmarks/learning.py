@@ -34,7 +34,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 COLOURS = ("#2a6f4e", "#d08c2c", "#7a5195", "#3b6fb6", "#b03a48", "#666666")
 POINTS, WINDOW = 60, 1 / 8  # of a curve; share of the run whose episodes a point averages
-SETTINGS = ("size", "backbone", "env", "training", "batch", "discount", "learning_rate", "behaviour")
+SETTINGS = ("size", "backbone", "env", "training", "batch", "discount", "learning_rate")
+SETTINGS += ("controller", "behaviour")  # its older name
 # Of these, what says how a run is carried out and watched, not what it learns.
 ASIDE = {
     f"training.{name}"

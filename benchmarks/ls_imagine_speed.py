@@ -29,6 +29,8 @@ from wmkit.affordance import SmallUNet, SwinUNet, VirtualExploration, fuse_score
 from wmkit.affordance.scorers import LabelScorer
 from wmkit.affordance.transform import AffordanceTransform
 from wmkit.data import ReplayStreams
+from wmkit.objectives import Scene
+from wmkit.optim import Loss
 
 RELEASED_MS = {
     "fuse 81 scores": 44.0,
@@ -94,25 +96,26 @@ OVERRIDES = ["size=small", "batch.size=16", "batch.length=32"]
 def update_rows() -> dict[str, float]:
     """One update at size small, whole and in parts; one acting step."""
     system = wmkit.build("ls_imagine", observation_spec=PIXELS, action_spec=OneHot(12), overrides=OVERRIDES)
-    batch = system.example_batch()
-    learned = system.world_model_loss(system.world_model, system.fill(batch))
+    batch, schedule = system.example_batch(), system.schedule
+
+    def score(scene: Scene) -> dict[str, Loss]:
+        losses = {}
+        for objective in system.objectives.values():
+            for name, term in objective.terms(scene).items():
+                losses[name] = Loss(objective.weights[name] * term.loss, term.group)
+        return losses
+
+    scene = system.scene(batch)
+    with torch.no_grad():
+        score(scene)  # jumps leave starts of their own
 
     def world_model() -> None:
-        loss = system.world_model_loss(system.world_model, system.fill(batch)).loss
-        system.schedule.learners["world_model"].step(loss)
+        schedule.learn(["world_model"], score(system.scene(batch)))
 
     def behaviour() -> None:
-        out = system.behaviour(
-            system.world_model,
-            system.actor,
-            system.critic,
-            system.schedule.slow_critic,
-            learned.starts,
-            learned.start_mask,
-            learned.start_continuation,
-        )
-        system.schedule.learners["actor"].step(out.actor_loss)
-        system.schedule.learners["critic"].step(out.critic_loss)
+        terms = system.controller.learn(scene, schedule.slow).terms
+        losses = {name: Loss(term.loss, term.group) for name, term in terms.items()}
+        schedule.learn(["actor", "critic"], losses)
 
     first = batch[:1, 0].select("pixels", "affordance")
     first.update({"is_init": torch.ones(1, 1, dtype=torch.bool), "previous_action": torch.zeros(1, 12)})
@@ -146,7 +149,7 @@ def acting_rows() -> dict[str, float]:
         act = partial(policy, first)
         with set_exploration_type(ExplorationType.RANDOM):
             rows[f"{name}, fused"] = median_ms(act, 200, 30)
-            policy.__dict__["_fused"] = lambda: None
+            policy._fused.step = lambda: None
             rows[f"{name}, part by part"] = median_ms(act, 200, 30)
     return rows
 

@@ -24,8 +24,8 @@ from runs import ONE_THREAD, lines, run_all
 VARIANTS = {
     "ls_imagine": ("ls_imagine", []),
     "dreamer_v3_2023": ("dreamer_v3_2023", []),
-    "ls_imagine without jumps": ("ls_imagine", ["behaviour.gate.prob=0"]),
-    "ls_imagine without intrinsic reward": ("ls_imagine", ["behaviour.rewards.intrinsic_reward=0"]),
+    "ls_imagine without jumps": ("ls_imagine", ["controller.hooks.gate.prob=0"]),
+    "ls_imagine without intrinsic reward": ("ls_imagine", ["controller.rewards.intrinsic_reward=0"]),
 }
 COLOURS = dict(zip(VARIANTS, ("#2a6f4e", "#d08c2c", "#7a5195", "#666666"), strict=True))
 RESULTS = Path(__file__).parents[1] / "docs" / "results"

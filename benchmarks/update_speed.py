@@ -175,27 +175,27 @@ def wmkit_side(system: Any, batch: TensorDict, *, compiled: bool = False) -> Sid
         system.world_model.dynamics,
         system.schedule.learners["joint"],
     )
-    window = batch[:, system.context :]
-    latent = dynamics.resume(window["state"][:, 0], window["belief"][:, 0])
-    learned = system.world_model_loss(model, system.fill(window), latent)
+    controller, replay, scene = system.controller, system.controller.replay, system.scene(batch)
     model_weights = list(model.parameters())
     behaviour_weights = [*system.actor.parameters(), *system.critic.parameters()]
 
     def world_model() -> None:
-        loss = system.world_model_loss(model, system.fill(window), latent).loss
+        seen, losses = system.scene(batch), []
+        for objective in system.objectives.values():
+            losses += [objective.weights[name] * term.loss for name, term in objective.terms(seen).items()]
         learner.optimizer.zero_grad()
-        loss.backward(inputs=model_weights)
+        sum(losses).backward(inputs=model_weights)
 
     def behaviour() -> None:
-        starts, mask, going_on = learned.starts, learned.start_mask, learned.start_continuation
-        slow = system.schedule.slow_critic
-        out = system.behaviour(model, system.actor, system.critic, slow, starts, mask, going_on)
+        controller.replay = None  # as in the peer's piece
+        terms = controller.learn(scene, system.schedule.slow).terms
+        controller.replay = replay
         learner.optimizer.zero_grad()
-        (out.actor_loss + out.critic_loss).backward(inputs=behaviour_weights)
+        (terms["actor"].loss + terms["critic"].loss).backward(inputs=behaviour_weights)
 
     def optimiser() -> None:
         learner.optimizer.step()
-        system.schedule.follow(system.critic)
+        system.schedule.follow()
 
     names = {
         "reconstruction": f"loss_{next(iter(system.spaces.shapes))}",
