@@ -131,7 +131,7 @@ def test_published_proprio_has_a_decoder_output_for_each_vector(system, override
     decoder = build_system(config, env, torch.device("cpu")).world_model.decoder
     names = ["height", "orientations", "velocity"] if apart else ["observation"]
     feature = torch.zeros(1, 512 + 32 * 4)
-    assert list(decoder(feature)) == names
+    assert list(decoder.predict(feature)) == names
 
 
 def test_presets_choose_their_environment_and_give_way():

@@ -112,13 +112,8 @@ class Decoder(Plug):
         predicted = [("predicted", key) for key in self.targets] if out_keys is None else out_keys
         self.set_plug(in_keys, as_keys(predicted, len(self.targets), "out_keys"))
 
-    def forward(self, tensordict: Any) -> Any:
-        """Write the mean of every prediction from a TensorDict's features into it.
-
-        For now, anything but a TensorDict is passed to :meth:`predict`.
-        """
-        if not isinstance(tensordict, TensorDictBase):
-            return self.predict(tensordict)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the mean of every prediction from a TensorDict's features into it."""
         features = torch.cat([tensordict.get(key) for key in self.in_keys], -1)
         for key, prediction in zip(self.out_keys, self.predict(features).values(), strict=True):
             tensordict.set(key, prediction.mean)

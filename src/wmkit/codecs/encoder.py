@@ -110,13 +110,8 @@ class Encoder(Plug):
             )
         self.set_plug(read, as_keys(out_keys, 1, "out_keys"))
 
-    def forward(self, tensordict: Any) -> Any:
-        """Write the embedding of a TensorDict's observations into it.
-
-        For now, anything but a TensorDict is passed to :meth:`encode`.
-        """
-        if not isinstance(tensordict, TensorDictBase):
-            return self.encode(tensordict)
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the embedding of a TensorDict's observations into it."""
         return tensordict.set(self.out_keys[0], self.encode(tensordict))
 
     def encode(self, observations: Mapping[Any, Tensor] | TensorDictBase) -> Tensor:

@@ -136,10 +136,8 @@ class Actor(Plug):
         noise = partial(self.noise, device=features.device)
         return ActionDistribution(self.policy(features), features.shape[:-1], noise)
 
-    def forward(self, tensordict: Any) -> Any:
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Read ``in_keys`` of a TensorDict ``[*B]``, write an action, and return it."""
-        if not isinstance(tensordict, TensorDictBase):  # INTERIM: features
-            return self.policy(tensordict)
         policy = self.policy(read(tensordict, self.in_keys))
         action = policy.sample() if exploration_type() == ExplorationType.RANDOM else policy.mode
         tensordict.set(self.out_keys[0], action)

@@ -150,10 +150,8 @@ class Head(Plug):
         """The mean of a prediction, ``[*B, 1]``, which ``forward`` writes."""
         return prediction.mean
 
-    def forward(self, tensordict: Any) -> Any:
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Read ``in_keys`` of a TensorDict ``[*B]``, write the prediction, and return it."""
-        if not isinstance(tensordict, TensorDictBase):  # INTERIM: features
-            return self.predict(tensordict)
         if not has_all(tensordict, filter(is_next, self.in_keys)):
             return tensordict
         prediction = self.predict(read(tensordict, self.in_keys))
