@@ -5,14 +5,14 @@ list of what plausible code gets wrong). Those that other files hold already are
 
 A4, T16  test_block_rssm: the cell against its equations; test_jax_weights: against the original's layout
 A5, T5   test_distributions, test_heads: predictions against PyTorch and TorchRL
-A8, T10  test_dreamer_v3_losses: the optimiser against the specification, line by line
+A8, T10  test_laprop: the optimiser against the specification, line by line
 A9       test_dreamer_v3_system: parameter counts
 T7       test_dreamer_v3_losses: losses on roll-outs by hand; test_jax_weights: every network
 T11, T20 test_dreamer_v3_system: what a run stores and how it is evaluated; test_training: frames beside steps
 T17      test_dreamer_v3_system: latents go back to where the window came from
 T15      test_codecs: the image codec against plain operations
 T23      test_dreamer_v3_losses: state of a joint update; test_training: resuming
-T24      test_dreamer_v3_losses, test_captured: nothing is read back, one graph
+T24      test_laprop, test_captured: nothing is read back, one graph
 T18      test_atari: which end Atari's limit of frames is
 T19      test_dreamer_v3_system: when learning starts
 

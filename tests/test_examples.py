@@ -41,3 +41,8 @@ def test_ppo_and_cem_run_inside_a_model_that_was_trained(tmp_path, monkeypatch, 
     script.main()
     shown = capsys.readouterr().out
     assert "PPO, learned in dreams" in shown and "CEM, plans in dreams" in shown
+
+
+def test_parts_are_composed_by_hand(capsys) -> None:
+    example("compose_by_hand").main(updates=2)
+    assert "one dream" in capsys.readouterr().out
