@@ -82,13 +82,13 @@ def main(arguments: list[str] | None = None) -> list[float]:
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     # 1. Labels what the environment shows: maps, scores, jumps, zoomed views.
-    labels = AffordanceTransform(MaskAffordance(), labeller=JumpLabeller(margin=0.5, rise=1.0), del_keys=True)
+    labels = AffordanceTransform(MaskAffordance(), labeller=JumpLabeller(margin=0.5, rise=0.3), del_keys=True)
     env = make_env("vizdoom/harvest_log_in_plains", num_envs=STREAMS, world="small", frames=True, masks=True)
     env = TransformedEnv(env, Compose(InitTracker(), labels))
     # 2. Knows how long a jump takes as soon as the record comes in that reached its view.
     sampler = SliceSampler(slice_len=LENGTH, traj_key="stream", init_key=None, truncated_key=None)
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(SIZE), sampler=sampler, batch_size=BATCH)
-    buffer.append_transform(JumpResolver(SIZE, PendingPairs(STREAMS, gamma=GAMMA)))
+    buffer.append_transform(JumpResolver(SIZE, PendingPairs(STREAMS, gamma=GAMMA, success_reaches=True)))
     # 3. A world model of steps and jumps, over whichever backbone.
     encoder = Encoder(IMAGES, images=list(IMAGES), vectors=[], depth=16, patch=8, **LAYERS)
     backbone = partial(backbones.build, options.backbone)
