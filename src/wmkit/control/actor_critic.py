@@ -3,8 +3,8 @@
 =====================  ==============  ============  ============  ============  =============  ============
 part                   DreamerV1, V2   DreamerV3     LS-Imagine    TWM           STORM          TransDreamer
 =====================  ==============  ============  ============  ============  =============  ============
-``starts``             all states      all states    and jumps'    pairs         sampled        a prefix
-``hooks``              -               -             jump gate     restarts      from prior     -
+``starts``             all states      all states    and jumps'    pairs         pairs          a prefix
+``hooks``              -               -             jump gate     restarts      from prior     from prior
 ``returns``            state           transition    transition    transition    transition     transition
 ``gradient``           dynamics, mix   REINFORCE     REINFORCE     REINFORCE     REINFORCE      REINFORCE
 ``return_norm``        -               percentiles   percentiles   -             percentiles    -
