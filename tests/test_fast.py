@@ -241,3 +241,43 @@ def test_rms_norm_is_pytorchs_with_its_gradients(shape):
     results = [(y, *torch.autograd.grad(y.sin().sum(), wanted)) for y in (plain, norm(x))]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+# -- loops -------------------------------------------------------------------------------
+
+
+def test_a_loop_sums_a_weights_gradient_once() -> None:
+    """Also where gradients of inputs alone were asked for before, and in a thread that is in no loop."""
+    dense, blocks = Linear(6, 6).double(), torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    start = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    def loop() -> Tensor:
+        x = start
+        for _ in range(3):
+            x = torch.tanh(dense(x)) + fast.block_product(x, blocks).transpose(0, 1).flatten(1)
+        return x
+
+    plain = loop()
+    with fast.loop_weights(start):
+        summed = loop()
+        elsewhere: list[Tensor] = []
+        thread = threading.Thread(target=lambda: elsewhere.append(dense(start)))
+        thread.start()
+        thread.join()
+    assert "_Product" in _nodes(summed.grad_fn) and "_Product" not in _nodes(plain.grad_fn)
+    assert "_Product" not in _nodes(elsewhere[0].grad_fn)
+    torch.autograd.grad(summed.sum(), start, retain_graph=True)
+    same_with_gradients(summed, plain, [start, dense.weight, dense.bias, blocks], 1e-12)
+    with fast.disabled(), fast.loop_weights(start):
+        assert "_Product" not in _nodes(loop().grad_fn)
+
+
+def _nodes(node: object) -> str:
+    """Names of all operations of a graph."""
+    seen, waiting = set(), [node]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and one not in seen:
+            seen.add(one)
+            waiting += [before for before, _ in one.next_functions]  # type: ignore[attr-defined]
+    return " ".join(type(x).__name__ for x in seen)

@@ -33,6 +33,7 @@ import torch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from wmkit import fast
 from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
 from wmkit.dynamics.dynamics import Dynamics, Record
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
@@ -201,10 +202,11 @@ class RSSM(Dynamics):
         noise = self.noise(*embed.shape[:2], device=embed.device)
         latents, logits = [], []
         per_step = (action_in, embed_in, record["is_init"], noise)
-        for action_t, embed_t, init_t, noise_t in zip(*(x.unbind(1) for x in per_step), strict=True):
-            latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
-            latents.append(latent)
-            logits.append(logits_t)
+        with fast.loop_weights(embed):
+            for action_t, embed_t, init_t, noise_t in zip(*(x.unbind(1) for x in per_step), strict=True):
+                latent, logits_t = self._filter(loop, latent, action_t, embed_t, init_t, noise_t)
+                latents.append(latent)
+                logits.append(logits_t)
         stacked = Latent.stack(latents, 1)
         return Observed(stacked, torch.stack(logits, 1), self.prior_logits(stacked.belief), latent)
 

@@ -16,6 +16,7 @@ from wmkit.fast.conv import (
     upsampling_conv,
 )
 from wmkit.fast.dropout import dropout
+from wmkit.fast.loop_weights import loop_weights
 from wmkit.fast.losses import coded_cross_entropy, squared_norm, weighted_sum
 from wmkit.fast.norms import rms_norm
 from wmkit.fast.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
@@ -36,6 +37,7 @@ __all__ = [
     "keep_freed_memory",
     "linear",
     "linear_of_parts",
+    "loop_weights",
     "matmul",
     "one_hot_linear",
     "onednn_is_quicker",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import platform
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ from wmkit.fast.switch import enabled, learns
 _WORTH = 2**20  # multiplications of a product; below, the call costs what the arithmetic saves
 _ROWS = 4  # of a product; with fewer, reading the weight is all there is to do
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+_loops = threading.local()  # of each thread the loop that it is in, see wmkit.fast.loop_weights
+
+
+def loop_of_this_thread() -> Any:
+    """What :func:`~wmkit.fast.loop_weights` set, or none."""
+    return None if torch.compiler.is_compiling() else getattr(_loops, "now", None)
+
+
+def set_loop(loop: Any) -> None:
+    """For :func:`~wmkit.fast.loop_weights`."""
+    _loops.now = loop
 
 
 @functools.cache
@@ -53,6 +66,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     tensor([[4.],
             [4.]])
     """
+    loop = loop_of_this_thread()
+    if loop is not None and learns(weight):
+        return loop.product(x, weight, bias)
     if not _by_onednn(x, weight, len(weight) * x.numel()):
         return F.linear(x, weight, bias)
     return _Linear.apply(x, weight, bias) if learns(x, weight, bias) else _onednn_linear(x, weight, bias)
@@ -94,6 +110,9 @@ def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     >>> block_product(torch.tensor([[1.0, 2.0]]), weight).flatten()
     tensor([ 10., 200.])
     """
+    loop = loop_of_this_thread()
+    if loop is not None and learns(weight):
+        return loop.product(x, weight, bias)
     blocks, rows, columns = weight.shape
     if not learns(x, weight) and _by_onednn(x, weight, len(x) * weight.numel()):
         image = x.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2)  # rows as pixels, blocks as groups
