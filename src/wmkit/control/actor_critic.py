@@ -34,7 +34,7 @@ from wmkit.objectives import Scene, Start, Term, episode_ends
 
 
 class Learned(NamedTuple):
-    """What a controller learns from.
+    """A controller's losses and metrics.
 
     Attributes:
         terms: losses of actor and critic, weighted.

@@ -1,4 +1,4 @@
-"""What an actor climbs: where its gradient comes from.
+"""Where an actor's gradient comes from: the quantity that it maximises.
 
 Each is called with what an action led to, ``target``, how much more that was than expected, ``advantage``,
 and the action's log-probability, all ``[H, N, 1]``, and gives what the actor maximises. ``through`` says that
