@@ -212,13 +212,7 @@ class ActorCritic(nn.Module):
         if self.return_norm is not None:
             self.return_norm.update(_swap(targets.actor.detach()))
             advantage = self.return_norm.normalize(advantage)
-        # All steps at once: as many layers applied to few rows each cost more, backwards above all.
-        policy = self.actor.policy(
-            model.read(self.actor, found.latent.map(lambda x: x[: self.acting].detach()))
-        )
-        log_prob = None
-        if self.gradient.scored:
-            log_prob = policy.log_prob(found.actions[: self.acting].detach()).unsqueeze(-1)
+        log_prob, entropy = self._chosen(model, found)
         acted = ~found.options[: self.acting]  # an option is no choice of the policy's
         weight = targets.actor_weight
         loss = -mean_of(weight * self.gradient(targets.actor, advantage, log_prob) * acted, mask)
@@ -227,8 +221,7 @@ class ActorCritic(nn.Module):
             "imagined_value": mean_of(targets.value[: self.horizon], mask),
             "imagined_reward": mean_of(targets.reward, mask),
         }
-        if self.gradient.scored or self.entropy:  # not every policy knows its entropy
-            entropy = policy.entropy.unsqueeze(-1)
+        if entropy is not None:
             actions = found.actions.shape[-1]
             loss = loss + self.entropy * self.entropy_term(mean_of(weight * entropy, mask), actions)
             metrics["policy_entropy"] = mean_of(entropy, mask)
@@ -243,6 +236,23 @@ class ActorCritic(nn.Module):
         if self.return_norm is not None:
             metrics["return_scale"] = self.return_norm.scale().squeeze()
         return loss, metrics
+
+    def _chosen(self, model: WorldModel, found: Rollout) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probabilities of the actions and entropies of the policy, ``[A, N, 1]``, where wanted."""
+        if not (self.gradient.scored or self.entropy):
+            return None, None  # not every policy knows its entropy
+        actions = found.actions[: self.acting].detach()
+        if found.policies:  # in the graph already
+            steps = found.policies[: self.acting]
+            entropy = torch.stack([policy.entropy for policy in steps])
+            pairs = zip(steps, actions, strict=True)
+            log_prob = torch.stack([p.log_prob(a) for p, a in pairs]) if self.gradient.scored else None
+        else:  # all steps at once: layers applied to few rows each cost more, backwards above all
+            latent = found.latent.map(lambda x: x[: self.acting].detach())
+            policy = self.actor.policy(model.read(self.actor, latent))
+            entropy = policy.entropy
+            log_prob = policy.log_prob(actions) if self.gradient.scored else None
+        return None if log_prob is None else log_prob.unsqueeze(-1), entropy.unsqueeze(-1)
 
     # -- beside the roll-outs --------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Rollout(NamedTuple):
         rows: ``[N]`` int64, the start of each roll-out; with a second branch each start has two.
         valid: ``[N, 1]`` bool, roll-outs that count.
         last: state after the last transition, leaves ``[N, ...]``, to go on from.
+        policies: the actor's distributions ``[N, A]`` by step, of a roll-out with gradient; none otherwise.
     """
 
     latent: Latent
@@ -47,6 +48,7 @@ class Rollout(NamedTuple):
     rows: Tensor
     valid: Tensor
     last: Latent
+    policies: tuple[Any, ...] = ()
 
     @property
     def before(self) -> Latent:
@@ -64,7 +66,7 @@ class Rollout(NamedTuple):
         latent, *rest = zip(*parts, strict=True)
         fields = (None if x[0] is None else torch.cat(x, 1) for x in zip(*latent, strict=True))
         whole = Latent(*fields)  # type: ignore[arg-type]
-        *timed, rows, valid, last = rest
+        *timed, rows, valid, last, _ = rest
         actions, options, restarts = (torch.cat(x, 1) for x in timed)
         merged = torch.cat(rows), torch.cat(valid), Latent.cat(last)
         return Rollout(whole, actions, options, restarts, *merged)
@@ -146,7 +148,8 @@ def rollout(
     rows, device = start.state.shape[0], start.state.device
     extra = sum(hook.samples for hook in hooks)
     state_noise = dynamics.noise(horizon + extra, rows, device=device)
-    choose, one_hot = _as_act(world_model, act, horizon, rows, device, gradient)
+    policies: list[Any] | None = [] if gradient else None
+    choose, one_hot = _as_act(world_model, act, horizon, rows, device, policies)
     chances = [hook.noise(horizon, rows, device) for hook in hooks]
     with torch.set_grad_enabled(gradient and torch.is_grad_enabled()), world_model.evaluating():
         steps, latent, taken = world_model.bind(one_hot=one_hot), start, horizon
@@ -174,7 +177,8 @@ def rollout(
         known = all(x.classes is not None for x in latents)
         whole = Latent.stack(latents if known else [x._replace(classes=None) for x in latents], 0)
         acted, opted, begun = (torch.stack(x) for x in (actions, options, restarts))
-        found = Rollout(whole, acted, opted, begun, torch.arange(rows, device=device), ~never, latent)
+        own = torch.arange(rows, device=device)
+        found = Rollout(whole, acted, opted, begun, own, ~never, latent, tuple(policies or ()))
         for hook, chance in zip(hooks, chances, strict=True):
             found = hook.finish(world_model, act, found, chance)
     return found
@@ -202,11 +206,17 @@ def constants(*modules: nn.Module) -> Iterator[None]:
 
 
 def _as_act(
-    world_model: WorldModel, act: Any, horizon: int, rows: int, device: torch.device, gradient: bool
+    world_model: WorldModel,
+    act: Any,
+    horizon: int,
+    rows: int,
+    device: torch.device,
+    policies: list[Any] | None,
 ) -> tuple[Act, bool]:
     """``act`` as a function of latent and step, and whether its actions are one-hot.
 
-    At a step beyond the horizon an actor draws for itself.
+    At a step beyond the horizon an actor draws for itself. With a list of ``policies`` actions carry
+    gradients, and each step's distribution is added to it.
     """
     if isinstance(act, Tensor):
         if act.shape[:2] != (rows, horizon):
@@ -223,8 +233,12 @@ def _as_act(
 
     def choose(latent: Latent, t: int) -> Tensor:
         features = world_model.read(act, latent)
-        policy = act.policy(features.map(Tensor.detach) if gradient else features)
         chance = noise[t] if t < horizon else None
-        return policy.rsample(chance) if gradient else policy.sample(chance)
+        if policies is None:
+            return act.policy(features).sample(chance)
+        policy = act.policy(features.map(Tensor.detach))
+        if t < horizon:
+            policies.append(policy)
+        return policy.rsample(chance)
 
     return choose, getattr(act, "actions", ()) == ("discrete",)
