@@ -23,7 +23,7 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 import wmkit
 from support.originals import Recorded, kept, rows_first
-from wmkit.control import TransitionReturns, actor_critic, replay_critic
+from wmkit.control import TransitionReturns, actor_critic, losses
 from wmkit.objectives import episode_ends
 from wmkit.systems import System
 from wmkit.systems.convert import dreamerv3_jax
@@ -78,9 +78,9 @@ def watch(patch: pytest.MonkeyPatch, system: System) -> dict[str, Any]:
     keep(controller.return_norm, "normalize", lambda out, *_: {"advantage": out})
     keep(system.actor, "policy", lambda out, *_: {"policy": out})  # the last: of all steps at once
     keep(actor_critic, "total_loss", lambda out, online, target, slow: {"critic": out, "slow": slow})
-    keep(replay_critic, "replay_lambda_return", lambda out, *_, **__: {"replay_return": out})
+    keep(losses, "replay_lambda_return", lambda out, *_, **__: {"replay_return": out})
     keep(
-        replay_critic,
+        losses,
         "total_loss",
         lambda out, online, _, slow: {"replay": out, "replay_value": online.mean, "replay_slow": slow},
     )

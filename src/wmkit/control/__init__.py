@@ -1,12 +1,17 @@
 """What turns a world model into behaviour: controllers, the policy that acts, exploration."""
 
 from wmkit.control.actor_critic import ActorCritic, Learned
-from wmkit.control.actor_gradients import MixedGradient, Reinforce, ThroughDynamics
 from wmkit.control.dream_env import DreamEnv
-from wmkit.control.entropy import EntropyBonus, EntropyFloor
 from wmkit.control.exploration import AdditiveGaussian, EpsilonGreedy
+from wmkit.control.losses import (
+    EntropyBonus,
+    EntropyFloor,
+    MixedGradient,
+    Reinforce,
+    ReplayCritic,
+    ThroughDynamics,
+)
 from wmkit.control.policy import Policy
-from wmkit.control.replay_critic import ReplayCritic
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
 from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
 

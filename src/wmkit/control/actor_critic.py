@@ -23,9 +23,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from wmkit.arguments import check_range
-from wmkit.control.actor_gradients import Reinforce
-from wmkit.control.entropy import EntropyBonus, EntropyFloor, largest_entropy
-from wmkit.control.replay_critic import ReplayCritic
+from wmkit.control.losses import EntropyBonus, EntropyFloor, Reinforce, ReplayCritic, largest_entropy
 from wmkit.control.returns import Outcome, StateReturns, Targets, TransitionReturns
 from wmkit.dynamics import Hook, Latent, Restart, Rollout, WorldModel, constants, rollout
 from wmkit.errors import ConfigError
@@ -59,7 +57,7 @@ class ActorCritic(nn.Module):
         returns: how they are valued (:mod:`wmkit.control.returns`).
         rewards: heads whose predictions add up to the reward, with their factors.
         hooks: what changes them on their way (:mod:`wmkit.dynamics.hooks`).
-        gradient: what the actor climbs (:mod:`wmkit.control.actor_gradients`), or one for each kind of
+        gradient: what the actor climbs (:mod:`wmkit.control.losses`), or one for each kind of
             action, ``"discrete"`` and ``"continuous"``.
         entropy: factor on what the policy's entropy costs.
         entropy_term: what it costs: :class:`~wmkit.control.EntropyBonus` if not given.
