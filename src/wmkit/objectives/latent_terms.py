@@ -13,9 +13,7 @@ from wmkit.arguments import check_range
 from wmkit.dynamics import WorldModel
 from wmkit.errors import ConfigError
 from wmkit.functional import categorical_kl, categorical_kl_logits, gaussian_kl, unimix_probs, widened
-from wmkit.objectives.objective import Objective, Score, within_episode
-from wmkit.objectives.scene import Scene, episode_ends
-from wmkit.objectives.terms import Term
+from wmkit.objectives.objective import Objective, Scene, Score, Term, episode_ends, within_episode
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 TEACHERS = ("prior", "posterior")

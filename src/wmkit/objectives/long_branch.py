@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from wmkit.dynamics import Observed, WorldModel
 from wmkit.fast import rows_are_free
-from wmkit.objectives.objective import Objective, Score
-from wmkit.objectives.scene import Scene, Start
-from wmkit.objectives.terms import Term
+from wmkit.objectives.objective import Objective, Scene, Score, Start, Term
 from wmkit.plug import Key
 
 NEEDS = {

@@ -1,11 +1,17 @@
-"""The contract of objectives: givers of loss terms, and TorchRL loss modules."""
+"""The contract of objectives: what they look at, and the loss terms that they give.
+
+A :class:`Scene` is what everything that learns from a batch looks at: the window, and what the world model
+makes of it. A :class:`Term` is a loss: named, per position, weighted and averaged in one place. An
+:class:`Objective` turns the one into the other, and is a TorchRL loss module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -14,11 +20,168 @@ from torchrl.objectives import LossModule
 from wmkit.dynamics import Latent, Observed, WorldModel
 from wmkit.dynamics.dynamics import OUT_KEYS
 from wmkit.errors import ConfigError
-from wmkit.objectives.scene import Scene
-from wmkit.objectives.terms import Term, check_weights
 from wmkit.plug import Key
 
 Score = Callable[[Any, Tensor], Tensor]
+
+
+class Start(NamedTuple):
+    """States that imagination may start from.
+
+    Attributes:
+        latent: leaves ``[N, ...]``, without gradient.
+        mask: ``[N, 1]`` bool, which of them are real.
+        continuation: ``[N, 1]`` float, one where the episode goes on after the start.
+        restarts: leaves ``[M, ...]``, real states for roll-outs that begin anew; the starts if None.
+    """
+
+    latent: Latent
+    mask: Tensor
+    continuation: Tensor
+    restarts: Latent | None = None
+
+
+class Scene:
+    """A window ``[B, T]`` seen by a world model; each thing is computed when it is first asked for.
+
+    Args:
+        world_model: with gradients.
+        batch: the sequence layout, images as floats in [0, 1].
+        latent: state before the window; the initial state if not given.
+        observed: what was observed already.
+        beside: further windows that an update was given, of the same layout (dreams' own).
+
+    Attributes:
+        starts: states besides the window's that imagination may start from, left by objectives.
+        metrics: detached scalars that objectives add to the log.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        batch: Mapping[str, Any],
+        latent: Latent | None = None,
+        *,
+        observed: Observed | None = None,
+        beside: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.world_model, self.batch, self.latent, self.beside = world_model, batch, latent, beside
+        self.starts: list[Start] = []
+        self.metrics: dict[str, Tensor] = {}
+        self._embed: Tensor | None = None
+        self._represented: Any = None
+        self._observed = observed
+
+    @property
+    def represented(self) -> Any:
+        """Posterior of each observation alone; only of a model whose posterior is myopic."""
+        if self._represented is None:
+            self._represented = self.world_model.dynamics.represent(self._encoded())
+        return self._represented
+
+    @property
+    def observed(self) -> Observed:
+        """Posterior over the window."""
+        if self._observed is None:
+            model, beside = self.world_model, {}
+            if model.dynamics.myopic:
+                beside["represented"] = self.represented
+            self._observed = model.dynamics.observe(
+                self._encoded(), model.record(self.batch), self.latent, **beside
+            )
+        return self._observed
+
+    @property
+    def posterior_logits(self) -> Tensor:
+        """``[B, T, G, C]``; does not run the sequence model of a myopic posterior."""
+        if self._observed is None and self.world_model.dynamics.myopic:
+            return self.represented.logits
+        return self.observed.posterior_logits
+
+    def latent_for(self, part: Any) -> Latent:
+        """What a part reads ``[B, T, ...]``; one that reads states alone needs no sequence model."""
+        model = self.world_model
+        if self._observed is None and model.dynamics.myopic:
+            fields = {model.dynamics.fields.get(key) for key in part.in_keys}
+            if fields == {"state"}:
+                seen = self.represented
+                return Latent(seen.state, seen.state[..., :0], None, seen.classes)
+        return self.observed.latent
+
+    def _encoded(self) -> Tensor:
+        if self._embed is None:
+            self._embed = self.world_model.encoder.encode(self.batch)
+        return self._embed
+
+
+def episode_ends(batch: Mapping[str, Tensor]) -> Tensor:
+    """Which records ``[B, T, 1]`` of a window are the last of their episode, abandoned ones included.
+
+    >>> no, first = torch.zeros(1, 3, 1, dtype=torch.bool), torch.tensor([[[0], [1], [0]]]).bool()
+    >>> episode_ends({"is_init": first, "terminated": no}).flatten().tolist()
+    [True, False, False]
+    """
+    terminated, is_init = batch["terminated"].bool(), batch["is_init"].bool()
+    before_first = torch.cat([is_init[:, 1:], torch.zeros_like(is_init[:, :1])], 1)
+    last = terminated | before_first
+    return last | batch["done"].bool() if "done" in batch else last
+
+
+class Term(NamedTuple):
+    """One named loss before reduction.
+
+    Attributes:
+        value: one loss per position, any shape.
+        mask: which positions count (broadcastable to ``value``); all of them if ``None``.
+        group: whom it teaches: a learner takes the terms of the groups that it learns from.
+        positions: over how many positions the loss is a mean; over those that count if ``None``.
+    """
+
+    value: Tensor
+    mask: Tensor | None = None
+    group: str = "dynamics"
+    positions: Tensor | float | None = None
+
+    @property
+    def total(self) -> Tensor:
+        """Sum over the positions that count; masked positions have exactly no gradient.
+
+        >>> Term(torch.tensor([1.0, float("nan")]), torch.tensor([True, False])).total
+        tensor(1.)
+        """
+        if self.mask is None:
+            return self.value.sum()
+        return torch.where(self.mask, self.value, 0.0).sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the positions that count; zero if there are none."""
+        if self.mask is None:
+            return self.value.mean()
+        return self.total / self.mask.sum().clamp(min=1)
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised: :attr:`mean`, or the sum divided by :attr:`positions`."""
+        return self.mean if self.positions is None else self.total / self.positions
+
+
+def check_weights(terms: Iterable[str], weights: Mapping[str, float]) -> None:
+    """Raise :class:`ConfigError` unless every term has a weight and every weight a term.
+
+    >>> check_weights(["reward"], {"rewrd": 1.0})
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: weights do not match the terms: 'rewrd' has a weight but no term, 'reward' a
+    term but \
+no weight; name exactly reward
+    """
+    extra, missing = sorted(set(weights) - set(terms)), sorted(set(terms) - set(weights))
+    if extra or missing:
+        found = [f"{name!r} has a weight but no term" for name in extra]
+        found += [f"{name!r} {'has ' if not found else ''}a term but no weight" for name in missing]
+        raise ConfigError(
+            f"weights do not match the terms: {', '.join(found)}; name exactly {', '.join(terms) or 'none'}"
+        )
 
 
 class Objective(LossModule):

@@ -7,9 +7,7 @@ from typing import Any
 
 from wmkit.dynamics import WorldModel
 from wmkit.errors import ConfigError
-from wmkit.objectives.objective import Objective, Score, plain, within_episode
-from wmkit.objectives.scene import Scene
-from wmkit.objectives.terms import Term
+from wmkit.objectives.objective import Objective, Scene, Score, Term, plain, within_episode
 
 
 class Reconstruction(Objective):
