@@ -10,9 +10,8 @@ from wmkit.heads.actor import (
     TruncatedNormalActor,
 )
 from wmkit.heads.continuation import ContinueHead
-from wmkit.heads.head import Critic, Head, JumpFlagHead, JumpReturnHead, JumpSpanHead, RewardHead
+from wmkit.heads.head import Critic, Head, JumpFlagHead, JumpReturnHead, JumpSpanHead, RewardHead, in_keys_of
 from wmkit.heads.outputs import Prediction, TwoHotBins
-from wmkit.heads.reading import in_keys_of
 
 __all__ = [
     "ActionDistribution",

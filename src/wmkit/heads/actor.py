@@ -21,7 +21,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.heads.action_distribution import ActionDistribution, Policy
-from wmkit.heads.reading import ARRIVAL, prepared, read, takes_parts
+from wmkit.heads.head import ARRIVAL, prepared, read, takes_parts
 from wmkit.nn import (
     MLP,
     STYLE_2023,

@@ -1,8 +1,9 @@
 """Heads: a trunk, a distribution and a label; what is read is a list of keys.
 
-One class for all of them. Rewards of DreamerV3 read the state that an action led to, those of TWM and STORM
-the belief alone, before that state is seen; LS-Imagine's spans read both ends of a jump: that is
-``in_keys``. The named heads below are :class:`Head` with other defaults.
+The inputs of a head or an actor are keys of a TensorDict, side by side (:func:`read`). There is one class for
+all heads. Rewards of DreamerV3 read the state that an action led to, those of TWM and STORM the belief alone,
+before that state is seen; LS-Imagine's spans read both ends of a jump: that is ``in_keys``. The named heads
+below are :class:`Head` with other defaults.
 """
 
 from __future__ import annotations
@@ -17,11 +18,63 @@ from torch import Tensor, nn
 
 from wmkit.errors import ConfigError
 from wmkit.heads.outputs import Distribution, Prediction, named_distribution
-from wmkit.heads.reading import ARRIVAL, TRANSITION, is_next, prepared, read, takes_parts
-from wmkit.nn import MLP, STYLE_2023, Bernoulli, Feature, LayerStyle, Linear, init_output
+from wmkit.nn import MLP, STYLE_2023, Bernoulli, DenseNormAct, Feature, LayerStyle, Linear, init_output
 from wmkit.plug import Key, Plug, as_keys, has_all
 
+ARRIVAL = ("state", "belief")  # after the observation was seen
+TRANSITION = ("state", "belief", ("next", "state"), ("next", "belief"))  # both ends of it
 _TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "sign": torch.sign}
+
+
+def in_keys_of(maker: Callable[..., Any]) -> list[NestedKey]:
+    """The in-keys of the head that a maker will make; the width of its input follows from them.
+
+    Args:
+        maker: a class with ``default_in_keys``, or a :class:`functools.partial` of one. ``in_keys`` among
+            the partial's keywords come first.
+
+    >>> from functools import partial
+    >>> from wmkit.heads import JumpSpanHead, RewardHead
+    >>> in_keys_of(partial(RewardHead, in_keys=["belief"], units=8, layers=1))
+    ['belief']
+    >>> in_keys_of(JumpSpanHead)
+    ['state', 'belief', ('next', 'state'), ('next', 'belief')]
+    """
+    if (keys := getattr(maker, "keywords", {}).get("in_keys")) is not None:
+        return as_keys(keys)
+    inner = getattr(maker, "func", None)
+    return in_keys_of(inner) if inner is not None else as_keys(getattr(maker, "default_in_keys", ARRIVAL))
+
+
+def read(tensordict: TensorDictBase, in_keys: list[NestedKey]) -> Tensor:
+    """The entries ``[*B, D_i]`` side by side, ``[*B, sum of D_i]``.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    found = [tensordict.get(key, None) for key in in_keys]
+    missing = [key for key, value in zip(in_keys, found, strict=True) if value is None]
+    if missing:
+        there = ", ".join(map(str, tensordict.keys(True, True)))
+        raise KeyError(
+            f"{missing[0]!r} is missing: found {there}; rename in_keys, or run the part that writes it"
+        )
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+def is_next(key: NestedKey) -> bool:
+    """Whether a key belongs to the next record."""
+    return isinstance(key, tuple) and key[0] == "next"
+
+
+def takes_parts(trunk: nn.Module) -> bool:
+    """Whether a trunk multiplies a :class:`~wmkit.nn.Feature` part by part."""
+    return isinstance(trunk, nn.Sequential) and len(trunk) > 0 and isinstance(trunk[0], DenseNormAct)
+
+
+def prepared(features: Tensor | Feature, in_parts: bool) -> Tensor | Feature:
+    """Features as a trunk takes them: in parts, or as one tensor ``[*B, F]``."""
+    return features if in_parts or isinstance(features, Tensor) else features.dense
 
 
 class Head(Plug):
