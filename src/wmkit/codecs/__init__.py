@@ -1,5 +1,6 @@
 """Encoders and decoders: observations to embeddings, features back to observations."""
 
+from wmkit.codecs.codec import Decoder, Encoder
 from wmkit.codecs.convolutional import (
     BatchNormImageDecoder,
     BatchNormImageEncoder,
@@ -8,10 +9,7 @@ from wmkit.codecs.convolutional import (
     UnpaddedImageDecoder,
     UnpaddedImageEncoder,
 )
-from wmkit.codecs.decoder import Decoder
-from wmkit.codecs.encoder import Encoder
-from wmkit.codecs.frames import FrameStack
-from wmkit.codecs.images import unit_image
+from wmkit.codecs.frames import FrameStack, unit_image
 from wmkit.codecs.pooled import PooledImageDecoder, PooledImageEncoder
 
 __all__ = [

@@ -30,7 +30,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from wmkit.codecs.images import IMAGE_SIZE, Shapes, channels, check_patch, image_side
+from wmkit.codecs.frames import IMAGE_SIZE, Shapes, channels, check_patch, image_side
 from wmkit.errors import ConfigError
 from wmkit.nn import (
     STYLE_2023,

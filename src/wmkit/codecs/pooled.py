@@ -22,7 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from wmkit.codecs.images import Shapes, channels, check_patch, image_side
+from wmkit.codecs.frames import Shapes, channels, check_patch, image_side
 from wmkit.errors import ConfigError
 from wmkit.nn import (
     STYLE_2024,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.backbones.block_gru import BlockGRU
-from wmkit.codecs.vectors import flat_vector
+from wmkit.codecs.codec import flat_vector
 from wmkit.dynamics import RSSM
 from wmkit.dynamics.inputs import SplitInput
 from wmkit.functional import symlog

@@ -23,7 +23,7 @@ from torchrl.data import (
     TensorSpec,
 )
 
-from wmkit.codecs.images import IMAGE_SIZE, check_image
+from wmkit.codecs.frames import IMAGE_SIZE, check_image
 from wmkit.data.layout import LOG
 from wmkit.errors import SpecError
 from wmkit.plug import Key
