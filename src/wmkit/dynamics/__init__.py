@@ -1,13 +1,11 @@
 """Dynamics: how states move; the world model that holds them; the one roll-out."""
 
-from wmkit.dynamics.dynamics import Dynamics, to_record
-from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart
+from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, read, to_record
+from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart, SecondBranch
 from wmkit.dynamics.long_short import LongShortRSSM
 from wmkit.dynamics.one_step import FilteredStep, ImaginedStep
 from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
-from wmkit.dynamics.second_branch import SecondBranch
-from wmkit.dynamics.state import Latent, Observed, read
 from wmkit.dynamics.token_dynamics import TokenDynamics
 from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, Steps, TokenLayout
 from wmkit.dynamics.world_model import WorldModel

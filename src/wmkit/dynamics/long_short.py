@@ -15,8 +15,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.nn import functional as F
 
-from wmkit.dynamics.dynamics import Dynamics, Record
-from wmkit.dynamics.state import Latent, Observed
+from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, Record
 
 
 class LongShortRSSM(Dynamics):

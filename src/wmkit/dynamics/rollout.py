@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmkit.dynamics.state import Latent
+from wmkit.dynamics.dynamics import Latent
 from wmkit.dynamics.world_model import ModelSteps, WorldModel
 from wmkit.errors import SpecError
 

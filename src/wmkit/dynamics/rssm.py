@@ -35,9 +35,8 @@ from torch import Tensor
 
 from wmkit import fast
 from wmkit.backbones import SequenceModel, carry_width, flatten_carry, unflatten_carry
-from wmkit.dynamics.dynamics import Dynamics, Record
+from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, Record
 from wmkit.dynamics.inputs import CutLayer, JointInput, SplitInput, Transition
-from wmkit.dynamics.state import Latent, Observed
 from wmkit.errors import ConfigError
 from wmkit.fast import filter_loop
 from wmkit.functional import rounded

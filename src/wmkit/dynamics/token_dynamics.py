@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from wmkit.arguments import check_range
 from wmkit.backbones import Carry, SequenceModel, carry_width, flatten_carry, unflatten_carry
-from wmkit.dynamics.dynamics import Dynamics, Record
-from wmkit.dynamics.recent_steps import RecentSteps
-from wmkit.dynamics.state import Latent, Observed
-from wmkit.dynamics.tokens import Steps, TokenLayout
+from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, Record
+from wmkit.dynamics.tokens import RecentSteps, Steps, TokenLayout
 from wmkit.nn import CategoricalLatent
 
 

@@ -14,8 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from wmkit.dynamics.dynamics import Dynamics, to_record
-from wmkit.dynamics.state import NEXT, Latent, Observed, read
+from wmkit.dynamics.dynamics import NEXT, Dynamics, Latent, Observed, read, to_record
 from wmkit.errors import ConfigError
 from wmkit.heads import in_keys_of
 from wmkit.plug import Plug
