@@ -1,13 +1,22 @@
 """Pure maths: tensors in, tensors out, no parameters, no TensorDict."""
 
-from wmkit.functional.choices import one_hot, sample_index, sample_one_hot, straight_through, unimix_probs
-from wmkit.functional.divergences import categorical_kl, categorical_kl_logits, gaussian_kl
+from wmkit.functional.latents import (
+    categorical_kl,
+    categorical_kl_logits,
+    gaussian_kl,
+    one_hot,
+    sample_index,
+    sample_one_hot,
+    straight_through,
+    unimix_probs,
+)
 from wmkit.functional.precision import autocast_dtype, rounded, widened
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
 from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
-from wmkit.functional.symlog import symexp, symlog
 from wmkit.functional.two_hot import (
+    symexp,
     symexp_bins,
+    symlog,
     symmetric_bins,
     two_hot,
     two_hot_cross_entropy,

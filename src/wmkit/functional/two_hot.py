@@ -1,7 +1,7 @@
-"""Two-hot coding of scalars over fixed bins (Hafner et al. 2023, arXiv:2301.04104, section 3).
+"""Symlog squashing, and two-hot coding of scalars over fixed bins (Hafner et al. 2023, arXiv:2301.04104).
 
 A scalar between two bins becomes a distribution with mass on those two only, linear in
-the distance. Losses are taken against the code without ever building it: the two
+the distance (section 3; symlog is eq. 9). Losses are taken against the code without ever building it: the two
 neighbouring logits are gathered.
 
 Bins come in symlog units (:func:`symmetric_bins`, the code of 2023) or in the quantity's own
@@ -16,7 +16,39 @@ from torch import Tensor
 
 from wmkit import fast
 from wmkit.functional.precision import widened
-from wmkit.functional.symlog import symexp
+
+
+def symlog(x: Tensor) -> Tensor:
+    """Compress magnitudes symmetrically: ``sign(x) * log(1 + |x|)``.
+
+    Linear near zero and logarithmic far away, so that one network predicts rewards of
+    0.1 and of 10,000. Inverse of :func:`symexp`.
+
+    Args:
+        x: any shape, in the quantity's own units.
+
+    Returns:
+        Same shape, in symlog units.
+
+    >>> symlog(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.6931,  0.0000,  0.6931])
+    """
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """Undo :func:`symlog`: ``sign(x) * (exp(|x|) - 1)``.
+
+    Args:
+        x: any shape, in symlog units.
+
+    Returns:
+        Same shape, in the quantity's own units.
+
+    >>> symexp(symlog(torch.tensor([-3.0, 0.5])))
+    tensor([-3.0000,  0.5000])
+    """
+    return torch.sign(x) * torch.expm1(torch.abs(x))
 
 
 def symmetric_bins(limit: float, count: int) -> Tensor:
