@@ -1,6 +1,5 @@
 """Layers and predictions without transport: importable without TorchRL or TensorDict."""
 
-from wmkit.nn.block_linear import BlockLinear, side_by_side
 from wmkit.nn.conv import (
     ConvStage,
     DoublingConv,
@@ -13,7 +12,7 @@ from wmkit.nn.conv import (
     UpsamplingStage,
     patches,
 )
-from wmkit.nn.dense import MLP, DenseNormAct, Dropout, Linear
+from wmkit.nn.dense import MLP, BlockLinear, DenseNormAct, Dropout, Feature, Linear, side_by_side
 from wmkit.nn.distributions import (
     Bernoulli,
     BoundedNormal,
@@ -30,10 +29,17 @@ from wmkit.nn.distributions import (
     UnitNormal,
     total_loss,
 )
-from wmkit.nn.features import Feature
 from wmkit.nn.init import init_hidden, init_output
-from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
-from wmkit.nn.style import STYLE_2023, STYLE_2024, Activation, LayerStyle, channel_norm
+from wmkit.nn.style import (
+    STYLE_2023,
+    STYLE_2024,
+    Activation,
+    ChannelNorm,
+    ChannelRMSNorm,
+    LayerStyle,
+    RMSNorm,
+    channel_norm,
+)
 
 __all__ = [
     "MLP",

@@ -1,6 +1,7 @@
-"""The style of hidden layers: norm, activation, bias and initialisation, by generation.
+"""The style of hidden layers: norm, activation, bias and initialisation, by generation; and its norms.
 
 One value that a page writes once and every trunk and convolution of a system takes; a backbone has its own.
+Norms are over the last dimension, or over the channels of an image.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wmkit import fast
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
-from wmkit.nn.norms import ChannelNorm, ChannelRMSNorm, RMSNorm
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
@@ -99,3 +101,51 @@ class Activation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
         return self.style.activate(x)
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x²) + eps) * scale`` over the last dimension, in float32; no shift.
+
+    Args:
+        dim: width.
+        eps: inside the root.
+
+    >>> RMSNorm(2)(torch.tensor([[3.0, 4.0]])).detach()
+    tensor([[0.8485, 1.1314]])
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
+        return fast.rms_norm(x, self.weight, self.eps)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of ``[N, C, H, W]``.
+
+    >>> ChannelNorm(8)(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
+        super().__init__(channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, C, H, W]``."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ChannelRMSNorm(RMSNorm):
+    """RMSNorm over the channels of ``[N, C, H, W]``.
+
+    >>> ChannelRMSNorm(8)(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, C, H, W]``."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -5,12 +5,23 @@ inside, no ``torch.distributions``: nothing validates, nothing synchronises. Eve
 nats or squared units, with the event dimension removed.
 """
 
-from wmkit.nn.distributions.categorical import Categorical, OneHotCategorical
-from wmkit.nn.distributions.flag import Bernoulli
+from wmkit.nn.distributions.discrete import (
+    Bernoulli,
+    Categorical,
+    OneHotCategorical,
+    SymexpTwoHot,
+    SymlogTwoHot,
+    total_loss,
+)
 from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
-from wmkit.nn.distributions.normal import BoundedNormal, TanhNormal, TruncatedNormal
-from wmkit.nn.distributions.squared_error import SquaredError, SymlogSquaredError, UnitNormal
-from wmkit.nn.distributions.two_hot import SymexpTwoHot, SymlogTwoHot, total_loss
+from wmkit.nn.distributions.normal import (
+    BoundedNormal,
+    SquaredError,
+    SymlogSquaredError,
+    TanhNormal,
+    TruncatedNormal,
+    UnitNormal,
+)
 
 __all__ = [
     "Bernoulli",
