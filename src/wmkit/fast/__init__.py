@@ -6,8 +6,6 @@ place and knows no more of it.
 """
 
 from wmkit.fast.allocator import keep_freed_memory
-from wmkit.fast.block_gru import add_blocks, gated_update
-from wmkit.fast.choices import linear_of_parts, one_hot_linear, sample_index, softmax
 from wmkit.fast.conv import (
     doubling_conv,
     halving_conv,
@@ -15,11 +13,27 @@ from wmkit.fast.conv import (
     strided_transposed_conv,
     upsampling_conv,
 )
-from wmkit.fast.dropout import dropout
+from wmkit.fast.fused import (
+    add_blocks,
+    coded_cross_entropy,
+    dropout,
+    gated_update,
+    rms_norm,
+    sample_index,
+    softmax,
+    squared_norm,
+    weighted_sum,
+)
 from wmkit.fast.loop_weights import loop_weights
-from wmkit.fast.losses import coded_cross_entropy, squared_norm, weighted_sum
-from wmkit.fast.norms import rms_norm
-from wmkit.fast.products import block_product, linear, matmul, onednn_is_quicker, transposed_matmul
+from wmkit.fast.products import (
+    block_product,
+    linear,
+    linear_of_parts,
+    matmul,
+    one_hot_linear,
+    onednn_is_quicker,
+    transposed_matmul,
+)
 from wmkit.fast.room import Room
 from wmkit.fast.switch import disabled, enabled, rows_are_free
 

@@ -1,4 +1,4 @@
-"""Matrix products by the library that is quickest on this processor.
+"""Matrix products: by the library that is quickest on this processor, and with one-hot vectors by class.
 
 For products of float32 on a CPU PyTorch calls MKL, which leaves AVX-512 to Intel's processors. For
 convolutions it calls oneDNN, which does not ask who made them: on an AMD processor with AVX-512 the
@@ -7,6 +7,9 @@ that way, and with it its gradient; the numbers differ by the order of a sum. Ev
 are PyTorch's own functions.
 
 ``torch.backends.mkldnn.flags(enabled=False)`` switches to MKL, as it does for convolutions.
+
+A product with a one-hot vector picks a column of the matrix: over G of them it is a sum of G columns
+instead of a product with G·C numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import functools
 import math
 import platform
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +127,90 @@ def block_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     if bias is None:
         return torch.bmm(per_block, weight)
     return torch.baddbmm(bias.view(blocks, 1, columns), per_block, weight)
+
+
+def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
+    """``F.linear`` of one-hot groups given by their classes; no gradient.
+
+    Args:
+        index: ``[*B, G]`` int64, class of each group.
+        weight: ``[D, G*C]``. Its transpose is read: one that lies so in memory already is not copied.
+
+    Returns:
+        ``[*B, D]``.
+
+    >>> weight = torch.arange(8.0).view(2, 4)
+    >>> one_hot_linear(torch.tensor([[1, 0]]), weight)  # columns 1 and 2 + 0
+    tensor([[ 3., 11.]])
+    """
+    groups, weight = index.shape[-1], weight.detach()
+    classes = weight.shape[1] // groups
+    if not enabled(weight, autocast=True, everywhere=True, compiled=True):
+        one_hot = F.one_hot(index, classes).flatten(-2).to(weight.dtype)
+        return F.linear(one_hot, weight)
+    rows = index + torch.arange(groups, device=index.device) * classes
+    picked = F.embedding_bag(rows.reshape(-1, groups), weight.t().contiguous(), mode="sum")
+    return picked.view(*index.shape[:-1], weight.shape[0])
+
+
+def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """``F.linear(torch.cat(parts, -1), weight)``.
+
+    Where the parts want no gradient, one-hot ones whose classes are known are looked up and nothing is
+    concatenated.
+
+    Args:
+        parts: each ``[*B, D_i]``.
+        classes: of each part ``[*B, G]`` int64 if it is G one-hot vectors side by side, or nothing.
+        weight: ``[D, sum of D_i]``.
+
+    Returns:
+        ``[*B, D]``, with gradient.
+
+    >>> state, belief = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]])
+    >>> linear_of_parts([state, belief], [torch.tensor([[1]]), None], torch.tensor([[10.0, 20.0, 1.0]]))
+    tensor([[22.]])
+    """
+    known = any(index is not None for index in classes)
+    if not known or learns(*parts) or not enabled(weight, autocast=True, everywhere=True, compiled=True):
+        return linear(torch.cat(list(parts), -1), weight)
+    if not learns(weight):
+        return _sum_of_parts(parts, classes, weight)
+    return _Parts.apply(weight, tuple(classes), *parts)
+
+
+def _sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+    """The sum over parts of a product or of picked rows."""
+    columns = weight.split([part.shape[-1] for part in parts], 1)
+    total: Tensor | None = None
+    for part, index, column in zip(parts, classes, columns, strict=True):
+        if index is not None:
+            product = one_hot_linear(index, column)
+        else:  # in rows: a product with a slice of a larger tensor would go batch by batch
+            product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
+        total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
+class _Parts(torch.autograd.Function):
+    """:func:`_sum_of_parts` whose gradient goes to the weight alone."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, classes: tuple[Tensor | None, ...], *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(*parts)
+        return _sum_of_parts(parts, classes, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, parts = _rows(grad), ctx.saved_tensors
+        weight = torch.cat([transposed_matmul(rows, _rows(part)) for part in parts], -1)
+        return weight, None, *(None for _ in parts)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``[*B, D] -> [N, D]``, also of an empty D."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _by_onednn(x: Tensor, weight: Tensor, multiplications: int) -> bool:
