@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn
 from torchrl.collectors import Collector
-from torchrl.envs import StepCounter, TransformedEnv
+from torchrl.envs import Compose, RewardScaling, StepCounter, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import CEMPlanner, OneHotCategorical, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
@@ -73,8 +73,8 @@ def actor_and_value(system, width: int = 128):
 
 def learn(env, actor, value, *, batches: int, steps: int = 2048, epochs: int = 6) -> None:
     """PPO as TorchRL has it."""
-    advantage = GAE(gamma=0.99, lmbda=0.95, value_network=value, average_gae=True)
-    loss = ClipPPOLoss(actor, value, clip_epsilon=0.2, entropy_coeff=0.01)
+    advantage = GAE(gamma=0.95, lmbda=0.95, value_network=value, average_gae=True)
+    loss = ClipPPOLoss(actor, value, clip_epsilon=0.2, entropy_coeff=0.003)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     collector = Collector(env, actor, frames_per_batch=steps, total_frames=steps * batches)
     for i, data in enumerate(collector):
@@ -129,20 +129,22 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="of 2,048 dreamed steps for PPO")
     parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50, help="of a dreamed episode")
+    parser.add_argument("--horizon", type=int, default=20, help="of the CEM planner")
     parser.add_argument("--candidates", type=int, default=200, help="of the CEM planner")
     options = parser.parse_args()
     torch.manual_seed(0)
     opened = load_run(options.run)
     system = opened.system.eval()
     begin = starts(system, opened.memory)
-    env = TransformedEnv(system.dream_env([32], start=begin), StepCounter(options.steps))
+    tenth = RewardScaling(0.0, 0.1)  # of returns in the hundreds PPO's critic would learn, and little else
+    env = TransformedEnv(system.dream_env([32], start=begin), Compose(StepCounter(options.steps), tenth))
     actor, value = actor_and_value(system)
     untrained = real(opened, actor, options.episodes)
     learn(env, actor, value, batches=options.batches)
     one = system.dream_env([], start=begin, relaxed=True)
     best = max(options.candidates // 10, 1)
     planner = CEMPlanner(
-        one, planning_horizon=12, optim_steps=4, num_candidates=options.candidates, top_k=best
+        one, planning_horizon=options.horizon, optim_steps=4, num_candidates=options.candidates, top_k=best
     )
     single = TransformedEnv(system.dream_env([], start=begin), StepCounter(options.steps))
     print(f"\n{'':24s}{'in the model':>16s}{'in the world':>16s}")
