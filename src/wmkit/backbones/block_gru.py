@@ -134,5 +134,5 @@ class BlockGRULoop(Loop):
         gru: BlockGRU = self.model
         shared = fast.linear(torch.cat([gru.belief_in(belief), x], -1), self.shared)  # [B, U]
         own = fast.block_product(belief, self.own)  # [g, B, U/g]
-        hidden = gru.style.activate(gru.norm(fast.add_blocks(shared, ahead, own)))
+        hidden = gru.style.activate(gru.norm(fast.add_blocks(shared, ahead, own)), fresh=True)
         return fast.gated_update(hidden, gru.gates.weight, gru.gates.bias, belief)

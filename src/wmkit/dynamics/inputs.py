@@ -80,7 +80,7 @@ class CutLayer:
             classes: ``[*B, G]`` int64 if ``carried`` is one-hot and they are known.
         """
         product = _product(carried, classes, self.carried)
-        return self.layer.style.activate(self.layer.norm(product + ahead))
+        return self.layer.style.activate(self.layer.norm(product + ahead), fresh=True)
 
 
 def _looked_up(weight: Tensor) -> Tensor:

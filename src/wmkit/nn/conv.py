@@ -222,7 +222,7 @@ class UpsamplingStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, D, 2H, 2W]``."""
-        return self.style.activate(self.norm(self.conv(x)))
+        return self.style.activate(self.norm(self.conv(x)), fresh=True)
 
 
 class UnpaddedConv(nn.Conv2d):

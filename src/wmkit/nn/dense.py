@@ -110,12 +110,13 @@ class DenseNormAct(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Bias, norm and activation of a product ``[*B, out_dim]``."""
-        return self.style.activate(self.norm(x if self.linear.bias is None else x + self.linear.bias))
+        made = self.norm(x if self.linear.bias is None else x + self.linear.bias)
+        return self.style.activate(made, fresh=made is not x)
 
     def forward(self, x: Tensor | Feature) -> Tensor:
         """``[*B, in_dim] -> [*B, out_dim]``."""
         if isinstance(x, Tensor):
-            return self.style.activate(self.norm(self.linear(x)))
+            return self.style.activate(self.norm(self.linear(x)), fresh=True)
         return self.finish(x.linear(self.linear.weight))
 
 

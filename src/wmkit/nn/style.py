@@ -18,7 +18,7 @@ from wmkit import fast
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class LayerStyle:
             return nn.Identity()
         return nn.LayerNorm(dim, eps=self.eps) if self.norm == "layer" else RMSNorm(dim, self.eps)
 
-    def activate(self, x: Tensor) -> Tensor:
-        """The activation, of any shape."""
-        return _ACTIVATIONS[self.activation](x)
+    def activate(self, x: Tensor, *, fresh: bool = False) -> Tensor:
+        """The activation, of any shape; a ``fresh`` tensor, which nobody else reads, may be overwritten."""
+        return _ACTIVATIONS[self.activation](x, inplace=fresh and not torch.is_grad_enabled())
 
 
 STYLE_2023 = LayerStyle()
