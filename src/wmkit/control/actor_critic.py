@@ -157,8 +157,8 @@ class ActorCritic(nn.Module):
                 "online": lambda latent: self.critic.predict(model.read(self.critic, latent)).mean,
                 "slow": lambda latent: slow_critic.predict(model.read(slow_critic, latent)).mean,
             }
-            shown: Any = None if through else online.mean
             with torch.set_grad_enabled(through):
+                shown: Any = None if through else online.mean
                 targets = self.returns(model, found, start, self.outcome, shown, values)
         if through:  # outside, where the critic is no constant
             online = self.critic.predict(model.read(self.critic, scored))
