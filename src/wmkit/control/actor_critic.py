@@ -104,6 +104,7 @@ class ActorCritic(nn.Module):
         self.horizon, self.starts, self.returns, self.return_norm = horizon, starts, returns, return_norm
         listed = list(hooks.values()) if isinstance(hooks, Mapping) else list(hooks)
         self.hooks = tuple(hook for hook in listed if hook is not None)
+        self.rewards = tuple(rewards)
         self.entropy, self.entropy_term = entropy, entropy_term or EntropyBonus()
         self.also_to, self.replay = also_to, replay
         self.weights = {"actor": 1.0, "critic": 1.0, "replay_critic": 1.0} | dict(weights or {})
@@ -148,7 +149,7 @@ class ActorCritic(nn.Module):
         model, through = scene.world_model, self.gradient.through
         frozen = (model, slow_critic) if through else ()
         with constants(*frozen):
-            found = self.dream(model, start, gradient=through)
+            found = self.dream(model, start, gradient=through, readers=[self.critic, slow_critic])
             mask = start.mask[found.rows] & found.valid  # [N, 1]
             scored = found.latent.map(lambda x: x[self.states].detach())
             if not through:
@@ -177,11 +178,16 @@ class ActorCritic(nn.Module):
         terms = {name: term._replace(value=self.weights[name] * term.value) for name, term in terms.items()}
         return Learned(terms, {name: value.detach() for name, value in metrics.items()})
 
-    def dream(self, world_model: WorldModel, start: Start, *, gradient: bool = False) -> Rollout:
-        """Roll the policy out."""
+    def dream(
+        self, world_model: WorldModel, start: Start, *, gradient: bool = False, readers: Sequence[Any] = ()
+    ) -> Rollout:
+        """Roll the policy out; ``readers`` besides the world model's heads will read its states."""
         states = (start.latent if start.restarts is None else start.restarts).light()
         hooks = [hook.of(states) if isinstance(hook, Restart) else hook for hook in self.hooks]
-        return rollout(world_model, start.latent, self.actor, self.horizon, gradient=gradient, hooks=hooks)
+        heads: Any = world_model.heads
+        readers = [*readers, *(heads[name] for name in (*self.rewards, "continuation") if name in heads)]
+        options: Any = {"gradient": gradient, "hooks": hooks, "readers": readers}
+        return rollout(world_model, start.latent, self.actor, self.horizon, **options)
 
     def _critic_loss(
         self,

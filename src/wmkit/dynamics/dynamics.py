@@ -23,6 +23,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from wmkit import fast
 from wmkit.nn import Feature
 from wmkit.plug import Plug, as_keys, has_all
 
@@ -42,6 +43,7 @@ class Latent(NamedTuple):
         belief: ``[*B, U]`` float, deterministic part: the output of the sequence model before ``z`` is known.
         carry: what else the sequence model needs to go on (a pytree); ``None`` where the belief is all.
         classes: ``[*B, G]`` int64, class of each categorical of ``state`` where known.
+        products: what first layers make of state and belief, where a roll-out knows (:mod:`wmkit.fast`).
 
     >>> Latent(torch.ones(2, 3), torch.ones(2, 4)).map(lambda x: x[:1]).belief.shape
     torch.Size([1, 4])
@@ -51,6 +53,7 @@ class Latent(NamedTuple):
     belief: Tensor
     carry: Carry = None
     classes: Tensor | None = None
+    products: fast.Products | None = None
 
     @property
     def feature(self) -> Feature:
@@ -129,7 +132,8 @@ def read(latent: Latent, fields: Sequence[str], following: Latent | None = None)
         name = field.removeprefix(NEXT)
         parts.append(getattr(source, name))
         classes.append(source.classes if name == "state" else None)
-    return Feature(*parts, classes=classes)
+    products = latent.products if tuple(fields) == ("state", "belief") else None
+    return Feature(*parts, classes=classes, products=products)
 
 
 def map_carry(fn: Callable[..., Tensor], *carries: Any) -> Any:

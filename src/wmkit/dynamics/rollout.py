@@ -64,7 +64,8 @@ class Rollout(NamedTuple):
     def join(parts: Sequence[Rollout]) -> Rollout:
         """Roll-outs of one horizon side by side."""
         latent, *rest = zip(*parts, strict=True)
-        fields = (None if x[0] is None else torch.cat(x, 1) for x in zip(*latent, strict=True))
+        bare = [x._replace(products=None) for x in latent]
+        fields = (None if x[0] is None else torch.cat(x, 1) for x in zip(*bare, strict=True))
         whole = Latent(*fields)  # type: ignore[arg-type]
         *timed, rows, valid, last, _ = rest
         actions, options, restarts = (torch.cat(x, 1) for x in timed)
@@ -128,6 +129,7 @@ def rollout(
     *,
     gradient: bool = False,
     hooks: Iterable[Hook] = (),
+    readers: Iterable[Any] = (),
 ) -> Rollout:
     """Imagine ``horizon`` transitions from each start, without dropout.
 
@@ -140,6 +142,7 @@ def rollout(
         gradient: record how states depend on actions; call under :func:`constants` to keep the model out of
             it. The actor reads its features without gradient either way.
         hooks: see :class:`Hook`.
+        readers: heads and critics that will read its states; their first layers may be taken on the way.
 
     Raises:
         SpecError: given actions are not ``[N, horizon, A]``.
@@ -157,6 +160,12 @@ def rollout(
             latent = hook.start(world_model, latent, state_noise[taken : taken + hook.samples])
             taken += hook.samples
         never = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        layers = None if gradient else world_model.first_layers([act, *readers], latent)
+
+        def multiplied(latent: Latent) -> Latent:
+            return latent if layers is None else latent._replace(products=layers(latent.feature))
+
+        latent = multiplied(latent)
         latents, actions, options, restarts = [latent.light()], [], [], []
         for t in range(horizon):
             action = choose(latent, t)
@@ -170,6 +179,7 @@ def rollout(
             for hook, chance in zip(hooks, chances, strict=True):
                 latent, new = hook.stepped(steps, latent, option, choose, chance, t)
                 begins = begins if new is None else begins | new
+            latent = multiplied(latent)
             latents.append(latent.light())
             actions.append(action)
             options.append(never if option is None else option.unsqueeze(-1))
@@ -177,8 +187,8 @@ def rollout(
         known = all(x.classes is not None for x in latents)
         whole = Latent.stack(latents if known else [x._replace(classes=None) for x in latents], 0)
         acted, opted, begun = (torch.stack(x) for x in (actions, options, restarts))
-        own = torch.arange(rows, device=device)
-        found = Rollout(whole, acted, opted, begun, own, ~never, latent, tuple(policies or ()))
+        own, last = torch.arange(rows, device=device), latent._replace(products=None)
+        found = Rollout(whole, acted, opted, begun, own, ~never, last, tuple(policies or ()))
         for hook, chance in zip(hooks, chances, strict=True):
             found = hook.finish(world_model, act, found, chance)
     return found

@@ -6,7 +6,7 @@ It holds parts and says how they connect. What they are trained on is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.dynamics.dynamics import NEXT, Dynamics, Latent, Observed, read, to_record
 from wmkit.errors import ConfigError
-from wmkit.heads import in_keys_of
+from wmkit.heads import first_weight, in_keys_of
 from wmkit.plug import Plug
 
 
@@ -155,6 +156,13 @@ class WorldModel(Plug):
     def read(self, part: Any, latent: Latent, following: Latent | None = None) -> Any:
         """What a decoder, head, actor or critic reads of a latent, or of a transition's two."""
         return read(latent, self._fields(part.in_keys, type(part).__name__), following)
+
+    def first_layers(self, parts: Iterable[Any], latent: Latent) -> fast.FirstLayers | None:
+        """First layers of those ``parts`` that read state and belief, for a roll-out from ``latent``."""
+        fields = ("state", "belief")
+        named = [(part, type(part).__name__) for part in parts if hasattr(part, "in_keys")]
+        readers = [part for part, name in named if self._fields(part.in_keys, name) == fields]
+        return fast.FirstLayers.of(map(first_weight, readers), latent.state, latent.classes)
 
     def reads_transition(self, part: Any) -> bool:
         """Whether a part reads the state after a transition too."""

@@ -13,6 +13,7 @@ from wmkit.fast.conv import (
     strided_transposed_conv,
     upsampling_conv,
 )
+from wmkit.fast.first_layers import FirstLayers, Products
 from wmkit.fast.fused import (
     add_blocks,
     coded_cross_entropy,
@@ -38,6 +39,8 @@ from wmkit.fast.room import Room
 from wmkit.fast.switch import disabled, enabled, rows_are_free
 
 __all__ = [
+    "FirstLayers",
+    "Products",
     "Room",
     "add_blocks",
     "block_product",

@@ -153,7 +153,9 @@ def one_hot_linear(index: Tensor, weight: Tensor) -> Tensor:
     return picked.view(*index.shape[:-1], weight.shape[0])
 
 
-def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+def linear_of_parts(
+    parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor, made: Tensor | None = None
+) -> Tensor:
     """``F.linear(torch.cat(parts, -1), weight)``.
 
     Where the parts want no gradient, one-hot ones whose classes are known are looked up and nothing is
@@ -163,6 +165,7 @@ def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], w
         parts: each ``[*B, D_i]``.
         classes: of each part ``[*B, G]`` int64 if it is G one-hot vectors side by side, or nothing.
         weight: ``[D, sum of D_i]``.
+        made: the result without gradient, where it is there already.
 
     Returns:
         ``[*B, D]``, with gradient.
@@ -175,11 +178,11 @@ def linear_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], w
     if not known or learns(*parts) or not enabled(weight, autocast=True, everywhere=True, compiled=True):
         return linear(torch.cat(list(parts), -1), weight)
     if not learns(weight):
-        return _sum_of_parts(parts, classes, weight)
-    return _Parts.apply(weight, tuple(classes), *parts)
+        return sum_of_parts(parts, classes, weight) if made is None else made
+    return _Parts.apply(weight, tuple(classes), made, *parts)
 
 
-def _sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
+def sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
     """The sum over parts of a product or of picked rows."""
     columns = weight.split([part.shape[-1] for part in parts], 1)
     total: Tensor | None = None
@@ -194,18 +197,20 @@ def _sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], wei
 
 
 class _Parts(torch.autograd.Function):
-    """:func:`_sum_of_parts` whose gradient goes to the weight alone."""
+    """:func:`sum_of_parts` whose gradient goes to the weight alone."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, classes: tuple[Tensor | None, ...], *parts: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, classes: tuple[Tensor | None, ...], made: Tensor | None, *parts: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(*parts)
-        return _sum_of_parts(parts, classes, weight)
+        return sum_of_parts(parts, classes, weight) if made is None else made
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows, parts = _rows(grad), ctx.saved_tensors
         weight = torch.cat([transposed_matmul(rows, _rows(part)) for part in parts], -1)
-        return weight, None, *(None for _ in parts)
+        return weight, None, None, *(None for _ in parts)
 
 
 def _rows(x: Tensor) -> Tensor:

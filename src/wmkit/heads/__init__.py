@@ -10,7 +10,16 @@ from wmkit.heads.actor import (
     TruncatedNormalActor,
 )
 from wmkit.heads.continuation import ContinueHead
-from wmkit.heads.head import Critic, Head, JumpFlagHead, JumpReturnHead, JumpSpanHead, RewardHead, in_keys_of
+from wmkit.heads.head import (
+    Critic,
+    Head,
+    JumpFlagHead,
+    JumpReturnHead,
+    JumpSpanHead,
+    RewardHead,
+    first_weight,
+    in_keys_of,
+)
 from wmkit.heads.outputs import Prediction, TwoHotBins
 
 __all__ = [
@@ -31,5 +40,6 @@ __all__ = [
     "TanhNormalActor",
     "TruncatedNormalActor",
     "TwoHotBins",
+    "first_weight",
     "in_keys_of",
 ]

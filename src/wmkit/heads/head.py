@@ -72,6 +72,12 @@ def takes_parts(trunk: nn.Module) -> bool:
     return isinstance(trunk, nn.Sequential) and len(trunk) > 0 and isinstance(trunk[0], DenseNormAct)
 
 
+def first_weight(part: nn.Module) -> Tensor | None:
+    """The weight of a head's or an actor's first layer, where that multiplies a feature part by part."""
+    trunk: Any = getattr(part, "trunk", None)
+    return trunk[0].linear.weight if trunk is not None and takes_parts(trunk) else None
+
+
 def prepared(features: Tensor | Feature, in_parts: bool) -> Tensor | Feature:
     """Features as a trunk takes them: in parts, or as one tensor ``[*B, F]``."""
     return features if in_parts or isinstance(features, Tensor) else features.dense

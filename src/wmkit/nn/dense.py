@@ -31,6 +31,7 @@ class Feature:
         parts: each ``[*B, D]`` float, in the order in which a layer's columns read them.
         classes: for each part ``[*B, G]`` int64, the class of each of its one-hot groups, or ``None`` where
             it is not one-hot or its classes are not known; of no part if not given.
+        products: what some weights make of it, where that is known (:mod:`wmkit.fast`).
 
     >>> state, belief = torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0]])
     >>> feature = Feature(state, belief, classes=[torch.tensor([[1]]), None])
@@ -39,8 +40,10 @@ class Feature:
     tensor([[22.]])
     """
 
-    def __init__(self, *parts: Tensor, classes: Sequence[Tensor | None] = ()) -> None:
-        self.parts = parts
+    def __init__(
+        self, *parts: Tensor, classes: Sequence[Tensor | None] = (), products: fast.Products | None = None
+    ) -> None:
+        self.parts, self.products = parts, products
         self.classes = tuple(classes) or (None,) * len(parts)
 
     @property
@@ -50,12 +53,14 @@ class Feature:
 
     def linear(self, weight: Tensor) -> Tensor:
         """``F.linear(self.dense, weight)``."""
-        return fast.linear_of_parts(self.parts, self.classes, weight)
+        made = None if self.products is None else self.products.of(weight)
+        return fast.linear_of_parts(self.parts, self.classes, weight, made)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Feature:
         """The same of every part, e.g. a slice of the leading dimensions."""
         classes = [None if known is None else fn(known) for known in self.classes]
-        return Feature(*map(fn, self.parts), classes=classes)
+        products = None if self.products is None else self.products._replace(made=fn(self.products.made))
+        return Feature(*map(fn, self.parts), classes=classes, products=products)
 
 
 class Linear(nn.Linear):
