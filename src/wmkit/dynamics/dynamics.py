@@ -69,8 +69,8 @@ class Latent(NamedTuple):
         return self.map(Tensor.detach)
 
     def light(self) -> Latent:
-        """Without the carry, which may be large and only the next step needs."""
-        return self._replace(carry=None)
+        """Without the carry, which may be large and only the next step needs, and without products."""
+        return self._replace(carry=None, products=None)
 
     def where(self, mask: Tensor, other: Latent) -> Latent:
         """Rows of ``self`` where ``mask [B]`` is set, of ``other`` elsewhere.

@@ -161,11 +161,12 @@ def rollout(
             taken += hook.samples
         never = torch.zeros(rows, 1, dtype=torch.bool, device=device)
         layers = None if gradient else world_model.first_layers([act, *readers], latent)
+        made = None if layers is None else layers.room(horizon + 1, rows)
 
-        def multiplied(latent: Latent) -> Latent:
-            return latent if layers is None else latent._replace(products=layers(latent.feature))
+        def multiplied(latent: Latent, t: int) -> Latent:
+            return latent if made is None else latent._replace(products=made.take(latent.feature, t))
 
-        latent = multiplied(latent)
+        latent = multiplied(latent, 0)
         latents, actions, options, restarts = [latent.light()], [], [], []
         for t in range(horizon):
             action = choose(latent, t)
@@ -179,13 +180,14 @@ def rollout(
             for hook, chance in zip(hooks, chances, strict=True):
                 latent, new = hook.stepped(steps, latent, option, choose, chance, t)
                 begins = begins if new is None else begins | new
-            latent = multiplied(latent)
+            latent = multiplied(latent, t + 1)
             latents.append(latent.light())
             actions.append(action)
             options.append(never if option is None else option.unsqueeze(-1))
             restarts.append(begins)
         known = all(x.classes is not None for x in latents)
         whole = Latent.stack(latents if known else [x._replace(classes=None) for x in latents], 0)
+        whole = whole._replace(products=made)
         acted, opted, begun = (torch.stack(x) for x in (actions, options, restarts))
         own, last = torch.arange(rows, device=device), latent._replace(products=None)
         found = Rollout(whole, acted, opted, begun, own, ~never, last, tuple(policies or ()))

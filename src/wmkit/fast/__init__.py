@@ -25,6 +25,7 @@ from wmkit.fast.fused import (
     squared_norm,
     weighted_sum,
 )
+from wmkit.fast.last_layer import LastLayer
 from wmkit.fast.loop_weights import loop_weights
 from wmkit.fast.products import (
     block_product,
@@ -40,6 +41,7 @@ from wmkit.fast.switch import disabled, enabled, rows_are_free
 
 __all__ = [
     "FirstLayers",
+    "LastLayer",
     "Products",
     "Room",
     "add_blocks",

@@ -45,10 +45,9 @@ class FirstLayers:
             return None
         return FirstLayers(narrow)
 
-    def __call__(self, feature: Any) -> Products:
-        """Products of all weights with a :class:`~wmkit.nn.Feature` ``[N, F]``."""
-        with torch.no_grad():
-            return Products(sum_of_parts(feature.parts, feature.classes, self.joint), self)
+    def room(self, steps: int, rows: int) -> Products:
+        """Room for what they make of a roll-out's states."""
+        return Products(self.joint.new_empty(steps, rows, len(self.joint)), self)
 
     def share(self, made: Tensor, weight: Tensor) -> Tensor | None:
         """What ``weight`` has made ``[*B, D]``, unless it is another one or was changed."""
@@ -71,6 +70,12 @@ class Products(NamedTuple):
 
     made: Tensor
     layers: FirstLayers
+
+    def take(self, feature: Any, t: int) -> Products:
+        """Multiply the :class:`~wmkit.nn.Feature` ``[N, F]`` of step ``t``; what is made of it alone."""
+        with torch.no_grad():
+            made = sum_of_parts(feature.parts, feature.classes, self.layers.joint, self.made[t])
+        return Products(made, self.layers)
 
     def of(self, weight: Tensor) -> Tensor | None:
         """The share of ``weight``, ``[*B, D]``, if it has one."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wmkit.fast.last_layer import coded
 from wmkit.fast.products import block_product
 from wmkit.fast.switch import enabled, learns, suits
 
@@ -91,10 +92,7 @@ class _CodedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, index: Tensor, mass: Tensor) -> Tensor:
         ctx.save_for_backward(probs, index, mass)
-        # The largest probability is at least 1 / K: its logarithm is exact. Logits are taken apart from
-        # the largest before anything else, or their common level would round the loss.
-        below = logits.amax(-1, keepdim=True) - logits.gather(-1, index)  # [*B, M]
-        return torch.sub((mass * below).sum(-1), probs.amax(-1).log(), alpha=index.shape[-1] // 2)
+        return coded(logits, probs, index, mass)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]

@@ -182,18 +182,24 @@ def linear_of_parts(
     return _Parts.apply(weight, tuple(classes), made, *parts)
 
 
-def sum_of_parts(parts: Sequence[Tensor], classes: Sequence[Tensor | None], weight: Tensor) -> Tensor:
-    """The sum over parts of a product or of picked rows."""
+def sum_of_parts(
+    parts: Sequence[Tensor],
+    classes: Sequence[Tensor | None],
+    weight: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The sum over parts of a product or of picked rows; written to ``out`` ``[*B, D]`` if given."""
     columns = weight.split([part.shape[-1] for part in parts], 1)
-    total: Tensor | None = None
+    products = []
     for part, index, column in zip(parts, classes, columns, strict=True):
         if index is not None:
-            product = one_hot_linear(index, column)
+            products.append(one_hot_linear(index, column))
         else:  # in rows: a product with a slice of a larger tensor would go batch by batch
-            product = linear(_rows(part), column).view(*part.shape[:-1], len(weight))
-        total = product if total is None else total + product
-    assert total is not None
-    return total
+            products.append(linear(_rows(part), column).view(*part.shape[:-1], len(weight)))
+    if out is None or len(products) != 2:
+        total = sum(products[1:], products[0])
+        return total if out is None else out.copy_(total)
+    return torch.add(*products, out=out)
 
 
 class _Parts(torch.autograd.Function):

@@ -16,8 +16,9 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.errors import ConfigError
-from wmkit.heads.outputs import Distribution, Prediction, named_distribution
+from wmkit.heads.outputs import Distribution, Prediction, TwoHotBins, named_distribution
 from wmkit.nn import MLP, STYLE_2023, Bernoulli, DenseNormAct, Feature, LayerStyle, Linear, init_output
 from wmkit.plug import Key, Plug, as_keys, has_all
 
@@ -156,7 +157,7 @@ class Head(Plug):
         self.distribution = distribution
         out_dim: int = getattr(distribution, "width", 1)
         outscale = getattr(distribution, "outscale", 1.0) if outscale is None else outscale
-        self.out: nn.Module | None
+        self.out: nn.Linear | None
         if trunk is None:
             self.trunk: nn.Module = MLP(in_dim, units=units, layers=layers, style=style)
             out = init_output(Linear(units if layers else in_dim, out_dim), outscale, style.init)
@@ -189,8 +190,12 @@ class Head(Plug):
 
     def predict(self, features: Tensor | Feature) -> Prediction:
         """Predict from ``[*B, in_dim]``."""
-        numbers = self.trunk(prepared(features, self._in_parts))
-        return self.distribution(numbers if self.out is None else self.out(numbers))
+        hidden = self.trunk(prepared(features, self._in_parts))
+        if self.out is None:
+            return self.distribution(hidden)
+        if isinstance(self.distribution, TwoHotBins) and fast.LastLayer.helps(hidden):
+            return self.distribution(fast.LastLayer(hidden, self.out.weight, self.out.bias))
+        return self.distribution(self.out(hidden))
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The target ``[*B, 1]`` in a batch, transformed.

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.functional import symexp_bins, symmetric_bins
@@ -70,7 +71,7 @@ class TwoHotBins(nn.Module):
         make = symmetric_bins if code == "symlog" else symexp_bins
         self.register_buffer("bins", make(limit, bins), persistent=False)
 
-    def forward(self, logits: Tensor) -> SymlogTwoHot | SymexpTwoHot:
+    def forward(self, logits: Tensor | fast.LastLayer) -> SymlogTwoHot | SymexpTwoHot:
         """Predict from ``[*B, bins]``."""
         return self.prediction(logits, self.bins)
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wmkit import fast
 from wmkit.functional import (
     one_hot,
     sample_one_hot,
     straight_through,
     symexp,
     symlog,
+    two_hot,
     two_hot_cross_entropy,
     two_hot_mean,
     unimix_probs,
@@ -160,24 +162,32 @@ class TwoHot:
     """A categorical over bins; see :class:`SymexpTwoHot` and :class:`SymlogTwoHot`.
 
     Args:
-        logits: ``[*B, K]`` float; computed with in float32.
+        logits: ``[*B, K]`` float; computed with in float32. Or the layer that makes them.
         bins: ``[K]`` float.
-
-    Attributes:
-        logits: ``[*B, K]`` float32.
     """
 
     _in_bins: Callable[[Tensor], Tensor]  # a target in the units of the bins
 
-    def __init__(self, logits: Tensor, bins: Tensor) -> None:
-        self.logits, self.bins = logits.float(), bins
+    def __init__(self, logits: Tensor | fast.LastLayer, bins: Tensor) -> None:
+        self._layer = logits if isinstance(logits, fast.LastLayer) else None
+        self._given = logits.float() if isinstance(logits, Tensor) else None
+        self.bins = bins
         self._constant: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """``[*B, K]`` float32."""
+        if self._given is not None:
+            return self._given
+        assert self._layer is not None
+        return self._layer.logits
 
     @property
     def probs(self) -> Tensor:
         """``[*B, K]`` float32."""
-        learns = torch.is_grad_enabled() and self.logits.requires_grad
-        return torch.softmax(self.logits, -1) if learns else self._probs()
+        logits = self.logits
+        learns = torch.is_grad_enabled() and logits.requires_grad
+        return torch.softmax(logits, -1) if learns else self._probs()
 
     def _probs(self) -> Tensor:
         """As constants, made once for the mean and all losses."""
@@ -185,9 +195,18 @@ class TwoHot:
             self._constant = torch.softmax(self.logits.detach(), -1)
         return self._constant
 
+    def _mean(self) -> Tensor:
+        """In the units of the bins, ``[*B]``."""
+        if self._layer is None or (self._layer.learns and torch.is_grad_enabled()):
+            return two_hot_mean(self.probs, self.bins)
+        return self._layer.reduce(lambda probs: two_hot_mean(probs, self.bins))
+
     def loss(self, *targets: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
         codes = self._in_bins(torch.cat(targets, -1))
+        if self._layer is not None:
+            index, mass = two_hot(codes, self.bins)
+            return self._layer.cross_entropy(index.flatten(-2), mass.flatten(-2))
         return two_hot_cross_entropy(self.logits, codes, self.bins, self._probs())
 
 
@@ -212,7 +231,7 @@ class SymlogTwoHot(TwoHot):
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]``, in the quantity's own units: symexp of the mean in symlog space."""
-        return symexp(two_hot_mean(self.probs, self.bins)).unsqueeze(-1)
+        return symexp(self._mean()).unsqueeze(-1)
 
     mode = mean
 
@@ -241,6 +260,6 @@ class SymexpTwoHot(TwoHot):
     @property
     def mean(self) -> Tensor:
         """``[*B, 1]`` float32, the expected bin; exactly zero where all logits are equal."""
-        return two_hot_mean(self.probs, self.bins).unsqueeze(-1)
+        return self._mean().unsqueeze(-1)
 
     mode = mean
