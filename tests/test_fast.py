@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchrl.data import Composite, OneHot, Unbounded
 
+import wmkit
 from wmkit import backbones, fast
 from wmkit.functional import sample_index, symexp_bins, unimix_probs
 from wmkit.nn import (
@@ -20,6 +23,7 @@ from wmkit.nn import (
     ConvStage,
     DoublingConv,
     Dropout,
+    Feature,
     HalvingConv,
     Linear,
     RMSNorm,
@@ -281,3 +285,64 @@ def _nodes(node: object) -> str:
             seen.add(one)
             waiting += [before for before, _ in one.next_functions]  # type: ignore[attr-defined]
     return " ".join(type(x).__name__ for x in seen)
+
+
+def test_an_update_over_many_rows_is_the_same_with_short_cuts_off() -> None:
+    """First and last layers of a roll-out take their short cuts from so many rows on alone."""
+    found = []
+    for switch in (contextlib.nullcontext, fast.disabled):
+        torch.manual_seed(0)
+        with switch():
+            system = wmkit.build(
+                "dreamer_v3",
+                observation_spec=Composite(observation=Unbounded((3,))),
+                action_spec=OneHot(3),
+                overrides=["size=tiny", "batch.size=32", "batch.length=17"],
+            )
+            for weight in system.parameters():  # heads begin with zeros
+                torch.nn.init.trunc_normal_(weight, std=0.05)
+            batch = system.example_batch()
+            torch.manual_seed(1)
+            metrics = system.update(batch)
+        found.append(
+            (metrics, dict(system.critic.named_parameters()) | dict(system.actor.named_parameters()))
+        )
+    (metrics, weights), (plain, expected) = found
+    for name, value in plain.items():
+        torch.testing.assert_close(metrics[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_first_layers_give_each_reader_its_share_and_its_gradient() -> None:
+    torch.manual_seed(0)
+    classes, belief = torch.randint(4, (1024, 2)), torch.randn(1024, 5)
+    state = F.one_hot(classes, 4).flatten(1).float()
+    weights = [torch.randn(width, 13, requires_grad=True) for width in (3, 6)]
+    layers = fast.FirstLayers.of(weights, state, classes)
+    assert layers is not None and fast.FirstLayers.of(weights, state[:8], classes[:8]) is None
+    made = layers.room(2, 1024)
+    feature = Feature(state, belief, classes=[classes, None])
+    made.take(feature, 0)
+    known = Feature(state, belief, classes=[classes, None], products=made._replace(made=made.made[0]))
+    for weight in weights:
+        same_with_gradients(known.linear(weight), feature.linear(weight), [weight], 1e-5)
+    with torch.no_grad():
+        weights[0].mul_(2)  # what was made before is not used any more
+        torch.testing.assert_close(known.linear(weights[0]), feature.linear(weights[0]))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_last_layer_in_blocks_is_that_layer(learns: bool) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, requires_grad=learns) for shape in ((3, 1000, 6), (9, 6), (9,))]
+    bins, targets = torch.linspace(-2, 2, 9), [torch.randn(3, 1000, 1) for _ in range(2)]
+    blocks, plain = (SymexpTwoHot(make(*inputs), bins) for make in (fast.LastLayer, F.linear))
+    with torch.no_grad():
+        torch.testing.assert_close(blocks.mean, plain.mean)
+    found, expected = blocks.loss(*targets), plain.loss(*targets)
+    if learns:
+        same_with_gradients(found, expected, inputs, 1e-5)
+        torch.testing.assert_close(blocks.probs, plain.probs)
+    else:
+        torch.testing.assert_close(found, expected)
