@@ -104,7 +104,6 @@ class ActorCritic(nn.Module):
         self.horizon, self.starts, self.returns, self.return_norm = horizon, starts, returns, return_norm
         listed = list(hooks.values()) if isinstance(hooks, Mapping) else list(hooks)
         self.hooks = tuple(hook for hook in listed if hook is not None)
-        self.rewards = tuple(rewards)
         self.entropy, self.entropy_term = entropy, entropy_term or EntropyBonus()
         self.also_to, self.replay = also_to, replay
         self.weights = {"actor": 1.0, "critic": 1.0, "replay_critic": 1.0} | dict(weights or {})
@@ -184,8 +183,7 @@ class ActorCritic(nn.Module):
         """Roll the policy out; ``readers`` besides the world model's heads will read its states."""
         states = (start.latent if start.restarts is None else start.restarts).light()
         hooks = [hook.of(states) if isinstance(hook, Restart) else hook for hook in self.hooks]
-        heads: Any = world_model.heads
-        readers = [*readers, *(heads[name] for name in (*self.rewards, "continuation") if name in heads)]
+        readers = [*readers, *world_model.heads.values()]
         options: Any = {"gradient": gradient, "hooks": hooks, "readers": readers}
         return rollout(world_model, start.latent, self.actor, self.horizon, **options)
 

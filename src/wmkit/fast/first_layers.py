@@ -26,13 +26,17 @@ class FirstLayers:
     """Weights side by side, as they are now.
 
     Args:
-        weights: each ``[D_i, F]``.
+        weights: each ``[D_i, S + U]``.
+        state: how many columns S read the state; the others read the belief.
     """
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
+    def __init__(self, weights: Iterable[Tensor], state: int) -> None:
         once = {id(weight): weight for weight in weights}.values()
         self._known = [(weight, weight._version) for weight in once]
-        self.joint = torch.cat([weight.detach() for weight in once])
+        joint = torch.cat([weight.detach() for weight in once])
+        self.width = len(joint)
+        # The state's columns lie as rows are looked up, and both are matrices of their own.
+        self.columns = joint[:, :state].t().contiguous().t(), joint[:, state:].contiguous()
 
     @staticmethod
     def of(weights: Iterable[Tensor | None], state: Tensor, classes: Tensor | None) -> FirstLayers | None:
@@ -43,11 +47,11 @@ class FirstLayers:
         narrow = [w for w in weights if w is not None and len(w) <= _NARROW and w.dtype == state.dtype]
         if len(narrow) < 2 or classes is None or len(state) < _MANY or not enabled(state):
             return None
-        return FirstLayers(narrow)
+        return FirstLayers(narrow, state.shape[-1])
 
     def room(self, steps: int, rows: int) -> Products:
         """Room for what they make of a roll-out's states."""
-        return Products(self.joint.new_empty(steps, rows, len(self.joint)), self)
+        return Products(self.columns[0].new_empty(steps, rows, self.width), self)
 
     def share(self, made: Tensor, weight: Tensor) -> Tensor | None:
         """What ``weight`` has made ``[*B, D]``, unless it is another one or was changed."""
@@ -74,7 +78,7 @@ class Products(NamedTuple):
     def take(self, feature: Any, t: int) -> Products:
         """Multiply the :class:`~wmkit.nn.Feature` ``[N, F]`` of step ``t``; what is made of it alone."""
         with torch.no_grad():
-            made = sum_of_parts(feature.parts, feature.classes, self.layers.joint, self.made[t])
+            made = sum_of_parts(feature.parts, feature.classes, self.layers.columns, self.made[t])
         return Products(made, self.layers)
 
     def of(self, weight: Tensor) -> Tensor | None:

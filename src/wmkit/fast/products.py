@@ -185,21 +185,30 @@ def linear_of_parts(
 def sum_of_parts(
     parts: Sequence[Tensor],
     classes: Sequence[Tensor | None],
-    weight: Tensor,
+    weight: Tensor | Sequence[Tensor],
     out: Tensor | None = None,
 ) -> Tensor:
-    """The sum over parts of a product or of picked rows; written to ``out`` ``[*B, D]`` if given."""
-    columns = weight.split([part.shape[-1] for part in parts], 1)
+    """The sum over parts of a product or of picked rows.
+
+    Args:
+        parts: see :func:`linear_of_parts`.
+        classes: likewise.
+        weight: ``[D, sum of D_i]``, or the columns ``[D, D_i]`` of each part.
+        out: where two parts' sum ``[*B, D]`` is written, if given.
+    """
+    columns = weight.split([x.shape[-1] for x in parts], 1) if isinstance(weight, Tensor) else weight
     products = []
     for part, index, column in zip(parts, classes, columns, strict=True):
         if index is not None:
             products.append(one_hot_linear(index, column))
         else:  # in rows: a product with a slice of a larger tensor would go batch by batch
-            products.append(linear(_rows(part), column).view(*part.shape[:-1], len(weight)))
-    if out is None or len(products) != 2:
-        total = sum(products[1:], products[0])
-        return total if out is None else out.copy_(total)
-    return torch.add(*products, out=out)
+            products.append(linear(_rows(part), column).view(*part.shape[:-1], len(column)))
+    if out is not None:
+        return torch.add(*products, out=out)
+    total, *others = products
+    for product in others:
+        total = total + product
+    return total
 
 
 class _Parts(torch.autograd.Function):
