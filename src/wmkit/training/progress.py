@@ -84,8 +84,8 @@ class Stage:
 
     def left(self) -> float:
         """Seconds until the stage ends: by its units at the rate so far, or by the limit; inf if unknown."""
-        made = self.done - self._start_done
-        each = (time.monotonic() - self._started) / made if made > 0 else math.inf
+        made, spent = self.done - self._start_done, time.monotonic() - self._started
+        each = spent / made if made > 0 and spent > 0 else math.inf
         units = self.total - self.done
         return max(min(units * each if units > 0 else 0.0, self.limit() if self.limit else math.inf), 0.0)
 

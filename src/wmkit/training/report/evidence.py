@@ -145,9 +145,9 @@ def _imagination(
         return NOTHING
     if keys:
         arrays["images"] = np.array(keys)
-    if curves:  # those that vary most
-        curves.sort(key=lambda curve: -_unrest(curve[1]))
-        names, real, imagined = zip(*curves[:CURVES], strict=True)
+    if curves:  # those that vary most, in their own order
+        lively = sorted(range(len(curves)), key=lambda index: -_unrest(curves[index][1]))[:CURVES]
+        names, real, imagined = zip(*(curves[index] for index in sorted(lively)), strict=True)
         arrays |= {"curves": np.array(names), "curves_real": real, "curves_imagined": imagined}
     if opened.get("jump_steps", None) is not None:
         arrays["jump"] = (opened["jump"] > 0.5).reshape(len(windows), full).cpu().numpy()

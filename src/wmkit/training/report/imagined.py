@@ -66,7 +66,7 @@ def draw(data: Mapping[str, np.ndarray]) -> str:
         real, imagined = data["curves_real"][index], data["curves_imagined"][index]
         time = range(len(real))
         lines = [Series("real", time, real.tolist()), Series("imagined", time, imagined.tolist())]
-        charts.append(chart(str(name), lines, x_label="steps", mark=context, size=(300, 180)))
+        charts.append(chart(str(name), lines, x_label="steps", mark=context - 0.5, size=(300, 180)))
     return "".join(parts) + (f'<div class="charts small">{"".join(charts)}</div>' if charts else "")
 
 
@@ -87,8 +87,7 @@ def _strip(real: np.ndarray, imagined: np.ndarray, jumps: np.ndarray, spans: np.
         kind = "moment" + (" context" if t < context else "") + (" jump" if jumps[t] else "")
         label = f"Δ {spans[t]:.0f}" if jumps[t] else f"{t}"
         pair = [tiled(real[t]), tiled(imagined[t])]
-        rows = pair[0].shape[0] // real.shape[1]  # of frames in a picture
-        side = SIDE if rows == 1 else SIDE * 2
+        side = SIDE if pair[0].shape[0] == real.shape[1] else SIDE * 2  # several rows of frames
         frames = "".join(image(reduced(picture, 2 * side)) for picture in pair)
         columns.append(f'<div class="{kind}">{frames}{label}</div>')
     names = '<div class="names"><span>real</span><span>imagined</span></div>'

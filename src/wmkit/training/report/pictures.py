@@ -15,6 +15,8 @@ _ANCHORS = np.array(
     [(0, 0, 4), (64, 10, 103), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)]
 )
 
+_LINE = 2  # between frames of one picture, in its pixels
+
 
 def heat(values: np.ndarray) -> np.ndarray:
     """Map ``[H, W]`` in [0, 1] to colours, uint8 ``[H, W, 3]``.
@@ -109,27 +111,29 @@ def tiled(picture: np.ndarray, limit: int = 16) -> np.ndarray:
     """A picture of any number of channels as one that can be seen.
 
     Three channels are colours and one is grey. A multiple of three is that many coloured frames, any other
-    number that many grey ones; they are laid out in rows, the newest last.
+    number that many grey ones; they are laid out in rows with white lines between, the newest last.
 
     Args:
         picture: uint8 ``[H, W, C]``.
         limit: frames at most, the last ones.
 
     Returns:
-        uint8 ``[rows * H, columns * W, 3]``, or 1 channel in grey.
+        uint8 ``[H', W', 3]``, or 1 channel in grey.
 
     >>> [tiled(np.zeros((64, 64, c), np.uint8)).shape for c in (1, 2, 3, 4, 12)]
-    [(64, 64, 1), (64, 128, 1), (64, 64, 3), (128, 128, 1), (128, 128, 3)]
+    [(64, 64, 1), (64, 130, 1), (64, 64, 3), (130, 130, 1), (130, 130, 3)]
     """
     height, width, channels = picture.shape
     own = 3 if channels % 3 == 0 else 1
     frames = np.moveaxis(picture.reshape(height, width, channels // own, own), 2, 0)[-limit:]
     columns = math.ceil(math.sqrt(len(frames)))
     rows = -(-len(frames) // columns)
-    sheet = np.zeros((rows * columns, height, width, own), np.uint8)
-    sheet[: len(frames)] = frames
-    sheet = sheet.reshape(rows, columns, height, width, own).transpose(0, 2, 1, 3, 4)
-    return sheet.reshape(rows * height, columns * width, own)
+    high, wide = height + _LINE, width + _LINE
+    sheet = np.full((rows * high, columns * wide, own), 255, np.uint8)
+    for index, frame in enumerate(frames):
+        top, left = index // columns * high, index % columns * wide
+        sheet[top : top + height, left : left + width] = frame
+    return sheet[:-_LINE, :-_LINE]
 
 
 def reduced(picture: np.ndarray, side: int) -> np.ndarray:

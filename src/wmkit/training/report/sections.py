@@ -30,7 +30,8 @@ def cards(run: RunDirectory) -> str:
         if final.get("eval/success_rate") is not None:
             entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {over}"))
             over = "in evaluation"
-        entries.append((f"{final['eval/return']:.2f}", f"return, {over}"))
+        gained = final["eval/return"]
+        entries.append(("not finite" if gained is None else f"{gained:.2f}", f"return, {over}"))
         if final.get("eval/crafter_score") is not None:
             entries.append((f"{final['eval/crafter_score']:.1f} %", "Crafter score, in evaluation"))
     if trained.get("success_rate") is not None:

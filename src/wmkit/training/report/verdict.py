@@ -50,6 +50,8 @@ def verdict(run: RunDirectory) -> Verdict:
     )
     if not any(line.get("updates") for line in lines if line["stage"] == "train"):
         return Verdict("Nothing was learned: no update was made.")
+    if score["eval/return"] is None:  # as infinity and NaN are written
+        return Verdict("Whether it learned is not shown: the return of its evaluation is not finite.")
     count = int(score.get("eval/episodes") or 0)
     rows = [e for e in run.episodes(score["stage"]) if e["step"] == score["step"]]
     played = _last_of(rows, score, count)
