@@ -12,7 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
-from support.toy import ToySystem, toy_config, toy_env
+from support.toy import ToySystem, toy_config, toy_env, toy_parts
+from wmkit.cli.app import _print_summary
 from wmkit.training.evaluate import Evaluation
 from wmkit.training.parts import Parts, make_memory
 from wmkit.training.report import drawn, gather_evidence, learned, write_report
@@ -333,3 +334,10 @@ def test_chance_is_seldom_taken_for_learning():
         assert sum(abs(d) > e for d, e in (_of_means(*pair) for pair in pairs)) < 0.08 * 600
         rates = [((draw.random(here) < 0.1) * 1.0, (draw.random(there) < 0.1) * 1.0) for _ in range(600)]
         assert sum(abs(d) > e for d, e in (_of_rates(*pair) for pair in rates)) < 0.08 * 600
+
+
+def test_the_command_ends_with_what_was_learned(tmp_path, capsys):
+    summary = train(toy_config(tmp_path / "run", final_episodes=5, prefill=64), parts=toy_parts())
+    _print_summary(summary)
+    wanted = "It does not yet play better than chance: after 160 steps the return is 28, where random actions"
+    assert capsys.readouterr().out.splitlines()[-1].startswith(wanted)
