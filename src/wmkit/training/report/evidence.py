@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 
+from wmkit.errors import WmkitError
 from wmkit.training.evaluate import Evaluation
 from wmkit.training.report.pictures import channels_last, limits_of
 from wmkit.training.run import RunDirectory
@@ -81,7 +82,8 @@ def gather_evidence(
 
 def not_drawn(name: str, error: Exception) -> str:
     """One sentence about a part of the report that failed."""
-    found = " ".join(f"{type(error).__name__}: {error}".split())
+    kind = "" if isinstance(error, WmkitError) else f"{type(error).__name__}: "
+    found = " ".join(f"{kind}{error}".split())
     return f"{name!r} is not drawn: found {found[:300]}; the run's result stands, all else of it is saved"
 
 

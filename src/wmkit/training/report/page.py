@@ -36,6 +36,8 @@ ORDER = {
     "Losses": sections.losses,
 }
 
+RECORDS = ("What was learned", "Headline numbers")  # read all that the run recorded, before evidence is
+
 
 def write_report(run: RunDirectory, say: Say = tell) -> Path:
     """Write ``report.html``: one file, pictures inside, opens without a network.
@@ -50,14 +52,14 @@ def write_report(run: RunDirectory, say: Say = tell) -> Path:
     """
     template = Template((files(__package__) / "page.html").read_text(encoding="utf-8"))
     env = str(OmegaConf.select(run.config, "env.name") or "")
-    found = _attempt("What was learned", partial(verdict, run), say)
+    found = _attempt(RECORDS[0], partial(verdict, run), say)
     learned = found if isinstance(found, Verdict) else Verdict(found)
     page = template.substitute(
         title=escape(f"{run.config.get('system', 'system')} on {env.rsplit('/', 1)[-1]}".replace("_", " ")),
         subtitle=escape(f"{run.path.name}, seed {run.config.get('seed', 0)}"),
         learned=escape(learned.sentence),
         grounds=f'<p class="grounds">{escape(learned.grounds)}</p>' if learned.grounds else "",
-        cards=_attempt("Headline numbers", partial(sections.cards, run), say, "<p>{}</p>"),
+        cards=_attempt(RECORDS[1], partial(sections.cards, run), say, "<p>{}</p>"),
         sections="\n".join(filter(None, _sections(run, say))),
         config=escape(OmegaConf.to_yaml(run.config, resolve=True)),
     )
@@ -114,9 +116,9 @@ def _attempt(name: str, make: Callable[[], Any], say: Say, frame: str = "{}") ->
     """What ``make`` returns, or in ``frame`` the sentence that says why it does not."""
     try:
         return make()
-    except WmkitError:  # a sentence of its own, about the run's records
-        raise
     except Exception as error:
+        if isinstance(error, WmkitError) and name in RECORDS:  # a sentence of its own, for the command
+            raise
         sentence = not_drawn(name, error)
         say(sentence)
         return frame.replace("{}", escape(sentence))
