@@ -143,7 +143,10 @@ def imagine(run: Run) -> None:
         from wmkit.training import revisit
 
         revisit(run, episodes=2)
-        typer.echo(f"report {run / 'report.html'}")
+        from wmkit.training.report import drawn
+
+        typer.echo(f"{'drawn':<14} {drawn(run)}")
+        typer.echo(f"{'report':<14} {run / 'report.html'}")
 
 
 @app.command()
@@ -297,3 +300,5 @@ def _print_summary(summary: Any) -> None:
         lines.append(("report", str(Path(summary.run) / "report.html")))
     for name, value in lines:
         typer.echo(f"{name:<20} {value}")
+    if summary.learned:
+        typer.echo(summary.learned)

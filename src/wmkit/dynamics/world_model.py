@@ -125,12 +125,15 @@ class WorldModel(Plug):
         return self.dynamics.observe(self.encoder.encode(batch), self.record(batch), latent)
 
     @torch.no_grad()
-    def open_loop(self, batch: Mapping[str, Tensor], context: int) -> tuple[dict[str, Tensor], Latent]:
+    def open_loop(
+        self, batch: Mapping[str, Tensor], context: int, vectors: bool = False
+    ) -> tuple[dict[str, Tensor], Latent]:
         """Predictions of a window from its first steps and the real actions alone.
 
         Args:
             batch: the sequence layout ``[B, T, ...]``.
             context: steps that are observed.
+            vectors: predict vector keys too.
 
         Returns:
             ``{image key: [B, T, ...]}``, and the latents behind them, leaves ``[B, T, ...]``.
@@ -145,7 +148,8 @@ class WorldModel(Plug):
             predictions = (
                 {} if self.decoder is None else self.decoder.predict(self.read(self.decoder, stacked))
             )
-        return {key: predictions[key].mean for key in getattr(self.decoder, "images", ())}, stacked
+        keys = getattr(self.decoder, "targets" if vectors else "images", ())
+        return {key: predictions[key].mean for key in keys}, stacked
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Without dropout, and with running statistics, inside."""

@@ -307,20 +307,23 @@ class System(nn.Module):
         return DreamEnv(self.world_model, action_spec, batch_size=batch_size, **options)
 
     @torch.no_grad()
-    def open_loop(self, batch: TensorDictBase, context: int) -> dict[str, Tensor]:
+    def open_loop(self, batch: TensorDictBase, context: int, *, vectors: bool = False) -> dict[str, Tensor]:
         """Predict a window from its first steps and the real actions alone.
 
         Args:
             batch: the sequence layout ``[B, T]``.
             context: steps that are observed; the rest is imagined with the real actions.
+            vectors: predict vector keys too, those of classes as probabilities ``[B, T, ..., classes]``.
 
         Returns:
             ``{key: [B, T, ...]}``: a prediction in [0, 1] for every image key, and what the hooks of the
             controller's roll-outs expect (of a jump gate ``jump`` ``[B, T]``, a probability, and
             ``jump_steps`` ``[B, T]``, the predicted span Δ of a jump from that step).
         """
-        out, latent = self.world_model.open_loop(self.fill(batch), context)
+        out, latent = self.world_model.open_loop(self.fill(batch), context, vectors)
         for key, stack in out.items():
+            if key in self.spaces.vectors:
+                continue
             out[key] = self.frames.newest(stack, self.spaces.shapes[key][0])
         for hook in getattr(self.controller, "hooks", ()):
             out |= hook.outlook(self.world_model, latent)

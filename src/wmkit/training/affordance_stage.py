@@ -242,7 +242,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
             masks=masks,
             seed=seed,
             checkpoint=folder / "fit.pt",
-            progress=_follow(bar),
+            progress=_follow(bar, fit.get("budget")),
             **fit,
         )
     save_affordance(folder / "model", model, text, prompt)
@@ -362,10 +362,12 @@ def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:
     save_evidence(run, "affordance", **arrays)
 
 
-def _follow(bar: Stage) -> Any:
-    """Progress of the affordance room (done, total, numbers) as a stage's."""
+def _follow(bar: Stage, budget: float | None = None) -> Any:
+    """Progress of the affordance room (done, total, numbers) as a stage's; ``budget`` seconds end it."""
 
     def progress(done: int, total: int, numbers: dict[str, float]) -> None:
+        if budget:
+            bar.limit = lambda: budget - numbers["seconds"]
         bar.reach(done, total, **{k: v for k, v in numbers.items() if k in ("loss", "accuracy")})
 
     return progress

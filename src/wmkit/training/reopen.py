@@ -117,7 +117,7 @@ def revisit(
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())
     run.score(step, "evaluate", result.numbers(), protocol.record())
-    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance)
-    write_report(run)
+    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
+    write_report(run, stages.say)
     run.close()
     return result

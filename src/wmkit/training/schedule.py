@@ -79,13 +79,21 @@ class Deadline:
         self._learning, self._playing = learning, playing
         self.aside = 0.0
 
+    def learning_left(self) -> float:
+        """Seconds until learning should stop; inf without a limit."""
+        return self._learning * self._seconds - self._spent
+
+    def playing_left(self) -> float:
+        """Seconds until the final evaluation should stop; inf without a limit."""
+        return self._playing * self._seconds - self._spent
+
     def learning_over(self) -> bool:
         """Learning should stop now."""
-        return self._spent > self._learning * self._seconds
+        return self.learning_left() < 0
 
     def playing_over(self) -> bool:
         """The final evaluation should stop now."""
-        return self._spent > self._playing * self._seconds
+        return self.playing_left() < 0
 
     @property
     def _spent(self) -> float:

@@ -54,6 +54,7 @@ class Summary:
     crafter_score: float | None = None
     training_episodes: int = 0  # that the means in training are of
     training_rules: str = ""  # by which they were played, where these are not the evaluation's
+    learned: str = ""  # what was, in words
 
 
 class Trainer:
@@ -173,7 +174,9 @@ class Trainer:
                 "higher to go on"
             )
         if self._filling(prefill, steps):
-            with self.stages.stage("prefill", max(prefill, self._windows)) as bar:
+            records = self._windows + self.num_envs * (self.memory.length - 1) if self._windows else 0
+            wanted = min(max(prefill, records), steps)
+            with self.stages.stage("prefill", wanted, limit=self.deadline.learning_left) as bar:
                 bar.start_at(self.step)
                 while self._filling(prefill, steps) and not self._stopping():
                     self._collect(bar, "prefill", random=random)
@@ -189,7 +192,7 @@ class Trainer:
         if not self.updates:
             self._save()  # there is a good state from here on
         self._pretrain()
-        with self.stages.stage("train", steps) as bar:
+        with self.stages.stage("train", steps, limit=self.deadline.learning_left) as bar:
             bar.start_at(self.step)
             while self.step < steps and not self._stopping():
                 collected = self._collect(bar, "train")
@@ -220,7 +223,7 @@ class Trainer:
         if self.updates >= total:
             return
         save = Every(self.settings.checkpoint_every, self.updates)
-        with self.stages.stage("pretrain", total, "updates") as bar:
+        with self.stages.stage("pretrain", total, "updates", self.deadline.learning_left) as bar:
             bar.start_at(self.updates)
             while self.updates < total and self.memory.ready() and not self._stopping():
                 self._update(1, uniform=told is not None)
@@ -336,14 +339,15 @@ class Trainer:
 
     def _finish(self) -> Evaluation:
         episodes = self.settings.final_episodes
-        with self.stages.stage("final evaluation", episodes, "episodes") as bar:
+        limit = self.deadline.playing_left
+        with self.stages.stage("final evaluation", episodes, "episodes", limit) as bar:
             evaluation = self._evaluate(episodes, "final", record=2, bar=bar)
         self._save()
         if self.settings.report:
-            from wmkit.training.report import gather_evidence, write_report
+            from wmkit.training.report import make_report
 
-            gather_evidence(self.run, self.system, evaluation, self.memory, self.device, self.affordance)
-            write_report(self.run)
+            shown = (evaluation, self.memory, self.device, self.affordance)
+            make_report(self.run, self.system, *shown, say=self.stages.say)
         return evaluation
 
     # ------------------------------------------------------------------------------------------ saving
@@ -419,6 +423,8 @@ class Trainer:
         numbers = evaluation.numbers() if evaluation is not None else {}
         recent = self.tracker.recent
         rules = ""
+        from wmkit.training.report import learned
+
         if recent:
             of_training = EvaluationProtocol.of_training(self.config, len(recent))
             rules = of_training.beside(EvaluationProtocol.of(self.config, len(recent)))
@@ -438,6 +444,7 @@ class Trainer:
             protocol=str(evaluation.protocol) if evaluation is not None else "",
             frames=self.run.frames(self.step).get("frames"),
             crafter_score=numbers.get("crafter_score"),
+            learned=learned(self.run) if evaluation is not None else "",
         )
 
 

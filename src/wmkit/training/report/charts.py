@@ -43,6 +43,7 @@ def chart(
     y_range: tuple[float, float] | None = None,
     percent: bool = False,
     diagonal: bool = False,
+    mark: float | None = None,
     size: tuple[int, int] = (420, 240),
 ) -> str:
     """An SVG chart, or an empty string when there is nothing to draw.
@@ -54,6 +55,7 @@ def chart(
         y_range: fixed limits; otherwise they fit the values.
         percent: label the y axis in per cent of 1.
         diagonal: add the line y = x.
+        mark: add an upright line at this position.
         size: width and height in pixels.
 
     >>> chart("loss", [Series("a", [0, 1], [2.0, 1.0])]).startswith("<figure")
@@ -100,6 +102,9 @@ def chart(
             f'x1="{at_x(x_low):.1f}" y1="{at_y(y_low):.1f}" x2="{at_x(x_high):.1f}" y2="{at_y(y_high):.1f}"'
         )
         parts.append(f'<line class="diagonal" {ends}/>')
+    if mark is not None and x_low <= mark <= x_high:
+        x = f"{at_x(mark):.1f}"
+        parts.append(f'<line class="diagonal" x1="{x}" x2="{x}" y1="{top}" y2="{height - bottom}"/>')
     for index, s in enumerate(series):
         colour = PALETTE[index % len(PALETTE)]
         if s.dots or len(s.points) == 1:

@@ -10,7 +10,9 @@ import numpy as np
 
 from wmkit.envs.crafter_env import crafter_score
 from wmkit.training.protocol import EvaluationProtocol
+from wmkit.training.report import imagined
 from wmkit.training.report.charts import Series, chart
+from wmkit.training.report.evidence import read_evidence
 from wmkit.training.report.pictures import heat, image, outline_mask, overlay
 from wmkit.training.run import RunDirectory
 
@@ -28,7 +30,8 @@ def cards(run: RunDirectory) -> str:
         if final.get("eval/success_rate") is not None:
             entries.append((f"{100 * final['eval/success_rate']:.0f} %", f"success, {over}"))
             over = "in evaluation"
-        entries.append((f"{final['eval/return']:.2f}", f"return, {over}"))
+        gained = final["eval/return"]
+        entries.append(("not finite" if gained is None else f"{gained:.2f}", f"return, {over}"))
         if final.get("eval/crafter_score") is not None:
             entries.append((f"{final['eval/crafter_score']:.1f} %", "Crafter score, in evaluation"))
     if trained.get("success_rate") is not None:
@@ -54,7 +57,7 @@ def cards(run: RunDirectory) -> str:
 
 def affordance(run: RunDirectory) -> str:
     """Maps over frames beside the simulator's true object mask."""
-    data = _evidence(run, "affordance")
+    data = read_evidence(run, "affordance")
     if data is None:
         return ""
     columns = ["frame", "affordance map"]
@@ -95,31 +98,11 @@ def affordance(run: RunDirectory) -> str:
 
 
 def imagination(run: RunDirectory) -> str:
-    """An imagined roll-out beside what really happened."""
-    data = _evidence(run, "imagination")
+    """What was imagined beside what really happened."""
+    data = read_evidence(run, "imagination")
     if data is None:
         return ""
-    context, strips = int(data["context"]), []
-    for row in range(len(data["real"])):
-        real, imagined = data["real"][row], data["imagined"][row]
-        jumps = data["jump"][row] if "jump" in data else np.zeros(len(real), bool)
-        spans = data["jump_steps"][row] if "jump_steps" in data else np.zeros(len(real))
-        strips.append(_strip(real, imagined, jumps, spans, context))
-    note = (
-        f"The model sees the first {context} frames (pale); from there on it is told only the actions. "
-        "Where it would jump, the frame is outlined and Δ says how many steps it expects to skip."
-    )
-    return section("Imagined and real", note, "".join(strips))
-
-
-def _strip(real: np.ndarray, imagined: np.ndarray, jumps: np.ndarray, spans: np.ndarray, context: int) -> str:
-    columns = []
-    for t in range(len(real)):
-        kind = "moment" + (" context" if t < context else "") + (" jump" if jumps[t] else "")
-        label = f"Δ {spans[t]:.0f}" if jumps[t] else f"{t}"
-        columns.append(f'<div class="{kind}">{image(real[t])}{image(imagined[t])}{label}</div>')
-    names = '<div class="names"><span>real</span><span>imagined</span></div>'
-    return f'<div class="strip">{names}<div class="moments">{"".join(columns)}</div></div>'
+    return section("Imagined and real", imagined.explanation(data), imagined.draw(data))
 
 
 def curves(run: RunDirectory) -> str:
@@ -155,7 +138,7 @@ def jumps(run: RunDirectory) -> str:
         _series("in imagination", train, "jump_span"),
     ]
     charts.append(chart("Mean Δ", spans))
-    data = _evidence(run, "spans")
+    data = read_evidence(run, "spans")
     if data is not None:
         clouds = [
             Series(title, data[f"{key}_real"].tolist(), data[f"{key}_predicted"].tolist(), dots=True)
@@ -203,11 +186,3 @@ def _names(lines: Lines) -> list[str]:
 
 def _plain(name: str) -> str:
     return name.removeprefix("loss/").removeprefix("loss_").replace("_", " ").replace("/", ": ")
-
-
-def _evidence(run: RunDirectory, name: str) -> dict[str, np.ndarray] | None:
-    path = run.path / "evidence" / f"{name}.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as data:
-        return {key: data[key] for key in data.files}
