@@ -196,7 +196,7 @@ def _make_drawn(name: str, env_id: str, options: dict[str, Any]) -> Any:
 def _undrawn(name: str, found: str) -> ConfigError:
     return ConfigError(
         f"env {name!r} cannot be seen as pixels: found {found}, wanted render_mode='rgb_array' and "
-        "uint8 [H, W, 3] from render(); write env.pixels=false for its own observations, or add a renderer to it"
+        "uint8 [H, W, 3] from render(); write env.pixels=false for its own observations, or let it draw"
     )
 
 

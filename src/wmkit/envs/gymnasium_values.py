@@ -58,7 +58,8 @@ def taken(space: Space) -> tuple[Space, Convert]:
     """The action space that TorchRL is to see, and how to write its actions for the environment.
 
     What is one choice, alone in a Dict or Tuple too, becomes ``Discrete``, counted from 0; numbers become
-    one vector of those that are free (low < high). What is neither stays, and a system that cannot choose it says so.
+    one vector of those that are free (low < high). What is neither stays, and a system that cannot choose it
+    says so.
 
     >>> space, write = taken(Box(np.array([-1, 0]), np.array([1, 0]), dtype=np.float64))
     >>> space, write(np.array([0.5]))
@@ -97,7 +98,7 @@ def _vector(space: Box) -> tuple[Space, Convert]:
     def write(value: Any) -> np.ndarray:
         whole = low.copy()
         whole[free] = np.reshape(value, -1)
-        return np.clip(whole, low, high)  # float32 may round beyond the bounds of float64
+        return np.asarray(np.clip(whole, low, high))  # float32 may round beyond bounds of float64
 
     if not free.any():
         return Discrete(1), lambda value: low.copy()
