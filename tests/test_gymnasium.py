@@ -120,10 +120,10 @@ def test_pictures_are_resized_where_asked_and_small_tables_left(game):
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        (Box(0, 255, (210, 160, 3), U8), r"'pixels' has 210 x 160 pixels: .*env.resize=64 "),
+        (Box(0, 255, (210, 160, 3), U8), r"'pixels' of 210 x 160 pixels .*env.resize=64 "),
         (
             Dict(a=Box(0, 255, (3, 64, 64), U8), b=Box(0, 255, (32, 32, 3), U8)),
-            r"'b' has 32 x 32.*images=\[a\]",
+            r"'b' of 32 x 32.*images=\[a\]",
         ),
         (Box(-np.inf, np.inf, (64, 64, 3), F), "'pixels' holds floats without bounds"),
         (Discrete(1_000_000), "found 1000000 of them"),

@@ -164,7 +164,6 @@ def test_names_of_modules_are_keys_wherever_they_can_be():
             Dict(a=Discrete(2), b=Discrete(3)),
             "an action of several parts: found keys a, b, wanted one",
         ),
-        (THREE, Dict(a=Discrete(2)), "acts by the key 'action': found 'a'"),
         (THREE, Tuple((Discrete(2), Discrete(3))), r"found actions Tuple\(.*\), wanted an array or classes"),
         (THREE, MultiDiscrete([2, 3]), "several parts: found 2 choices of 2, 3 values"),
         (Text(3), Discrete(2), "observation 'observation' cannot be read: found text"),

@@ -84,7 +84,7 @@ def image_side(shapes: Shapes, accepts: Callable[[int], bool], wanted: str) -> i
             raise _refuse(key, shape, wanted, [other for other in shapes if other != key])
         sides[key] = shape[1]
     if len(set(sides.values())) > 1:
-        found = ", ".join(f"{key!r} with {side} x {side} pixels" for key, side in sides.items())
+        found = ", ".join(f"{key!r} with {side}" for key, side in sides.items())
         raise SpecError(
             f"images differ in size: found {found}, wanted one size, as they are joined along channels; "
             f"resize them ({_resizing(max(sides.values()))}), or leave some out by "
@@ -109,14 +109,15 @@ def check_patch(patch: int) -> None:
 
 
 def _refuse(key: Any, shape: Sequence[int], wanted: str, others: Sequence[Any]) -> SpecError:
-    found, turn = f"{shape[-2]} x {shape[-1]} pixels", ""
+    size, turn = f" of {shape[1]} x {shape[2]} pixels", ""
     if channels_last(shape):
-        found, turn = f"shape {list(shape)}", "put channels first (torchrl.envs.PermuteTransform) and "
+        size, turn = "", "put channels first (torchrl.envs.PermuteTransform) and "
     leave = f"leave it out by observations.images=[{', '.join(map(str, others))}]"
     if not others:
         leave = f"read it as a vector, {as_vector(key)}"
     return SpecError(
-        f"image {key!r} has {found}: wanted {wanted}; {turn}resize it ({_resizing(IMAGE_SIZE)}), or {leave}"
+        f"image {key!r}{size} has shape {list(shape)}: wanted {wanted}; {turn}resize it "
+        f"({_resizing(IMAGE_SIZE)}), or {leave}"
     )
 
 

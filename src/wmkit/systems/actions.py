@@ -24,8 +24,8 @@ from wmkit.systems.observations import WIDEST, path_of
 from wmkit.systems.page_files import find_page, load_whole
 
 WANTED = {
-    "discrete": f"one choice, as one-hot (OneHot) of at most {WIDEST} values",
-    "continuous": "floats of shape [A] (Bounded) with low < high and finite",
+    "discrete": "OneHot",
+    "continuous": "Bounded floats of shape [A], low < high and finite",
 }
 
 
@@ -74,6 +74,8 @@ def read_actions(spec: TensorSpec, lead: int, actions: Sequence[str], system: st
     elif kind == "continuous":
         hint = "give them one dimension and finite bounds in the environment"
         hint += " (gymnasium.wrappers.TransformAction)"
+    elif kind == "discrete":
+        hint = f"leave it {WIDEST} values or fewer in the environment"
     elif isinstance(spec, Categorical):
         hint = "use discrete actions as one-hot (GymEnv(..., categorical_action_encoding=False))"
     else:
