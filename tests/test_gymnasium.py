@@ -136,6 +136,23 @@ def test_what_no_codec_takes_names_the_key_and_an_override(register, space, word
     assert "\n" not in str(error.value)
 
 
+class Words(Space):
+    """A space of somebody's own, such as MiniGrid's missions."""
+
+    def sample(self, mask=None, probability=None):
+        return "go"
+
+
+def test_a_space_that_nobody_knows_is_left_out_by_a_list(game):
+    env, _ = game(Dict(mission=Words(), speed=ONE))
+    assert env.rollout(2)["speed"].shape == (2, 1)
+    with pytest.raises(
+        SpecError, match=r"'mission' cannot be read: .*leave it out by observations.vectors=\[speed\]"
+    ):
+        spaces_of(env)
+    assert spaces_of(env, vectors=["speed"]).observations == ("speed",)
+
+
 @pytest.mark.parametrize(
     ("space", "classes"),
     [

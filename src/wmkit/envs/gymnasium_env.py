@@ -155,6 +155,8 @@ class HandedOver(gymnasium.Wrapper):
 
     def _one(self, what: str, value: Any, wanted: str) -> Any:
         """A number or flag, however it comes."""
+        if type(value) in (float, bool):
+            return value
         array = np.asarray(value)
         if array.size == 1 and array.dtype.kind in "fiub":
             return array.item()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Text, Tuple
 
 from wmkit.envs.gymnasium_images import fit_picture
 from wmkit.errors import SpecError
@@ -51,7 +51,7 @@ def shown(space: Space, name: str, resize: int | None = None, key: str = "") -> 
         return MultiDiscrete(flat, space.dtype), lambda value: _classes(space, value, name, key).reshape(-1)
     if isinstance(space, (Box, MultiBinary)):
         return _numbers(space, name, resize, key)
-    return space, lambda value: value
+    return Text(1), lambda value: value  # as TorchRL holds any object
 
 
 def taken(space: Space) -> tuple[Space, Convert]:
@@ -164,14 +164,16 @@ def _classes(space: MultiDiscrete, value: Any, name: str, key: str) -> np.ndarra
 
 def _array(space: Space, value: Any, name: str, key: str) -> np.ndarray:
     """A copy of what was handed over, in the shape and dtype of its space."""
-    shape, dtype = space.shape or (), np.dtype(space.dtype)
+    shape, dtype = space.shape or (), space.dtype
+    if type(value) is np.ndarray and value.dtype == dtype and value.shape == shape:
+        return value.copy()
     try:
         found = np.asarray(value)
         with np.errstate(invalid="ignore"):  # a NaN as a whole number is found below
             copied = np.array(found, dtype)
         if copied.size == 1 == np.prod(shape):  # a number and an array of one
             copied = copied.reshape(shape)
-        if found.dtype == dtype or dtype.kind == "f":
+        if found.dtype == dtype or copied.dtype.kind == "f":
             same = found.dtype.kind in "fiub"
         else:  # whole numbers may come as others, where none is changed
             same = bool(np.array_equal(copied.reshape(found.shape), found))
