@@ -170,12 +170,12 @@ def test_the_page_chooses_the_actor() -> None:
 @pytest.mark.parametrize(
     ("actions", "found"),
     [
-        (Unbounded((2,)), "UnboundedContinuous of shape [2], wanted OneHot or Bounded"),
-        (Bounded(-1.0, float("inf"), (2,)), "BoundedContinuous of shape [2] from -1 to inf, wanted"),
-        (Bounded(-1.0, 1.0, ()), "BoundedContinuous of shape [] from -1 to 1, wanted"),
-        (Bounded(-1.0, 1.0, (2, 3)), "BoundedContinuous of shape [2, 3] from -1 to 1, wanted"),
-        (Bounded(0, 3, (2,), dtype=torch.int64), "BoundedDiscrete of shape [2], wanted"),
-        (Categorical(4), "Categorical with 4 values, wanted"),
+        (Unbounded((2,)), "floats of shape [2] without bounds, wanted OneHot or Bounded"),
+        (Bounded(-1.0, float("inf"), (2,)), "floats of shape [2] from -1 to inf, wanted"),
+        (Bounded(-1.0, 1.0, ()), "floats of shape [] from -1 to 1, wanted"),
+        (Bounded(-1.0, 1.0, (2, 3)), "floats of shape [2, 3] from -1 to 1, wanted"),
+        (Bounded(0, 3, (2,), dtype=torch.int64), "2 whole numbers (torch.int64), wanted"),
+        (Categorical(4), "one choice of 4 values (Categorical), wanted"),
     ],
 )
 def test_other_actions_are_refused_in_one_sentence(actions: TensorSpec, found: str) -> None:

@@ -328,7 +328,7 @@ def test_gymnasium_by_name():
         ("CartPole", {}, "wanted 'CartPole-v1'; in a run write env=gymnasium env.name=CartPole-v1"),
         ("CartPole-v1", {"world": "full"}, "that its page was chosen .env=gymnasium env.name=CartPole-v1"),
         ("harvest_sand", {}, "in a run write env=harvest_sand"),
-        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set pixels=true"),
+        ("Blackjack-v1", {}, r"found observations Tuple\(.*\), wanted arrays.*or set env.pixels=true"),
     ],
 )
 def test_bad_names_and_options_are_one_sentence(name, options, words):

@@ -245,8 +245,8 @@ def test_bad_spaces_are_refused_in_one_sentence() -> None:
             wmkit.build("ls_imagine", observation_spec=spec, action_spec=action or OneHot(12))
         return str(error.value)
 
-    assert "BoundedContinuous of shape [2], wanted OneHot" in attempt(PIXELS, Bounded(-1, 1, (2,)))
-    assert "Categorical with 4 values, wanted OneHot" in attempt(PIXELS, Categorical(4))
+    assert "floats of shape [2] from -1 to 1, wanted OneHot" in attempt(PIXELS, Bounded(-1, 1, (2,)))
+    assert "one choice of 4 values (Categorical), wanted OneHot" in attempt(PIXELS, Categorical(4))
     wrong = Composite(pixels=UnboundedDiscrete((64, 64, 3), dtype=torch.uint8))
     assert "shape [64, 64, 3]: wanted [channels, 64, 64]" in attempt(wrong)
     assert "dtype torch.int64: wanted torch.uint8" in attempt(

@@ -304,11 +304,10 @@ def flat_vector(
     """A vector observation as a network reads it.
 
     Args:
-        x: ``[*B, *shape]``, float or, of ``classes``, integer. A float of -inf is one that is missing and
-            becomes zero.
+        x: ``[*B, *shape]``, float or integer. A float of -inf is one that is missing and becomes zero.
         shape: of one observation.
         classes: how many; a value outside, as -1 where there is none, becomes zeros.
-        squash: what is done to floats; none takes them as they are.
+        squash: what is done to numbers; none takes them as they are, uint8 as /255.
 
     Returns:
         ``[*B, D]`` float.
@@ -320,8 +319,7 @@ def flat_vector(
     """
     lead = x.ndim - len(shape)
     if classes is None:
-        x = x.float()
-        x = x if squash is None else squash(x)
+        x = unit_image(x).float() if squash is None else squash(x.float())
         x = x.nan_to_num(math.nan, math.inf, 0.0)  # what is broken stays broken
         return x.unsqueeze(-1).flatten(lead)
     return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).float().flatten(lead)

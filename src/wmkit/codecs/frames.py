@@ -16,6 +16,7 @@ from torch import Tensor
 from wmkit.errors import ConfigError, SpecError
 
 IMAGE_SIZE = 64  # of most published codecs
+SMALLEST = 16  # side of what is taken for an image where its space does not say so
 Shapes = Mapping[Any, Sequence[int]]  # of one observation for each key, a name or a tuple of names
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -30,10 +31,36 @@ def unit_image(image: Tensor) -> Tensor:
     return image * (1 / 255) if image.dtype == torch.uint8 else image
 
 
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether a shape of three dimensions is ``[H, W, C]``: fewer channels than rows and columns.
+
+    >>> channels_last((210, 160, 3)), channels_last((12, 64, 64)), channels_last((5, 5, 5))
+    (True, False, False)
+    """
+    return len(shape) == 3 and shape[2] < min(shape[:2])
+
+
+def looks_grey(shape: Sequence[int]) -> bool:
+    """Whether bytes of this shape are taken for an image without channels, ``[H, W]``; less is a table.
+
+    >>> looks_grey((84, 84)), looks_grey((7, 9)), looks_grey((128,))
+    (True, False, False)
+    """
+    return len(shape) == 2 and min(shape) >= SMALLEST
+
+
 def check_image(key: Any, shape: Sequence[int]) -> None:
     """Raise :class:`SpecError` unless ``shape`` has three dimensions; its codec checks the size."""
     if len(shape) != 3:
-        raise _refuse(key, shape, "[channels, height, width]")
+        raise SpecError(
+            f"image {key!r} has shape {list(shape)}: wanted [channels, height, width]; turn it so in the "
+            f"environment (torchrl.envs.UnsqueezeTransform), or read it as a vector, {as_vector(key)}"
+        )
+
+
+def as_vector(key: Any) -> str:
+    """Overrides that have a key read as numbers, when it was taken for an image."""
+    return f"observations.images=[] observations.vectors=[{key}]"
 
 
 def image_side(shapes: Shapes, accepts: Callable[[int], bool], wanted: str) -> int:
@@ -52,14 +79,16 @@ def image_side(shapes: Shapes, accepts: Callable[[int], bool], wanted: str) -> i
     """
     sides = {}
     for key, shape in shapes.items():
-        if len(shape) != 3 or shape[1] != shape[2] or not accepts(shape[1]):
-            raise _refuse(key, shape, wanted)
+        check_image(key, shape)
+        if shape[1] != shape[2] or not accepts(shape[1]):
+            raise _refuse(key, shape, wanted, [other for other in shapes if other != key])
         sides[key] = shape[1]
     if len(set(sides.values())) > 1:
         found = ", ".join(f"{key!r} with {side}" for key, side in sides.items())
         raise SpecError(
             f"images differ in size: found {found}, wanted one size, as they are joined along channels; "
-            "resize them (torchrl.envs.Resize)"
+            f"resize them ({_resizing(max(sides.values()))}), or leave some out by "
+            f"observations.images=[{next(iter(sides))}]"
         )
     return next(iter(sides.values()))
 
@@ -79,10 +108,24 @@ def check_patch(patch: int) -> None:
         raise ConfigError(f"patch is {patch}: wanted 1, 2, 4 or 8; correct patch")
 
 
-def _refuse(key: Any, shape: Sequence[int], wanted: str) -> SpecError:
+def _refuse(key: Any, shape: Sequence[int], wanted: str, others: Sequence[Any]) -> SpecError:
+    size, turn = f" of {shape[1]} x {shape[2]} pixels", ""
+    if channels_last(shape):
+        size, turn = "", "put channels first (torchrl.envs.PermuteTransform) and "
+    leave = f"leave it out by observations.images=[{', '.join(map(str, others))}]"
+    if not others:
+        leave = f"read it as a vector, {as_vector(key)}"
     return SpecError(
-        f"image {key!r} has shape {list(shape)}: wanted {wanted}; "
-        "resize it (torchrl.envs.Resize) and put channels first (torchrl.envs.ToTensorImage)"
+        f"image {key!r}{size} has shape {list(shape)}: wanted {wanted}; {turn}resize it "
+        f"({_resizing(IMAGE_SIZE)}), or {leave}"
+    )
+
+
+def _resizing(side: int) -> str:
+    """What makes images of another size, wherever they come from."""
+    return (
+        f"env.resize={side} with env=gymnasium, env.image_size or env.options.image_size={side} of what is "
+        "drawn, torchrl.envs.Resize elsewhere"
     )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torchrl.data import Binary, Composite
 
-from wmkit.errors import ConfigError
+from wmkit.errors import ConfigError, WmkitError
 
 
 @contextmanager
@@ -41,6 +44,59 @@ def needs(extra: str, what: str, hint: str = "") -> Iterator[None]:
             f"{what} cannot be played: found {found}, wanted the extra {extra!r}; "
             f'pip install "wmkit[{extra}]"{hint}'
         ) from error
+
+
+@contextmanager
+def making(name: str, options: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turn what goes wrong inside the ``with`` block, where an environment is made, into a sentence.
+
+    It keeps the error's type and text, and says in which line of whose code it was raised.
+
+    Args:
+        name: of the environment.
+        options: that it was made with, for the message.
+
+    Raises:
+        ConfigError: anything but wmkit's own errors, which stay as they are.
+
+    >>> with making("rooms", {"doors": "many"}):
+    ...     int("many")
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: env 'rooms' with options {'doors': 'many'} could not be made: found ...
+    """
+    try:
+        yield
+    except WmkitError:
+        raise
+    except Exception as error:
+        what = f"env {name!r}" + (f" with options {dict(options)}" if options else "")
+        text = " ".join(str(error).split()).rstrip(".")
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        found = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        raise ConfigError(
+            f"{what} could not be made: found {found} ({Path(line.filename).name}, line {line.lineno}), "
+            f"wanted an environment; {_remedy(name, error)}"
+        ) from error
+
+
+def _remedy(name: str, error: Exception) -> str:
+    """What to do about an error, by its kind."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, ImportError) or "DependencyNotInstalled" in kinds:
+        module = getattr(error, "name", None)
+        missing = f"module {module!r}" if module else "module it names"
+        return f"install the package that has the {missing}, or put its folder on PYTHONPATH"
+    if "NamespaceNotFound" in kinds:
+        return (
+            "check the id, install the package that registers it, or name its module too (env.name=module:Id)"
+        )
+    if "UnregisteredEnv" in kinds or "NameNotFound" in kinds:
+        return "check the id, or name the module that registers it too (env.name=module:Id)"
+    if isinstance(error, TypeError) and "argument" in str(error):
+        family, _, one = name.partition("gym/")
+        page = f", and that its page was chosen (env=gymnasium env.name={one})" * (not family)
+        return f"check its options{page}"
+    return "correct the environment or its options"
 
 
 def unknown(kind: str, found: str, known: Iterable[str], where: str) -> ConfigError:

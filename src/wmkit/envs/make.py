@@ -11,11 +11,11 @@ from typing import Any
 from torchrl.envs import EnvBase, SerialEnv
 
 from wmkit.arguments import check_arguments
+from wmkit.envs.adapters import making
 from wmkit.envs.names import MINIGRID, is_gymnasium_id, unknown_env
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.vizdoom.tasks import PREFIX, find_task
 from wmkit.errors import ConfigError
-from wmkit.places import made
 from wmkit.registry import available, resolve
 
 
@@ -48,8 +48,7 @@ def make_env(
         )
     create = partial(_constructor(name), **options)
     _check_options(name, create)
-    if options:
-        create = partial(_with_options, name, create)
+    create = partial(_made, name, create)
     if num_envs is None:
         return create(seed=seed)
     constructors = [partial(create, seed=seed + i) for i in range(num_envs)]
@@ -122,9 +121,9 @@ def _constructor(name: str) -> Callable[..., EnvBase]:
     raise unknown_env(name)
 
 
-def _with_options(name: str, create: partial, *, seed: int) -> EnvBase:
-    """An environment; only its own constructor may know what its options mean."""
-    with made(f"env {name!r} with options {create.keywords}"):
+def _made(name: str, create: partial, *, seed: int) -> EnvBase:
+    """An environment; only its own constructor may know what its options mean, and what else it needs."""
+    with making(name, create.keywords):
         return create(seed=seed)
 
 

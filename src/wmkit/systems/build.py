@@ -84,6 +84,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         action_spec,
         images=_plain(config.observations.images),
         vectors=_plain(config.observations.vectors),
+        classes=_plain(config.observations.get("classes")),
         system=config.system,
         actions=getattr(getattr(actor, "func", actor), "actions", ("discrete",)),
     )
@@ -130,6 +131,12 @@ def _check_blocks(config: DictConfig) -> None:
                 f"observations.{name} is {keys!r}: wanted auto or a list of keys; write "
                 f"observations.{name}=[KEY]"
             )
+    classes = config.observations.get("classes")  # not on pages of older runs
+    if not (classes is None or OmegaConf.is_list(classes) or (type(classes) is int and classes >= 0)):
+        raise ConfigError(
+            f"observations.classes is {classes!r}: wanted a whole number of at least 0 or a list of keys; "
+            "write observations.classes=255 or observations.classes=[KEY]"
+        )
 
 
 def _make(config: DictConfig, name: str, page: Mapping[str, Any]) -> Any:
