@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
-from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
+from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.guard import FiniteGuard, scalars
@@ -388,7 +388,7 @@ class Trainer:
                 self.memory.env_steps
             )  # killed before the first checkpoint: the replay is all there is
             return
-        state = self.checkpoints.load(path)
+        state = self.checkpoints.load(path, RUN)
         restore_system(self.system, state["system"], str(path))
         counters = state["counters"]
         self.updates, self.ratio.owed, self.score = counters["updates"], counters["owed"], counters["score"]
@@ -405,6 +405,7 @@ class Trainer:
         self.tracker.load_state_dict(state["tracker"])
         self.memory.load_state_dict(state["memory"])
         if self.transform is not None and "transform" in state:
+            check_shapes(state["transform"], self.transform.state_dict(), str(path), "transform/")
             self.transform.load_state_dict(state["transform"])
         set_rng_state(state["rng"])
         self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
@@ -454,7 +455,9 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     check_shapes(state, wanted, source)
     try:
         system.load_state_dict(state)
-    except RuntimeError as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"checkpoint {source!r} does not fit: found {' '.join(str(error).split())}, wanted all that the "
             "system keeps; use the size and parts of the run's own config.yaml"
