@@ -232,7 +232,7 @@ class RunDirectory:
         """
         clean = {name: _number(value) for name, value in numbers.items()}
         frames = {} if stage == "affordance" else self.frames(step)
-        self._append(
+        self.append(
             "metrics.jsonl",
             {"step": step, **frames, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
         )
@@ -247,7 +247,11 @@ class RunDirectory:
 
     def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
         """Append one finished episode to ``episodes.jsonl``."""
-        self._append("episodes.jsonl", {"step": step, **self.frames(step), "stage": stage, **record})
+        self.append("episodes.jsonl", self.episode_line(step, stage, record))
+
+    def episode_line(self, step: int, stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The line of a finished episode."""
+        return {"step": step, **self.frames(step), "stage": stage, **record}
 
     def metrics(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""
@@ -263,14 +267,23 @@ class RunDirectory:
             self._tensorboard.experiment.close()
             self._tensorboard = None
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Append a line of JSON to a log."""
+        self._append(name, json.dumps(line) + "\n")
+
+    def mended(self, name: str) -> int:
+        """Bytes of a log, after a half-written last line of a killed process was cut off."""
+        self._append(name, "")
+        return (self.path / name).stat().st_size
+
+    def _append(self, name: str, text: str) -> None:
         path = self.path / name
         with path.open("a", encoding="utf-8") as file:
             _lock(file)  # until it is closed: another process may be in the middle of a line
             if name in self._unmended:
                 _cut_partial_line(path)
                 self._unmended.discard(name)
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
 
     def _writer(self) -> Any:
         if self._tensorboard is None:

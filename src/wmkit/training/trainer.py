@@ -27,6 +27,7 @@ from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_s
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.guard import FiniteGuard, scalars
+from wmkit.training.owed import Owed, owing, settle
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
@@ -242,15 +243,26 @@ class Trainer:
             if self.interrupt.requested:  # Ctrl-C reached the simulator's process as well
                 return 0
             raise
-        self.memory.write(batch)
+        with owing(self.run, self._lines(batch, stage)):
+            self.memory.write(batch)
         if self.prolong is not None:
             self.prolong.waiting = self.memory.waiting()
         collected = batch.numel()
-        for t, episode in self.tracker.add(batch):
-            self.run.episode(self.step + (t + 1) * self.num_envs, stage, episode.line())
         self.step += collected
         bar.advance(collected, **self._note(self.tracker.recent))
         return collected
+
+    def _lines(self, batch: Any, stage: str) -> list[Owed]:
+        """Lines of the episodes that end in a batch, for when their records are in replay."""
+        ended, steps = self.tracker.add(batch), self.memory.streams.stream_steps()
+        return [
+            Owed(
+                env,
+                steps[env] + t + 1,
+                self.run.episode_line(self.step + (t + 1) * self.num_envs, stage, episode.line()),
+            )
+            for env, (t, episode) in zip(self.tracker.ended_in, ended, strict=True)
+        ]
 
     def _update(self, count: int, uniform: bool = False) -> None:
         for _ in range(count):
@@ -382,6 +394,7 @@ class Trainer:
         return NonFiniteLossError(f"{error} (saved in {latest})")
 
     def _restore(self) -> None:
+        settle(self.run, self.memory.streams.stream_steps())
         path = self.checkpoints.latest()
         if path is None:
             self.step = (
