@@ -217,8 +217,8 @@ class Counters:
 def _mapped(path: Path, shape: torch.Size, dtype: torch.dtype, create: bool, directory: Path) -> Tensor:
     if path.parent.resolve() != directory.resolve() / path.parent.relative_to(directory):
         raise CheckpointError(
-            f"replay folder {str(path.parent)!r} lies elsewhere: found a link to {str(path.parent.resolve())!r}, "
-            f"wanted a folder in {str(directory)!r}; move it there"
+            f"replay folder {str(path.parent)!r} lies elsewhere: found a link to "
+            f"{str(path.parent.resolve())!r}, wanted a folder in {str(directory)!r}; move it there"
         )
     wanted = shape.numel() * dtype.itemsize
     if create:

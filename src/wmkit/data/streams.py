@@ -22,6 +22,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from wmkit.data.files import LARGEST, need
 from wmkit.data.samplers import Sampler, Uniform, Windows
 from wmkit.data.schema import (
     Field,
@@ -36,12 +37,10 @@ from wmkit.data.schema import (
     plain,
     save_schema,
 )
-from wmkit.data.files import LARGEST, need
 from wmkit.data.storage import ADVICE, Column, Counters, Room, reserve
 from wmkit.errors import CheckpointError, SpecError
 
 NOBODY = -1
-
 
 
 class ReplayStreams:
@@ -191,7 +190,12 @@ class ReplayStreams:
     def _check_counters(self) -> None:
         """Refuse counters and slots of files that no finished :meth:`extend` left so."""
         begin, end, steps = self._begin, self._end, self._steps
-        fits = (begin >= 0) & (begin <= end) & (end - begin <= self.capacity) & (end < LARGEST // self.num_streams)
+        fits = (
+            (begin >= 0)
+            & (begin <= end)
+            & (end - begin <= self.capacity)
+            & (end < LARGEST // self.num_streams)
+        )
         fits &= (steps >= 0) & (steps <= end)
         thing = f"counters.memmap of replay {str(self.directory)!r}"
         found = self._counters.live.tolist()

@@ -75,7 +75,11 @@ def settle(run: Log, steps: Sequence[int]) -> None:
     if not path.exists():
         return
     promise = read_json(path, ADVICE)
-    fits = isinstance(promise, dict) and is_count(promise.get("after")) and isinstance(promise.get("lines"), list)
+    fits = (
+        isinstance(promise, dict)
+        and is_count(promise.get("after"))
+        and isinstance(promise.get("lines"), list)
+    )
     need(fits and all(map(_is_owed, promise["lines"])), repr(str(path)), promise, "lines of episodes", ADVICE)
     lines = run.path / LINES
     written = Counter(lines.read_bytes()[promise["after"] :].splitlines() if lines.is_file() else ())

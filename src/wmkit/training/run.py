@@ -41,9 +41,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from wmkit.data.files import is_count, is_number, need
 from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.older_runs import upgraded
-from wmkit.training.protocol import frames_per_step
+from wmkit.training.protocol import EvaluationProtocol, frames_per_step
 
 CONTENTS = (
     "config.yaml",
@@ -324,22 +325,52 @@ def _load(path: Path) -> DictConfig:
 
 
 def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: found no file of that name, wanted lines of JSON; move what is "
+            "there away"
+        )
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
                 return
             line: Any = None
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
+            advice = f"delete that line, number {number} of {str(path)!r}"
             if not isinstance(line, dict) or not line.keys() >= EVERY_LINE:
                 raise CheckpointError(
                     f"line {number} of {str(path)!r} cannot be read: found {text[:40].strip()!r}, wanted "
                     f"a JSON object with {', '.join(sorted(EVERY_LINE))}; delete that line"
                 )
+            for name, value in line.items():
+                wanted = _wanted(path.name, name, value)
+                need(not wanted, f"{name!r} in line {number} of {str(path)!r}", value, wanted, advice)
             if stage is None or line["stage"] == stage:
                 yield line
+
+
+def _wanted(file: str, name: str, value: Any) -> str:
+    """What a value of a log should be, in words; empty where it is that."""
+    if name in ("step", "frames"):
+        return "" if is_count(value) else "a whole number"
+    if name == "stage":
+        return "" if isinstance(value, str) else "a word"
+    if name == "wall":
+        return "" if is_number(value) and value >= 0 else "seconds"
+    if name == "protocol":
+        return "" if EvaluationProtocol.fits(value) else "the rules of an evaluation"
+    if name == "achievements" and file == "episodes.jsonl":
+        return (
+            ""
+            if isinstance(value, list) and all(isinstance(one, str) for one in value)
+            else "a list of words"
+        )
+    if file == "episodes.jsonl":  # a return may be NaN, and the success true or false
+        return "" if value is None or isinstance(value, (bool, float)) or is_number(value) else "a number"
+    return "" if value is None or is_number(value) else "a number or null"
 
 
 def _lock(file: Any) -> None:

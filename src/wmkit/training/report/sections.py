@@ -11,6 +11,7 @@ import numpy as np
 from wmkit.envs.crafter_env import crafter_score
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.report.charts import Series, chart
+from wmkit.training.report.evidence import load_evidence
 from wmkit.training.report.pictures import heat, image, outline_mask, overlay
 from wmkit.training.run import RunDirectory
 
@@ -20,7 +21,8 @@ Lines = list[dict[str, Any]]
 def cards(run: RunDirectory) -> str:
     """Headline numbers."""
     metrics, episodes = list(run.metrics()), list(run.episodes())
-    final = next((m for m in reversed(metrics) if "eval/return" in m), None)
+    scored = ("eval/return", "eval/episodes")
+    final = next((m for m in reversed(metrics) if all(m.get(name) is not None for name in scored)), None)
     trained: dict[str, Any] = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
     entries: list[tuple[str, str]] = []
     if final is not None:
@@ -45,7 +47,7 @@ def cards(run: RunDirectory) -> str:
     entries.append((f"{len(trained_on):,}", "training episodes"))
     if trained.get("updates") is not None:
         entries.append((f"{trained['updates']:,.0f}", "updates"))
-    if metrics:
+    if metrics and "wall" in metrics[-1]:
         entries.append((f"{metrics[-1]['wall'] / 60:.1f} min", "wall clock"))
     return "".join(
         f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in entries
@@ -206,8 +208,4 @@ def _plain(name: str) -> str:
 
 
 def _evidence(run: RunDirectory, name: str) -> dict[str, np.ndarray] | None:
-    path = run.path / "evidence" / f"{name}.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as data:
-        return {key: data[key] for key in data.files}
+    return load_evidence(run.path / "evidence" / f"{name}.npz")
