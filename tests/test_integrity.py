@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from wmkit.errors import CheckpointError, NonFiniteLossError
-from wmkit.training import checkpoint_files
+from support.streams import records, verify
+from support.torn import KEYS, flip, replica, tears
+from support.toy import LENGTH, toy_config, toy_parts
+from wmkit.data import ReplayStreams
+from wmkit.errors import CheckpointError, NonFiniteLossError, SpecError, WmkitError
+from wmkit.training import RunDirectory, checkpoint_files, write_report
 from wmkit.training.checkpoints import CheckpointStore
-
-
-def flip(path: Path, place: int) -> None:
-    """Turn one bit of a file round."""
-    data = bytearray(path.read_bytes())
-    data[place] ^= 1 << place % 8
-    path.write_bytes(data)
+from wmkit.training.report.evidence import save_evidence
+from wmkit.training.trainer import train
 
 
 def old_checkpoint(folder: Path, state: dict) -> None:
@@ -111,3 +118,182 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
     old_checkpoint(folder, {**state, "step": 1})
     with pytest.raises(CheckpointError, match="NaN in tensor 'system/line/weight'"):
         store.load(store.latest())
+
+
+# ---- a whole run, one file at a time -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run of the toy, with evidence that it would not have left."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(toy_config(folder, steps=80, evaluate_every=40, replay={"capacity": 200}), parts=toy_parts())
+    image, flags = np.zeros((2, 3, 4, 4, 3), np.uint8), np.ones((2, 3), bool)
+    arrays = {"real": image, "imagined": image, "context": np.array(1), "jump": flags}
+    save_evidence(RunDirectory.open(folder), "imagination", **arrays, jump_steps=flags.astype(np.float32))
+    return folder
+
+
+def report(config) -> None:
+    write_report(RunDirectory.open(config.run_dir))
+
+
+@pytest.mark.parametrize("part", ["metrics", "episodes", "evidence", "checkpoints", "replay"])
+def test_no_torn_or_false_file_ends_in_a_traceback(tmp_path, run, part):
+    """Each is read, or refused in one sentence that names the file; nothing appears beside the run."""
+    wrong = [tear for tear in tears(run) if tear.file.startswith(part)]
+    assert len(wrong) > 20
+    for tear in random.Random(part).sample(wrong, min(24, len(wrong))):
+        copy = replica(run, tmp_path / "in" / "run")
+        tear(copy)
+        config = toy_config(copy, steps=88, final_episodes=0, replay={"capacity": 200})
+        config.resume = str(copy)
+        for reads in (report, lambda config: train(config, parts=toy_parts())):
+            try:
+                reads(config)
+            except (WmkitError, PermissionError) as error:
+                said = str(error)
+                assert "\n" not in said and len(said) < 1500 and (tear.file.split("/")[0] in said), (
+                    tear,
+                    said,
+                )
+        assert [path.name for path in copy.parent.iterdir()] == ["run"], tear
+        shutil.rmtree(copy.parent)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_key_of_a_schema_leaves_its_folder(tmp_path, key):
+    """Neither one that a file names nor one that an environment has."""
+    folder = tmp_path / "in" / "replay"
+    ReplayStreams(folder, num_streams=1, capacity=20).extend(records(0, 9), 0)
+    schema = json.loads((folder / "schema.json").read_text())
+    schema["fields"][0]["key"] = key
+    (folder / "schema.json").write_text(json.dumps(schema))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match="'key' of"):
+        ReplayStreams.open(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+    data = records(0, 9)
+    data.set(("sub", key), data["reward"])
+    if key != "counters":
+        with pytest.raises(SpecError, match="cannot be the name of a file"):
+            ReplayStreams(tmp_path / "new", num_streams=1, capacity=20).extend(data, 0)
+
+
+def test_a_replay_whose_files_are_links_is_refused(tmp_path):
+    outside = tmp_path / "outside"
+    for link, place in (("reward.memmap", "mine"), ("zoomed", "")):
+        folder = tmp_path / f"in {link}"
+        ReplayStreams(folder, num_streams=1, capacity=20).extend(records(0, 9), 0)
+        outside.mkdir()
+        (folder / link).rename(outside / (place or "all"))
+        (folder / link).symlink_to(outside / (place or "all"))
+        with pytest.raises(CheckpointError, match="found a link"):
+            ReplayStreams.open(folder)
+        shutil.rmtree(outside)
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_stops_a_run_in_one_sentence_and_it_goes_on(tmp_path, monkeypatch):
+    """Also where the disk knows no reservations; then with room again, no record lost."""
+    folder, real = tmp_path / "run", os.posix_fallocate
+    monkeypatch.setattr("wmkit.data.storage.STEP", 400)
+    config = toy_config(folder, steps=400)
+    taken = [0]
+
+    def fallocate(handle, start, size):
+        taken[0] += size
+        if taken[0] > limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle, start, size)
+
+    limit = 9000
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    with pytest.raises(CheckpointError, match=r"replay/.*no room on its disk: .*No space left.*resume"):
+        train(config, parts=toy_parts())
+    held = ReplayStreams.open(folder / "replay").total_steps
+    assert 0 < held < 400
+    config.resume = str(folder)
+    with pytest.raises(CheckpointError, match="no room"):
+        train(config, parts=toy_parts())
+    assert ReplayStreams.open(folder / "replay").total_steps in range(held, held + 8)
+
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "no such thing here")
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    free = shutil.disk_usage(folder)
+    monkeypatch.setattr("wmkit.data.storage.shutil.disk_usage", lambda _: free._replace(free=100))
+    with pytest.raises(CheckpointError, match="no room"):
+        train(config, parts=toy_parts())
+    monkeypatch.setattr("wmkit.data.storage.shutil.disk_usage", lambda _: free)
+    assert train(config, parts=toy_parts()).steps >= 400
+    streams = ReplayStreams.open(folder / "replay")
+    for stream in range(2):
+        found = streams.get(streams.ids(stream))
+        assert torch.equal(found["observation"], found["reward"])
+    assert streams.total_steps >= 400
+
+
+def test_a_replay_takes_its_disk_as_it_grows(tmp_path):
+    streams = ReplayStreams(tmp_path, num_streams=2, capacity=400_000, sparse={"zoomed": 0.01})
+    whole = sum(streams.options.bytes_by_key(streams.options.fields(records(0, 1))).values())
+    streams.extend(records(0, 10), 0)
+    used = [sum(512 * path.stat().st_blocks for path in tmp_path.rglob("*.memmap"))]
+    streams.extend(records(0, 3), 1)
+    verify(streams)
+    used.append(sum(512 * path.stat().st_blocks for path in tmp_path.rglob("*.memmap")))
+    assert used[0] < used[1] < whole / 8
+
+
+# ---- lines of episodes ------------------------------------------------------------------------------------
+
+KILLED = """
+    import os, random, signal, sys, threading, time
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from support.toy import toy_config, toy_parts
+    from wmkit.training import run, trainer
+    from wmkit.training.memory import ReplayMemory
+    folder, seed = Path({folder!r}), int(sys.argv[1])
+    chance = random.Random(seed)
+    calls = [chance.randrange(3, 40)]
+
+    def deadly(name, function):
+        def call(*args, **options):
+            calls[0] -= 1
+            if calls[0] == 0 and chance.random() < 0.5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = function(*args, **options)
+            if calls[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+        return call
+
+    ReplayMemory.write = deadly("write", ReplayMemory.write)
+    run.RunDirectory.append = deadly("append", run.RunDirectory.append)
+    config = toy_config(folder, steps=100000, replay={{"capacity": 20000}}, evaluate_every=0)
+    config.resume = str(folder) if (folder / "config.yaml").exists() else None
+    trainer.train(config, parts=toy_parts())
+"""
+
+
+def test_no_line_of_an_episode_is_lost_or_doubled_by_kills(tmp_path):
+    """Before and after each write to replay and each line: episodes that replay holds whole have one line."""
+    folder = tmp_path / "run"
+    script = textwrap.dedent(KILLED).format(tests=str(Path(__file__).parent), folder=str(folder))
+    for seed in range(3):
+        done = subprocess.run([sys.executable, "-c", script, str(seed)], capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    config = toy_config(folder, steps=0, final_episodes=0, replay={"capacity": 20_000})
+    config.resume = str(folder)
+    train(config, parts=toy_parts())
+    streams, ended = ReplayStreams.open(folder / "replay"), 0
+    for stream in range(2):
+        found = streams.get(streams.ids(stream))
+        ended += int((found["terminated"] & (found["reward"] == LENGTH)).sum())
+    lines = [line for line in RunDirectory.open(folder).episodes() if line["stage"] in ("prefill", "train")]
+    assert len(lines) == ended > 8 and {line["length"] for line in lines} == {LENGTH}
+    assert not (folder / ".episodes.owed").exists()

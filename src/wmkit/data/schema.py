@@ -64,9 +64,9 @@ def check_key(key: Key) -> str | None:
     if not 1 <= len(key) <= 16:
         return f"{len(key)} parts"
     for part in key:
-        if part in ("", ".", "..") or re.search(r'[\x00-\x1f/\\:*?"<>|]', part):
+        if part in ("", ".", "..") or re.search(r'[\x00-\x1f\ud800-\udfff/\\:*?"<>|]', part):
             return f"a part {brief(part)}"
-        if len(part.encode(errors="replace")) > 200:
+        if len(part.encode()) > 200:
             return f"a part of {len(part)} letters"
     return f"the name of replay's own {key[0]!r}" if key[0] in _TAKEN else None
 
