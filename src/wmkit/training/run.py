@@ -12,6 +12,7 @@
     evidence/        arrays that the report draws (maps, imagined roll-outs, spans)
     report.html      self-contained, opens without a network
     .lock            while a process trains the run
+    .episodes.owed   while records of an episode's end are written, see :mod:`wmkit.training.owed`
 
 Lines are appended whole and flushed, so a killed run loses at most the line being written;
 who appends to a run that was opened first cuts a half-written last line off. Reading leaves every file
