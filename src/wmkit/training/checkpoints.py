@@ -218,13 +218,13 @@ def _check_contents(state: Mapping[str, Any], source: str) -> None:
 
     for name in {*RUN, "transform"} & state.keys():
         check(isinstance(state[name], dict), name, state[name], "a mapping")
-    if counters := state.get("counters"):
+    if (counters := state.get("counters")) is not None:
         for name in COUNTS:
             check(is_count(counters.get(name)), f"counters/{name}", counters.get(name), "a whole number")
         owed, score = counters.get("owed"), counters.get("score")
         check(is_number(owed) and abs(owed) < 2**31, "counters/owed", owed, "a number of updates")
         check(score is None or is_number(score), "counters/score", score, "a number or null")
-    if tracker := state.get("tracker"):
+    if (tracker := state.get("tracker")) is not None:
         recent = tracker.get("recent")
         fits = isinstance(recent, list) and all(map(_is_episode, recent))
         check(fits, "tracker/recent", recent, "a list of return, length, success and achievements")
