@@ -7,44 +7,17 @@ spans.npz         goal_predicted, goal_real [M]; pair_predicted, pair_real [M']:
 
 from __future__ import annotations
 
-import math
-import zipfile
-import zlib
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
 
-from wmkit.data.files import brief, need
-from wmkit.errors import CheckpointError
 from wmkit.training.evaluate import Evaluation
 from wmkit.training.report.pictures import channels_last
 from wmkit.training.run import RunDirectory
 
 CONTEXT, ROLL_OUT, STRIPS, MAPS = 5, 25, 3, 6
-MOST_BYTES, ADVICE = 1 << 30, "delete it; wmkit eval draws it anew"
-# By file and array: kinds of dtype, and axes by letter, of which equal ones are equally long.
-KINDS: dict[str, dict[str, tuple[str, str]]] = {
-    "affordance": {
-        "frames": ("u", "KHWC"),
-        "maps": ("f", "KHW"),
-        "masks": ("b", "KHW"),
-        "labels": ("f", "KHW"),
-    },
-    "imagination": {
-        **{"real": ("u", "RTHWC"), "imagined": ("u", "RTHWC"), "context": ("iu", "")},
-        **{"jump": ("b", "RT"), "jump_steps": ("f", "RT")},
-    },
-    "spans": {
-        **{"goal_predicted": ("f", "M"), "goal_real": ("f", "M")},
-        **{"pair_predicted": ("f", "N"), "pair_real": ("f", "N")},
-    },
-}
-TOGETHER = (("frames", "maps"), ("real", "imagined", "context"))  # the first of a file, all needed
-PAIRS = (("goal_predicted", "goal_real"), ("pair_predicted", "pair_real"), ("jump", "jump_steps"))
 
 
 @torch.no_grad()
@@ -96,68 +69,11 @@ def _maps(run: RunDirectory, evaluation: Evaluation, affordance: Any) -> None:
 
 def _has_labels(run: RunDirectory) -> bool:
     """Whether the affordance stage left held-out frames with labels, which say more than frames without."""
-    with suppress(CheckpointError):  # what cannot be read is drawn anew
-        return "labels" in (load_evidence(run.path / "evidence" / "affordance.npz") or ())
-    return False
-
-
-def load_evidence(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of one evidence file, checked; None where there is none.
-
-    Args:
-        path: ``affordance.npz``, ``imagination.npz`` or ``spans.npz``.
-
-    Raises:
-        CheckpointError: it cannot be read, an array is missing, or one is of another kind or shape.
-    """
-    if not path.exists():
-        return None
-    thing = f"evidence {str(path)!r}"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = [_announced(archive, info) for info in archive.infolist()]
-        if sum(sizes) > MOST_BYTES:
-            raise ValueError(f"{sum(sizes):,} bytes")
-        with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else brief(str(error))
-        raise CheckpointError(
-            f"{thing} cannot be read: found {why}, wanted arrays as wmkit saves them; {ADVICE}"
-        ) from error
-    lengths: dict[str, int] = {}
-    kinds = KINDS[path.stem]
-    for names in (*TOGETHER, *PAIRS):
-        if names[0] in kinds and (names in TOGETHER or any(name in arrays for name in names)):
-            missing = [name for name in names if name not in arrays]
-            need(not missing, thing, sorted(arrays), f"{', '.join(missing)} too", ADVICE)
-    for name, (kind, axes) in kinds.items():
-        if name not in arrays:
-            continue
-        array = arrays[name]
-        fits = array.dtype.kind in kind and array.ndim == len(axes) and (kind != "u" or array.itemsize == 1)
-        fits = fits and all(
-            n == lengths.setdefault(axis, n) for axis, n in zip(axes, array.shape, strict=True)
-        )
-        wanted = " ".join(f"{axis}={lengths.get(axis, 'any')}" for axis in axes) or "a number"
-        need(fits, f"{name!r} of {thing}", f"{array.dtype} {list(array.shape)}", f"{kind} [{wanted}]", ADVICE)
-    return arrays
-
-
-def _announced(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Bytes of one array, as its header says; ValueError where the file has others, or no plain numbers."""
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{info.filename} of version {version}")
-        header = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, _, dtype = header(file)
-        size = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or size != info.file_size - file.tell():
-            raise ValueError(f"{info.filename} of {dtype} {brief(shape)} in {info.file_size} bytes")
-    return size
+    path = run.path / "evidence" / "affordance.npz"
+    if not path.is_file():
+        return False
+    with np.load(path) as data:
+        return "labels" in data.files
 
 
 def _imagination(run: RunDirectory, system: Any, trajectories: list[TensorDictBase], device: Any) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from wmkit.envs.crafter_env import crafter_score
 from wmkit.training.protocol import EvaluationProtocol
+from wmkit.training.report.archives import load_evidence
 from wmkit.training.report.charts import Series, chart
-from wmkit.training.report.evidence import load_evidence
 from wmkit.training.report.pictures import heat, image, outline_mask, overlay
 from wmkit.training.run import RunDirectory
 
@@ -99,7 +99,7 @@ def affordance(run: RunDirectory) -> str:
 def imagination(run: RunDirectory) -> str:
     """An imagined roll-out beside what really happened."""
     data = _evidence(run, "imagination")
-    if data is None:
+    if data is None or "real" not in data:
         return ""
     context, strips = int(data["context"]), []
     for row in range(len(data["real"])):
