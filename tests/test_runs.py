@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from support.toy import ToySystem, queued_config, toy_config, toy_env, toy_parts
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
@@ -39,12 +40,14 @@ def test_checkpoints_keep_the_newest_two_and_the_best(tmp_path):
         store.save(step, {"step": step}, score)
     assert list(store.steps()) == [2, 3, 4]
     assert store.load(store.best())["step"] == 2 and store.meta(store.latest())["score"] == 0.3
-    (store.latest() / "state.pt").write_bytes(b"nonsense")
+    newest = store.latest()
+    (newest / "state.json").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        store.load(store.latest())
-    (store.latest() / "meta.json").write_text("")
-    (tmp_path / "step-mine").mkdir()
-    (tmp_path / "step-mine" / "meta.json").write_text("{}")
+        store.load(newest)
+    (newest / "meta.json").write_text("")
+    for name in ("step-mine", "step-000000000005-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.json").write_text("{}")
     assert store.best().name == "step-000000000002-000"  # what cannot be read has no score
     store.save(5, {"step": 5})
     assert (tmp_path / "step-mine").exists() and list(store.steps()) == [2, 4, 5]
@@ -183,9 +186,9 @@ def test_a_disk_that_takes_no_checkpoint_says_so(tmp_path, monkeypatch):
     store.save(1, {"step": 1})
 
     def full(*_):
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 470\nstack")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr("wmkit.training.checkpoint_files.save_file", full)
     with pytest.raises(CheckpointError, match=r"step-000000000002-000'"):
         store.save(2, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000000001-000"]

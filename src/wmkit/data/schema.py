@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,46 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from wmkit.data.files import LARGEST, brief, is_count, need, read_json
 from wmkit.errors import CheckpointError, SpecError
 
 Key = tuple[str, ...]
 VERSION = 1
 HALVES = ("float16", "bfloat16")
+MOST_CLASSES = 8192  # of a one-hot group: a table of that many rows is kept
+ADVICE = "restore it or start the run in another directory"
+_TAKEN = ("counters", "_slots", "_owners")  # files of replay's own
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in (
+        *("bool", "uint8", "int8", "int16", "int32", "int64"),
+        *("uint16", "uint32", "uint64", "float16", "bfloat16", "float32", "float64"),
+    )
+}
 
 
 def as_key(key: str | Key) -> Key:
     """A nested key as a tuple of strings; ``"zoomed/pixels"`` is accepted too."""
     return tuple(key.split("/")) if isinstance(key, str) else tuple(key)
+
+
+_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch makes no table of them
+
+
+def check_key(key: Key) -> str | None:
+    """Why a key cannot be a file's path in replay's folder, in words; None for one that can.
+
+    >>> check_key(("zoomed", "pixels")), check_key(("..", "x"))
+    (None, "a part '..'")
+    """
+    if not 1 <= len(key) <= 16:
+        return f"{len(key)} parts"
+    for part in key:
+        if part in ("", ".", "..") or re.search(r'[\x00-\x1f\ud800-\udfff/\\:*?"<>|]', part):
+            return f"a part {brief(part)}"
+        if len(part.encode()) > 200:
+            return f"a part of {len(part)} letters"
+    return f"the name of replay's own {key[0]!r}" if key[0] in _TAKEN else None
 
 
 @dataclass(frozen=True)
@@ -121,11 +152,17 @@ class Options:
             name = "/".join(key)
             encoding = f"one_hot:{self.one_hot[name]}" if name in self.one_hot else "raw"
             encoding = self.half.get(name, encoding)
+            if wrong := check_key(key):
+                raise SpecError(
+                    f"replay key {brief(name)} cannot be the name of a file: found {wrong}, wanted parts of "
+                    "at most 200 letters without signs that paths use; rename it in the environment"
+                )
             field = Field(key, tuple(value.shape[1:]), value.dtype, encoding)
-            if field.classes and (not field.shape or field.shape[-1] % field.classes):
+            if field.classes and not _is_one_hot(field):
                 raise SpecError(
                     f"replay key {name!r} is not made of one-hot groups: found shape {list(field.shape)}, "
-                    f"wanted a last dimension divisible by {field.classes}; correct one_hot={{{name!r}: ...}}"
+                    f"wanted a last dimension divisible by {field.classes}, at most {MOST_CLASSES}; correct "
+                    f"one_hot={{{name!r}: ...}}"
                 )
             found[key] = field
         return dict(sorted(found.items()))
@@ -202,28 +239,86 @@ def load_schema(directory: Path) -> tuple[Options, dict[Key, Field]] | None:
         CheckpointError: the file is not a schema that this version of wmkit reads.
     """
     path = directory / "schema.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        raw = json.loads(path.read_text())
-        if raw["version"] != VERSION:
-            raise CheckpointError(
-                f"replay schema {path} is of another version: found {raw['version']}, wanted {VERSION}; "
-                "open it with the wmkit that wrote it"
-            )
-        options = Options(**{**raw["options"], "half": as_half(raw["options"]["half"])})
-        fields = [
-            Field(as_key(f["key"]), tuple(f["shape"]), getattr(torch, f["dtype"]), f["encoding"])
-            for f in raw["fields"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    raw, thing = read_json(path, ADVICE), repr(str(path))
+    need(isinstance(raw, dict), f"replay schema {thing}", raw, "a mapping", ADVICE)
+    if raw.get("version") != VERSION:
         raise CheckpointError(
-            f"replay schema {path} cannot be read: found {error!r}, wanted the JSON that wmkit writes; "
-            "restore it or start the run in another directory"
-        ) from error
-    return options, {f.key: f for f in fields}
+            f"replay schema {thing} is of another version: found {brief(raw.get('version'))}, wanted "
+            f"{VERSION}; open it with the wmkit that wrote it"
+        )
+    options = _read_options(raw.get("options"), f"of replay schema {thing}")
+    given = raw.get("fields")
+    need(isinstance(given, list), f"'fields' of replay schema {thing}", given, "a list", ADVICE)
+    fields = [_read_field(one, f"{i} of 'fields' of replay schema {thing}") for i, one in enumerate(given)]
+    found = {field.key: field for field in fields}
+    need(
+        len(found) == len(fields),
+        f"'fields' of replay schema {thing}",
+        sorted(found),
+        "every key once",
+        ADVICE,
+    )
+    flags = [
+        ("is_init",),
+        ("done",),
+        *((f"is_{key[0]}",) for key in found if key[0] in options.sparse and key[1:]),
+    ]
+    for flag in flags:
+        field = found.get(flag)
+        fits = field == Field(flag, (1,), torch.bool)
+        said = "nothing" if field is None else field.describe()
+        need(fits, f"{flag[0]!r} of 'fields' of replay schema {thing}", said, "bool [1] raw", ADVICE)
+    return options, found
+
+
+def _read_options(raw: Any, where: str) -> Options:
+    names = ("num_streams", "capacity", "sparse", "one_hot", "half")
+    fits = isinstance(raw, dict) and raw.keys() == set(names)
+    need(fits, f"'options' {where}", raw, f"a mapping with {', '.join(names)}", ADVICE)
+    for name, least, most in (("num_streams", 1, 2**20), ("capacity", 2, 2**40)):
+        wanted = f"a whole number from {least} to {most}"
+        need(is_count(raw[name], least, most), f"{name!r} {where}", raw[name], wanted, ADVICE)
+    for name, most in (("sparse", 2**40), ("one_hot", MOST_CLASSES)):
+        fits = isinstance(raw[name], dict) and all(is_count(n, 1, most) for n in raw[name].values())
+        need(fits, f"{name!r} {where}", raw[name], f"a mapping to whole numbers from 1 to {most}", ADVICE)
+    half = raw["half"]
+    fits = isinstance(half, dict) and all(precision in HALVES for precision in half.values())
+    need(fits, f"'half' {where}", half, f"a mapping to {' or '.join(HALVES)}", ADVICE)
+    return Options(**raw)
+
+
+def _read_field(raw: Any, where: str) -> Field:
+    names = ("key", "dtype", "shape", "encoding")
+    fits = isinstance(raw, dict) and raw.keys() == set(names)
+    need(fits, where, raw, f"a mapping with {', '.join(names)}", ADVICE)
+    name, dtype, shape, encoding = (raw[name] for name in names)
+    wrong = check_key(as_key(name)) if isinstance(name, str) else "no words"
+    need(wrong is None, f"'key' of {where}", name, "names that stay in its folder", ADVICE)
+    need(
+        isinstance(dtype, str) and dtype in _DTYPES,
+        f"'dtype' of {where}",
+        dtype,
+        "a dtype of numbers",
+        ADVICE,
+    )
+    fits = isinstance(shape, list) and len(shape) <= 16 and all(map(is_count, shape))
+    fits = fits and math.prod(max(n, 1) for n in shape) < LARGEST // 2**20
+    need(fits, f"'shape' of {where}", shape, "a list of whole numbers", ADVICE)
+    known = isinstance(encoding, str) and re.fullmatch(r"raw|float16|bfloat16|one_hot:[1-9]\d{0,5}", encoding)
+    need(bool(known), f"'encoding' of {where}", encoding, "raw, one_hot:CLASSES or a half precision", ADVICE)
+    field = Field(as_key(name), tuple(shape), _DTYPES[dtype], encoding)
+    halved = encoding in HALVES and not field.dtype.is_floating_point
+    need(not halved, f"'encoding' of {where}", f"{encoding} of {dtype}", "a float's", ADVICE)
+    groups = f"a last dimension of 'shape' divisible by at most {MOST_CLASSES}"
+    need(not field.classes or _is_one_hot(field), f"'encoding' of {where}", encoding, groups, ADVICE)
+    return field
+
+
+def _is_one_hot(field: Field) -> bool:
+    fits = bool(field.shape) and field.classes <= MOST_CLASSES and field.dtype not in _UNSIGNED
+    return fits and not field.shape[-1] % field.classes
 
 
 def check_nothing_written(directory: Path) -> None:

@@ -2,11 +2,17 @@
 
 Both are NumPy arrays, in memory or mapped to files: at one record per call, NumPy's slice
 assignment and ``take`` cost a fifth of torch's. Files are TensorDict's raw memory maps,
-readable with :meth:`tensordict.MemoryMappedTensor.from_filename`.
+readable with :meth:`tensordict.MemoryMappedTensor.from_filename`. They are sparse, and a disk that is full
+when a mapped page is first written kills the process: :class:`Room` has it set aside before.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +20,13 @@ import torch
 from tensordict import MemoryMappedTensor
 from torch import Tensor
 
+from wmkit.data.files import need
 from wmkit.data.schema import Field
 from wmkit.errors import CheckpointError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ADVICE = "restore it or start the run in another directory"
+STEP = 1 << 20  # bytes that are set aside at a time, for each stream
 
 
 class Column:
@@ -40,10 +51,11 @@ class Column:
         self.field = field
         shape, dtype = field.stored
         full = torch.Size((rows, *shape))
-        if directory is None:
+        self.path = None if directory is None else directory / f"{field.name}.memmap"
+        if directory is None or self.path is None:
             tensor = torch.empty(full, dtype=dtype)
         else:
-            tensor = _mapped(directory / f"{field.name}.memmap", full, dtype, create)
+            tensor = _mapped(self.path, full, dtype, create, directory)
         self.values = _as_numpy(tensor)
         self._raw = field.encoding == "raw"
         self._table: Tensor | None = None
@@ -78,6 +90,92 @@ class Column:
         return out
 
 
+class Room:
+    """How far the rows of a ring have their place on the disk; it grows in steps, ahead of what is written.
+
+    Args:
+        columns: whose rows they are; those in memory need nothing.
+        base: the ring's first row.
+        rows: of the ring.
+        first: position of the oldest record in it, which lies in row ``base + first % rows``.
+
+    >>> Room([Column(Field(("reward",), (1,), torch.float32), rows=4)], 0, 4, 0).ensure(2)
+    """
+
+    def __init__(self, columns: Sequence[Column], base: int, rows: int, first: int) -> None:
+        self._columns = [column for column in columns if column.path is not None]
+        self._base, self._rows, self._last = base, rows, first + rows
+        size = max(1, sum(column.field.stored_bytes for column in self._columns))
+        self._step = min(rows, max(16, STEP // size))
+        self._until: float = first if self._columns else float("inf")
+
+    def ensure(self, end: int) -> None:
+        """Set aside the place of all positions before ``end``.
+
+        Raises:
+            CheckpointError: the disk has no more; nothing that was written is lost.
+        """
+        if end <= self._until:
+            return
+        stop = min(end + self._step, self._last)
+        try:
+            self._reserve(stop)
+        except CheckpointError:  # the last of the disk
+            stop = min(end, self._last)
+            self._reserve(stop)
+        self._until = stop if stop < self._last else float("inf")
+
+    def _reserve(self, stop: int) -> None:
+        start = int(self._until)
+        while start < stop:  # up to where the ring wraps, then from its first row
+            row = start % self._rows
+            count = min(stop - start, self._rows - row)
+            for column in self._columns:
+                reserve(column, self._base + row, count)
+            start += count
+
+
+def reserve(column: Column, row: int, count: int) -> None:
+    """Have the disk set aside rows of a mapped column; what stands there stays.
+
+    Raises:
+        CheckpointError: the disk has no more.
+    """
+    if column.path is not None:
+        size = column.field.stored_bytes
+        _reserve(column.path, row * size, count * size)
+
+
+def _reserve(path: Path, start: int, size: int) -> None:
+    if size == 0:
+        return
+    try:
+        handle = os.open(path, os.O_RDWR)
+        try:
+            os.posix_fallocate(handle, start, size)
+            return
+        finally:
+            os.close(handle)
+    except AttributeError:  # not on this system
+        pass
+    except OSError as error:
+        if error.errno in FULL:
+            raise _full(path, size, error) from error
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    if shutil.disk_usage(path.parent).free < size:  # the best that can be known here
+        raise _full(path, size, None)
+
+
+def _full(path: Path, size: int, error: Exception | None) -> CheckpointError:
+    why = getattr(error, "strerror", None) or "too little room"
+    return CheckpointError(
+        f"replay file {str(path)!r} has no room on its disk: found {why} with "
+        f"{shutil.disk_usage(path.parent).free:,} bytes free, wanted {size:,} more; make room and go on with "
+        "resume=RUN, all that was written is there"
+    )
+
+
 class Counters:
     """Integers that change together: a killed process leaves either all old or all new.
 
@@ -99,10 +197,13 @@ class Counters:
         if path is None:
             memory = np.zeros(cells, dtype=np.int64)
         else:
-            tensor = _mapped(path, torch.Size((cells,)), torch.int64, create)
+            tensor = _mapped(path, torch.Size((cells,)), torch.int64, create, path.parent)
             memory = tensor.numpy()
             if create:
+                _reserve(path, 0, memory.nbytes)
                 memory[:] = 0
+            chosen = int(memory[0])
+            need(chosen in (0, 1), f"replay file {str(path)!r}", chosen, "0 or 1 in its first cell", ADVICE)
         self._chosen, self._copies = memory[:1], memory[1:].reshape(2, size)
         self.live = np.array(self._copies[int(self._chosen[0])])
 
@@ -113,17 +214,35 @@ class Counters:
         self._chosen[0] = other
 
 
-def _mapped(path: Path, shape: torch.Size, dtype: torch.dtype, create: bool) -> Tensor:
-    if create:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        return MemoryMappedTensor.empty(shape, dtype=dtype, filename=str(path)).as_subclass(torch.Tensor)
-    wanted = shape.numel() * dtype.itemsize
-    found = path.stat().st_size if path.exists() else 0
-    if found < wanted:
+def _mapped(path: Path, shape: torch.Size, dtype: torch.dtype, create: bool, directory: Path) -> Tensor:
+    if path.parent.resolve() != directory.resolve() / path.parent.relative_to(directory):
         raise CheckpointError(
-            f"replay file {path} is incomplete: found {found} bytes, wanted {wanted}; "
-            "restore it or start the run in another directory"
+            f"replay folder {str(path.parent)!r} lies elsewhere: found a link to "
+            f"{str(path.parent.resolve())!r}, wanted a folder in {str(directory)!r}; move it there"
+        )
+    wanted = shape.numel() * dtype.itemsize
+    if create:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            return MemoryMappedTensor.empty(shape, dtype=dtype, filename=str(path)).as_subclass(torch.Tensor)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in FULL:
+                raise
+            raise _full(path, wanted, error) from error
+    try:
+        found = path.lstat()
+        regular, size = stat.S_ISREG(found.st_mode), found.st_size
+    except OSError:
+        regular, size = True, 0
+    if not regular:
+        raise CheckpointError(
+            f"replay file {str(path)!r} is no file: found a link, a folder or a device, wanted what wmkit "
+            f"writes; {ADVICE}"
+        )
+    if size < wanted:
+        raise CheckpointError(
+            f"replay file {str(path)!r} is incomplete: found {size} bytes, wanted {wanted}; {ADVICE}"
         )
     return MemoryMappedTensor.from_filename(str(path), dtype=dtype, shape=shape).as_subclass(torch.Tensor)
 

@@ -22,6 +22,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from wmkit.data.files import LARGEST, need
 from wmkit.data.samplers import Sampler, Uniform, Windows
 from wmkit.data.schema import (
     Field,
@@ -36,7 +37,7 @@ from wmkit.data.schema import (
     plain,
     save_schema,
 )
-from wmkit.data.storage import Column, Counters
+from wmkit.data.storage import ADVICE, Column, Counters, Room, reserve
 from wmkit.errors import CheckpointError, SpecError
 
 NOBODY = -1
@@ -138,6 +139,9 @@ class ReplayStreams:
         self._signature: tuple = ()
         self._reopened = fields is not None
         self._counters = Counters(3 * self.num_streams + len(options.sparse))
+        self._rooms: list[Room] = []
+        self._group_rooms: dict[str, Room] = {}
+        self._to_set_aside = False
         if fields is not None:
             self._allocate(fields, create=False)
 
@@ -151,22 +155,69 @@ class ReplayStreams:
             size = self.options.sparse[key[0]] + 1 if sparse else rows  # the last one stays zero
             self._columns[key] = Column(field, size, directory, create=create)
             if create and sparse:
+                reserve(self._columns[key], size - 1, 1)
                 self._columns[key].values[-1] = 0
         self._dense = [c for key, c in self._columns.items() if key[0] not in self._groups]
         self._sparse = {n: [c for key, c in self._columns.items() if key[0] == n] for n in self._groups}
         self._slot: dict[str, np.ndarray] = {}  # which slot a record's entry lies in
         self._owner: dict[str, np.ndarray] = {}  # whose entry a slot holds; anything else is stale
+        aside = list(self._dense)
         for name in self._groups:
             slot, owner = (Field((of, name), (), torch.int64) for of in ("_slots", "_owners"))
-            self._slot[name] = Column(slot, rows, directory, create=create).values
-            self._owner[name] = Column(owner, self.options.sparse[name] + 1, directory, create=create).values
+            slots = Column(slot, rows, directory, create=create)
+            owners = Column(owner, self.options.sparse[name] + 1, directory, create=create)
+            aside.append(slots)
+            self._slot[name], self._owner[name] = slots.values, owners.values
             if create:
+                reserve(owners, 0, len(owners.values))
                 self._owner[name][:] = NOBODY
         path = None if directory is None else directory / "counters.memmap"
         self._counters = Counters(3 * self.num_streams + len(self.options.sparse), path, create=create)
+        if not create:
+            self._check_counters()
+        self._rooms = [
+            Room(aside, stream * self.capacity, self.capacity, int(first))
+            for stream, first in enumerate(self._begin)
+        ]
+        for name in self._groups:
+            size, used = self.options.sparse[name], int(self._used[list(self.options.sparse).index(name)])
+            self._group_rooms[name] = Room(self._sparse[name], 0, size, max(0, used - size))
+        self._to_set_aside = not create
         if create and directory is not None:
             save_schema(directory, self.options, fields)
         self._fields = fields
+
+    def _check_counters(self) -> None:
+        """Refuse counters and slots of files that no finished :meth:`extend` left so."""
+        begin, end, steps = self._begin, self._end, self._steps
+        fits = (
+            (begin >= 0)
+            & (begin <= end)
+            & (end - begin <= self.capacity)
+            & (end < LARGEST // self.num_streams)
+        )
+        fits &= (steps >= 0) & (steps <= end)
+        thing = f"counters.memmap of replay {str(self.directory)!r}"
+        found = self._counters.live.tolist()
+        need(bool(fits.all()) and bool((self._used >= 0).all()), thing, found, "positions of records", ADVICE)
+        rows = [
+            stream * self.capacity + np.arange(first, last) % self.capacity
+            for stream, (first, last) in enumerate(zip(begin.tolist(), end.tolist(), strict=True))
+        ]  # a page that was never written is left alone: to read it may take room as well
+        for name, slot in self._slot.items():
+            size, slots = self.options.sparse[name], slot[np.concatenate(rows)]
+            thing = f"_slots/{name}.memmap of replay {str(self.directory)!r}"
+            wrong = slots[(slots < 0) | (slots > size)]
+            need(not len(wrong), thing, wrong[:3].tolist(), f"slots from 0 to {size}", ADVICE)
+
+    def _set_aside(self) -> None:
+        """The place of records that a replay held when it was opened, which a copy may have lost."""
+        self._to_set_aside = False
+        for room, end in zip(self._rooms, self._end.tolist(), strict=True):
+            room.ensure(end)
+        for used, name in enumerate(self.options.sparse):
+            if name in self._groups:
+                self._group_rooms[name].ensure(int(self._used[used]))
 
     @property
     def _begin(self) -> np.ndarray:
@@ -190,6 +241,10 @@ class ReplayStreams:
 
     # ------------------------------------------------------------------ counts
 
+    def stream_steps(self) -> list[int]:
+        """Environment steps written to each stream, ``[S]``."""
+        return self._steps.tolist()
+
     @property
     def total_records(self) -> int:
         """Records written since the beginning, evicted ones included."""
@@ -207,7 +262,7 @@ class ReplayStreams:
     def bytes_by_key(self) -> dict[str, int]:
         """Bytes that all records this replay can hold take, by key; nothing before the first record.
 
-        They are counted in full: files are sparse and memory is handed out page by page, so that a
+        They are counted in full: files are sparse and their place is set aside step by step, so that a
         replay takes them only as it fills.
         """
         return self.options.bytes_by_key(self._fields) if self._fields else {}
@@ -252,7 +307,7 @@ class ReplayStreams:
 
         Raises:
             SpecError: keys, shapes or dtypes differ from the schema.
-            CheckpointError: the same, in a directory that was reopened.
+            CheckpointError: the same, in a directory that was reopened; or its disk is full.
         """
         self._check(records, stream)
         pieces = records.split(self.capacity) if len(records) > self.capacity else [records]
@@ -294,6 +349,12 @@ class ReplayStreams:
         index = np.arange(end, end + n) * self.num_streams + stream
         if n == 0:
             return torch.from_numpy(index)
+        if self._to_set_aside:
+            self._set_aside()
+        self._rooms[stream].ensure(end + n)
+        for used, name in enumerate(self.options.sparse):
+            if name in self._groups:
+                self._group_rooms[name].ensure(int(self._used[used]) + n)
         oldest = end + n - self.capacity
         if oldest > self._begin[stream]:
             self._begin[stream] = oldest
@@ -358,6 +419,8 @@ class ReplayStreams:
         here = ((position >= self._begin[stream]) & (position < self._end[stream])).nonzero()[0]
         if len(here) == 0:
             return 0
+        if self._to_set_aside:
+            self._set_aside()
         rows = (stream * self.capacity + position % self.capacity)[here]
         pairs = []
         for key in values.keys(include_nested=True, leaves_only=True):

@@ -2,6 +2,8 @@
 
 run.py               the run directory and its logs
 checkpoints.py       whole or absent, newest two and the best
+checkpoint_files.py  safetensors, JSON and a checksum of each
+owed.py              lines of episodes that no kill loses
 trainer.py           the recipe; read this first
 settings.py          what a run is told, as typed values
 parts.py             how a configuration becomes environments, system and replay

@@ -275,6 +275,7 @@ class EpisodeTracker:
         self._returns, self._lengths = [0.0] * num_envs, [0] * num_envs
         self._succeeded, self._over = [False] * num_envs, [False] * num_envs
         self.recent: deque[Episode] = deque(maxlen=window)
+        self.ended_in: list[int] = []  # environments of the episodes that the last call returned
         self._sums: dict[str, list[torch.Tensor]] = {}
 
     @property
@@ -299,7 +300,7 @@ class EpisodeTracker:
         over = arrived.get("over", arrived["done"]).reshape(count, length).tolist()  # true on to the reset
         success_or_none = arrived.get("success", None)
         success = success_or_none.reshape(count, length).tolist() if success_or_none is not None else None
-        ended = []
+        ended, self.ended_in = [], []
         for t in range(length):
             for env in range(count):
                 if not self._over[env]:  # what comes after the end of a prolonged episode is not counted
@@ -312,6 +313,7 @@ class EpisodeTracker:
                         episode = Episode(self._returns[env], self._lengths[env], won, unlocked)
                         self.recent.append(episode)
                         ended.append((t, episode))
+                        self.ended_in.append(env)
                         self._over[env] = True
                 if done[env][t]:
                     self._returns[env], self._lengths[env] = 0.0, 0

@@ -18,12 +18,14 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from wmkit.data import ReplayStreams, StreamWriter
+from wmkit.data.files import brief, is_count, is_number, need
 from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.samplers import Uniform
-from wmkit.errors import ConfigError
+from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.collect import with_ends
 
+ADVICE = "move that checkpoint away to take the one before it"
 NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
 
 
@@ -176,7 +178,63 @@ class ReplayMemory:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Undo :meth:`state_dict`; pairs of episodes that were cut short are dropped with the next record."""
-        self.streams.load_state_dict(state["streams"])
-        if self.pairs is not None and "pairs" in state:
-            self.pairs.load_state_dict(state["pairs"])
+        """Undo :meth:`state_dict`; pairs of episodes that were cut short are dropped with the next record.
+
+        Raises:
+            CheckpointError: it is not such a state, or one of another number of environments.
+        """
+        streams, pairs = state.get("streams"), state.get("pairs")
+        fits = isinstance(streams, dict) and _is_drawing(streams, self.streams.num_streams)
+        need(fits, "'memory/streams' of a checkpoint", streams, "a sampler's state for this replay", ADVICE)
+        if self.pairs is not None and pairs is not None:
+            need(_are_pairs(pairs), "'memory/pairs' of a checkpoint", pairs, "jump pairs that wait", ADVICE)
+        try:
+            self.streams.load_state_dict(dict(streams or {}))
+            if self.pairs is not None and pairs is not None:
+                self.pairs.load_state_dict(pairs)
+        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"'memory' of a checkpoint does not fit: found {brief(str(error))}, wanted the state of this "
+                f"run's sampler; {ADVICE}"
+            ) from error
+
+
+def _is_drawing(state: Mapping[str, Any], streams: int) -> bool:
+    """Whether this is the state of a generator and of a sampler over so many streams."""
+    sampler = state.get("sampler")
+    if not isinstance(state.get("generator"), Tensor) or not isinstance(sampler, dict):
+        return False
+    for name in ("next", "seen", "visits"):  # one row per stream where there are some
+        value = sampler.get(name)
+        whole = isinstance(value, Tensor) and not value.is_floating_point() and value.ndim > 0
+        if value is not None and not (whole and value.shape[0] == streams):
+            return False
+    queue, generators = sampler.get("queue", []), sampler.get("generator") or {}
+    queued = isinstance(queue, list) and all(map(is_count, queue))
+    return queued and isinstance(generators, dict) and all(isinstance(g, Tensor) for g in generators.values())
+
+
+def _are_pairs(state: Any) -> bool:
+    """Whether this is what :meth:`~wmkit.data.PendingPairs.state_dict` gives."""
+    if not isinstance(state, dict) or state.keys() != {"streams", "counts"}:
+        return False
+    counts, streams = state["counts"], state["streams"]
+    names = {"pushed", "reached", "timed_out", "abandoned"}
+    if not isinstance(counts, dict) or counts.keys() != names or not all(map(is_count, counts.values())):
+        return False
+    return isinstance(streams, list) and all(map(_is_pair_stream, streams))
+
+
+def _is_pair_stream(state: Any) -> bool:
+    if not isinstance(state, dict) or not state.keys() >= {"waiting", "fresh", "first", "values"}:
+        return False
+    waiting, fresh, values = state["waiting"], state["fresh"], state["values"]
+    if not all(isinstance(one, list) for one in (waiting, fresh, values)) or not is_count(state["first"]):
+        return False
+    pairs = (isinstance(one, (list, tuple)) and len(one) == 2 and is_count(one[0]) for one in waiting)
+    known = all(pairs) and {t for t, _ in waiting} >= set(map(_plain, fresh))
+    return known and all(isinstance(n, float) or is_number(n) for n in (*values, *(s for _, s in waiting)))
+
+
+def _plain(value: Any) -> Any:
+    return value if is_count(value) else None

@@ -13,6 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from wmkit.arguments import check_arguments
+from wmkit.errors import ConfigError
+
 EVALUATION_SEED = 1_000_000  # evaluation worlds are the same in every run and never met in training
 FOUND = ("fire", "fewest_noops", "noop_frames", "actions", "filter", "limit")  # by the made environment
 LIMITS = {"truncate": ", then truncated", "terminate": ", then terminated"}
@@ -117,6 +120,17 @@ class EvaluationProtocol:
     def record(self) -> dict[str, Any]:
         """As written to ``metrics.jsonl``: only what applies."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def fits(cls, record: Any) -> bool:
+        """Whether :meth:`read` can take it."""
+        if not isinstance(record, dict) or not record.keys() >= {"env", "episodes"}:
+            return False
+        try:
+            check_arguments(cls, record, "protocol")
+        except ConfigError:
+            return False
+        return True
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> EvaluationProtocol:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.checkpoints import RUN, CheckpointStore
 from wmkit.training.collect import closing
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.parts import Parts, default_parts
@@ -64,7 +64,7 @@ def load_run(
     run, parts = RunDirectory.open(path), parts or default_parts()
     config, store = run.config, CheckpointStore(run.path / "checkpoints")
     checkpoint = (store.best() if best else None) or store.latest()
-    state = store.load(checkpoint)
+    state = store.load(checkpoint, RUN)
     device, _ = set_up(config)
     affordance = parts.prepare_affordance(config, run, stages or Stages())
     with closing(parts.make_env(config, affordance, seed=0)) as env:

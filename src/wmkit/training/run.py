@@ -12,6 +12,7 @@
     evidence/        arrays that the report draws (maps, imagined roll-outs, spans)
     report.html      self-contained, opens without a network
     .lock            while a process trains the run
+    .episodes.owed   while records of an episode's end are written, see :mod:`wmkit.training.owed`
 
 Lines are appended whole and flushed, so a killed run loses at most the line being written;
 who appends to a run that was opened first cuts a half-written last line off. Reading leaves every file
@@ -41,9 +42,10 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from wmkit.data.files import is_count, is_number, need
 from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.older_runs import upgraded
-from wmkit.training.protocol import frames_per_step
+from wmkit.training.protocol import EvaluationProtocol, frames_per_step
 
 CONTENTS = (
     "config.yaml",
@@ -232,7 +234,7 @@ class RunDirectory:
         """
         clean = {name: _number(value) for name, value in numbers.items()}
         frames = {} if stage == "affordance" else self.frames(step)
-        self._append(
+        self.append(
             "metrics.jsonl",
             {"step": step, **frames, "stage": stage, "wall": round(self.wall, 3), **clean, **notes},
         )
@@ -247,7 +249,11 @@ class RunDirectory:
 
     def episode(self, step: int, stage: str, record: Mapping[str, Any]) -> None:
         """Append one finished episode to ``episodes.jsonl``."""
-        self._append("episodes.jsonl", {"step": step, **self.frames(step), "stage": stage, **record})
+        self.append("episodes.jsonl", self.episode_line(step, stage, record))
+
+    def episode_line(self, step: int, stage: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The line of a finished episode."""
+        return {"step": step, **self.frames(step), "stage": stage, **record}
 
     def metrics(self, stage: str | None = None) -> Iterator[dict[str, Any]]:
         """The lines of ``metrics.jsonl``, oldest first."""
@@ -263,14 +269,23 @@ class RunDirectory:
             self._tensorboard.experiment.close()
             self._tensorboard = None
 
-    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Append a line of JSON to a log."""
+        self._append(name, json.dumps(line) + "\n")
+
+    def mended(self, name: str) -> int:
+        """Bytes of a log, after a half-written last line of a killed process was cut off."""
+        self._append(name, "")
+        return (self.path / name).stat().st_size
+
+    def _append(self, name: str, text: str) -> None:
         path = self.path / name
         with path.open("a", encoding="utf-8") as file:
             _lock(file)  # until it is closed: another process may be in the middle of a line
             if name in self._unmended:
                 _cut_partial_line(path)
                 self._unmended.discard(name)
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
 
     def _writer(self) -> Any:
         if self._tensorboard is None:
@@ -311,22 +326,52 @@ def _load(path: Path) -> DictConfig:
 
 
 def _read(path: Path, stage: str | None) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: found no file of that name, wanted lines of JSON; move what is "
+            "there away"
+        )
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, text in enumerate(file, 1):
             if not text.endswith("\n"):
                 return
             line: Any = None
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 line = json.loads(text)
+            advice = f"delete that line, number {number} of {str(path)!r}"
             if not isinstance(line, dict) or not line.keys() >= EVERY_LINE:
                 raise CheckpointError(
                     f"line {number} of {str(path)!r} cannot be read: found {text[:40].strip()!r}, wanted "
                     f"a JSON object with {', '.join(sorted(EVERY_LINE))}; delete that line"
                 )
+            for name, value in line.items():
+                wanted = _wanted(path.name, name, value)
+                need(not wanted, f"{name!r} in line {number} of {str(path)!r}", value, wanted, advice)
             if stage is None or line["stage"] == stage:
                 yield line
+
+
+def _wanted(file: str, name: str, value: Any) -> str:
+    """What a value of a log should be, in words; empty where it is that."""
+    if name in ("step", "frames"):
+        return "" if is_count(value) else "a whole number"
+    if name == "stage":
+        return "" if isinstance(value, str) else "a word"
+    if name == "wall":
+        return "" if is_number(value) and value >= 0 else "seconds"
+    if name == "protocol":
+        return "" if EvaluationProtocol.fits(value) else "the rules of an evaluation"
+    if name == "achievements" and file == "episodes.jsonl":
+        return (
+            ""
+            if isinstance(value, list) and all(isinstance(one, str) for one in value)
+            else "a list of words"
+        )
+    if file == "episodes.jsonl":  # a return may be NaN, and the success true or false
+        return "" if value is None or isinstance(value, (bool, float)) or is_number(value) else "a number"
+    return "" if value is None or is_number(value) else "a number or null"
 
 
 def _lock(file: Any) -> None:

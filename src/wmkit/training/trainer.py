@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
 from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
-from wmkit.training.checkpoints import CheckpointStore, check_shapes, rng_state, set_rng_state
+from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.guard import FiniteGuard, scalars
+from wmkit.training.owed import Owed, owing, settle
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
@@ -245,15 +246,26 @@ class Trainer:
             if self.interrupt.requested:  # Ctrl-C reached the simulator's process as well
                 return 0
             raise
-        self.memory.write(batch)
+        with owing(self.run, self._lines(batch, stage)):
+            self.memory.write(batch)
         if self.prolong is not None:
             self.prolong.waiting = self.memory.waiting()
         collected = batch.numel()
-        for t, episode in self.tracker.add(batch):
-            self.run.episode(self.step + (t + 1) * self.num_envs, stage, episode.line())
         self.step += collected
         bar.advance(collected, **self._note(self.tracker.recent))
         return collected
+
+    def _lines(self, batch: Any, stage: str) -> list[Owed]:
+        """Lines of the episodes that end in a batch, for when their records are in replay."""
+        ended, steps = self.tracker.add(batch), self.memory.streams.stream_steps()
+        return [
+            Owed(
+                env,
+                steps[env] + t + 1,
+                self.run.episode_line(self.step + (t + 1) * self.num_envs, stage, episode.line()),
+            )
+            for env, (t, episode) in zip(self.tracker.ended_in, ended, strict=True)
+        ]
 
     def _update(self, count: int, uniform: bool = False) -> None:
         for _ in range(count):
@@ -386,13 +398,14 @@ class Trainer:
         return NonFiniteLossError(f"{error} (saved in {latest})")
 
     def _restore(self) -> None:
+        settle(self.run, self.memory.streams.stream_steps())
         path = self.checkpoints.latest()
         if path is None:
             self.step = (
                 self.memory.env_steps
             )  # killed before the first checkpoint: the replay is all there is
             return
-        state = self.checkpoints.load(path)
+        state = self.checkpoints.load(path, RUN)
         restore_system(self.system, state["system"], str(path))
         counters = state["counters"]
         self.updates, self.ratio.owed, self.score = counters["updates"], counters["owed"], counters["score"]
@@ -409,6 +422,7 @@ class Trainer:
         self.tracker.load_state_dict(state["tracker"])
         self.memory.load_state_dict(state["memory"])
         if self.transform is not None and "transform" in state:
+            check_shapes(state["transform"], self.transform.state_dict(), str(path), "transform/")
             self.transform.load_state_dict(state["transform"])
         set_rng_state(state["rng"])
         self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
@@ -461,7 +475,9 @@ def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
     check_shapes(state, wanted, source)
     try:
         system.load_state_dict(state)
-    except RuntimeError as error:
+    except CheckpointError:
+        raise
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"checkpoint {source!r} does not fit: found {' '.join(str(error).split())}, wanted all that the "
             "system keeps; use the size and parts of the run's own config.yaml"

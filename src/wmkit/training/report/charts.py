@@ -9,6 +9,8 @@ from html import escape
 
 PALETTE = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2")
 
+LARGEST = 1e100  # differences of larger numbers may be no numbers
+
 
 @dataclass
 class Series:
@@ -17,7 +19,7 @@ class Series:
     Attributes:
         name: shown in the legend.
         x: positions, in units of the axis.
-        y: values; None and NaN break the line.
+        y: values; None, NaN and those beyond 1e100 break the line.
         dots: draw points instead of a line.
     """
 
@@ -31,7 +33,7 @@ class Series:
         self.points = [
             (float(a), float(b))
             for a, b in zip(self.x, self.y, strict=True)
-            if b is not None and math.isfinite(b)
+            if b is not None and abs(b) < LARGEST
         ]
 
 

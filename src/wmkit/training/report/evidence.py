@@ -22,6 +22,7 @@ from tensordict import TensorDictBase
 
 from wmkit.errors import WmkitError
 from wmkit.training.evaluate import Evaluation
+from wmkit.training.report.archives import load_evidence
 from wmkit.training.report.pictures import channels_last, limits_of
 from wmkit.training.run import RunDirectory
 
@@ -231,11 +232,7 @@ def save_evidence(run: RunDirectory, name: str, **arrays: Any) -> None:
 
 def read_evidence(run: RunDirectory, name: str) -> dict[str, np.ndarray] | None:
     """The arrays of one evidence file; None if it is not there."""
-    path = run.path / "evidence" / f"{name}.npz"
-    if not path.is_file():
-        return None
-    with np.load(path) as data:
-        return {key: data[key] for key in data.files}
+    return load_evidence(run.path / "evidence" / f"{name}.npz")
 
 
 def read_notes(run: RunDirectory) -> dict[str, str]:

@@ -22,7 +22,8 @@ Lines = list[dict[str, Any]]
 def cards(run: RunDirectory) -> str:
     """Headline numbers."""
     metrics, episodes = list(run.metrics()), list(run.episodes())
-    final = next((m for m in reversed(metrics) if "eval/return" in m), None)
+    scored = ("eval/return", "eval/episodes")
+    final = next((m for m in reversed(metrics) if all(m.get(name) is not None for name in scored)), None)
     trained: dict[str, Any] = next((m for m in reversed(metrics) if m["stage"] == "train"), {})
     entries: list[tuple[str, str]] = []
     if final is not None:
@@ -48,7 +49,7 @@ def cards(run: RunDirectory) -> str:
     entries.append((f"{len(trained_on):,}", "training episodes"))
     if trained.get("updates") is not None:
         entries.append((f"{trained['updates']:,.0f}", "updates"))
-    if metrics:
+    if metrics and "wall" in metrics[-1]:
         entries.append((f"{metrics[-1]['wall'] / 60:.1f} min", "wall clock"))
     return "".join(
         f'<div class="card"><b>{value}</b><span>{escape(name)}</span></div>' for value, name in entries
