@@ -283,11 +283,10 @@ class TokenDynamics(Dynamics):
         if isinstance(latent.carry, Tensor):
             return {"recent_steps": latent.carry}
         carry, rows = latent.carry, len(latent.state)
-        if carry is None:  # nothing was before
-            carry = self._carry_like(rows)
-            carry = carry._replace(is_init=torch.ones_like(carry.is_init))
-        elif carry.memory is None:
-            carry = carry._replace(memory=self.backbone.initial(rows))
+        if carry is None or carry.memory is None:  # nothing was before: late tokens are not to be seen
+            empty = self._carry_like(rows)
+            arrival = empty.arrival if carry is None else carry.arrival
+            carry = TokenCarry(empty.memory, arrival, torch.ones_like(empty.is_init))
         return {"state": latent.state, "belief": latent.belief, "carry": flatten_carry(carry)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:
