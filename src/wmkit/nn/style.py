@@ -159,7 +159,7 @@ class BatchNorm(nn.BatchNorm2d):
         mean, var = _statistics(rows.detach())
         count, share = rows[..., 0].numel(), self.momentum
         with torch.no_grad():
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             self.running_mean.lerp_(mean, share)  # type: ignore[union-attr, arg-type]
             self.running_var.lerp_(var * (count / max(count - 1, 1)), share)  # type: ignore[union-attr, arg-type]
         return _Normalised.apply(x, self.weight, self.bias, mean, var, self.eps)
