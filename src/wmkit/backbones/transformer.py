@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit import fast
-from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, check_input, joined, resets
 from wmkit.errors import ConfigError
 from wmkit.nn import Linear
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
@@ -124,6 +124,7 @@ class Transformer(SequenceModel):
 
     def step(self, x: Tensor, carry: Memory, reset: Tensor) -> tuple[Tensor, Memory]:
         """One token: ``x [B, D]``, ``reset [B]`` bool -> ``u [B, U]`` and the new carry."""
+        check_input(self, x, carry, reset, 2)
         return self.bind().step(x, carry, reset)
 
     def scan(
@@ -133,6 +134,7 @@ class Transformer(SequenceModel):
 
         Of the tokens that are not read the last layer makes keys and values alone.
         """
+        check_input(self, x, carry, reset, 3)
         return self.bind(tokens=x.shape[1]).scan(x, carry, reset, read)
 
     def bind(self, known: int = 0, tokens: int = 1) -> TransformerLoop:

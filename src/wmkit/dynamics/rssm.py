@@ -197,6 +197,7 @@ class RSSM(Dynamics):
 
     def observe(self, embed: Tensor, record: Record, latent: Latent | None = None) -> Observed:
         """Filter a window ``[B, T]``: state, belief and action are forgotten where an episode starts."""
+        self.check_window(embed, record, latent)
         latent = self.initial(len(embed)) if latent is None else latent
         if filter_loop.applies(self):
             return self._observe_at_once(embed, record, latent)

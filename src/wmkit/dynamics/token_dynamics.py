@@ -153,6 +153,7 @@ class TokenDynamics(Dynamics):
             Beliefs are zero at index 0 of a window that nothing went before; where an episode starts they are
             still about the one before.
         """
+        self.check_window(embed, record, latent)
         seen = self.represent(embed) if represented is None else represented
         visible = seen.state if self.state_gradient else seen.state.detach()
         steps = self._steps(visible, seen.classes, record)

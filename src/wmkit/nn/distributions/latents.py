@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit.arguments import check_range
-from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs, widened
+from wmkit.functional import check_shape, one_hot, sample_index, straight_through, unimix_probs, widened
 
 
 class CategoricalLatent:
@@ -124,6 +124,7 @@ class GaussianLatent:
     def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sample ``[*B, D]`` with gradient; there are no classes."""
         mean, std = statistics.unbind(-2)
+        check_shape("GaussianLatent.sample", "noise", noise, mean.shape, "[*B, D]")
         return mean + std * noise, None
 
     def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
