@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from wmkit import fast
 from wmkit.functional.precision import widened
-from wmkit.functional.shapes import check_equal, check_factor, check_shape
+from wmkit.functional.shapes import check_equal, check_factor, check_samples, check_shape
 
 
 def unimix_probs(logits: Tensor, mix: float) -> Tensor:
@@ -51,8 +51,7 @@ def sample_index(probs: Tensor, uniform: Tensor) -> Tensor:
     >>> sample_index(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
     tensor(1)
     """
-    several = uniform.shape[: max(uniform.ndim - probs.ndim, 0)]
-    check_shape("sample_index", "uniform", uniform, (*several, *probs.shape[:-1], 1), "[*B, 1]")
+    check_samples("sample_index", "uniform", uniform, (*probs.shape[:-1], 1), "[*B, 1]")
     # The last cumulative sum may fall short of one by rounding: it is left out.
     return fast.sample_index(probs, uniform)
 
@@ -91,7 +90,7 @@ def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
     >>> straight_through(torch.tensor([0.0, 1.0]), p).detach()
     tensor([0., 1.])
     """
-    check_equal("straight_through", "[*B, C]", sample=sample, probs=probs)
+    check_samples("straight_through", "sample", sample, probs.shape, "[*B, C]")
     return sample + (probs - probs.detach())
 
 

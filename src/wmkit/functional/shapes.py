@@ -36,6 +36,12 @@ def check_shape(where: str, name: str, x: Tensor, wanted: Sequence[int], layout:
         )
 
 
+def check_samples(where: str, name: str, x: Tensor, wanted: Sequence[int], layout: str) -> None:
+    """As :func:`check_shape` of one sample, or of several that stand in front: ``[*N, *B, ...]``."""
+    several = x.shape[: max(x.ndim - len(wanted), 0)]
+    check_shape(where, name, x, (*several, *wanted), layout)
+
+
 def check_equal(where: str, layout: str, **tensors: Tensor) -> None:
     """Several tensors of one shape, whose last dimension is as ``layout`` says where that is a number.
 

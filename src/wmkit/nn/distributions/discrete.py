@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from wmkit.functional import (
     check_equal,
+    check_samples,
     check_shape,
     one_hot,
     sample_one_hot,
@@ -112,7 +113,7 @@ class OneHotCategorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability of a one-hot ``action`` ``[*B, A]``; ``[*B]``."""
-        check_shape("OneHotCategorical.log_prob", "action", action, self.probs.shape, "[*B, A]")
+        check_samples("OneHotCategorical.log_prob", "action", action, self.probs.shape, "[*B, A]")
         return (self.log_probs * action).sum(-1)
 
 

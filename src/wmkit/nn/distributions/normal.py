@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit import fast
-from wmkit.functional import check_equal, check_shape, symlog, widened
+from wmkit.functional import check_equal, check_samples, check_shape, symlog, widened
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _LIMIT = 0.99999997  # what an inverse tanh still takes
@@ -126,14 +126,14 @@ class BoundedNormal:
         """
         if normal is None:
             normal = torch.randn_like(self.mean)
-        _check_rows("BoundedNormal.sample", normal, self.mean)
+        check_samples("BoundedNormal.sample", "an argument", normal, self.mean.shape, "[*B, A]")
         return self.mean + self.std * normal
 
     rsample = sample
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
-        _check_rows("BoundedNormal.log_prob", action, self.mean)
+        check_samples("BoundedNormal.log_prob", "an argument", action, self.mean.shape, "[*B, A]")
         distance = (action - self.mean) / self.std
         return -(0.5 * distance.square() + torch.log(self.std) + _LOG_SQRT_2PI).sum(-1)
 
@@ -190,14 +190,14 @@ class TanhNormal:
         """Sample ``[*B, A]`` in (-1, 1) from standard normals ``[*B, A]`` (drawn here if none are given)."""
         if normal is None:
             normal = torch.randn_like(self.location)
-        _check_rows("TanhNormal.sample", normal, self.location)
+        check_samples("TanhNormal.sample", "an argument", normal, self.location.shape, "[*B, A]")
         return torch.tanh(self.location + self.std * normal)
 
     rsample = sample
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
-        _check_rows("TanhNormal.log_prob", action, self.location)
+        check_samples("TanhNormal.log_prob", "an argument", action, self.location.shape, "[*B, A]")
         before = torch.atanh(action.clamp(-_LIMIT, _LIMIT))
         normal = -0.5 * ((before - self.location) / self.std).square() - torch.log(self.std) - _LOG_SQRT_2PI
         slope = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log of tanh's derivative
@@ -248,7 +248,7 @@ class TruncatedNormal:
         """Sample ``[*B, A]`` in [-1, 1] from uniforms ``[*B, A]`` (drawn here if none are given)."""
         if uniform is None:
             uniform = torch.rand_like(self.mean)
-        _check_rows("TruncatedNormal.sample", uniform, self.mean)
+        check_samples("TruncatedNormal.sample", "an argument", uniform, self.mean.shape, "[*B, A]")
         share = 2 * (self.below + uniform * self.mass) - 1
         inside = share + (share.clamp(-1 + 1e-6, 1 - 1e-6) - share).detach()  # float32 ends there
         action = self.mean + self.std * (math.sqrt(2) * torch.erfinv(inside))
@@ -258,14 +258,9 @@ class TruncatedNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]`` in [-1, 1], summed over it; ``[*B]``."""
-        _check_rows("TruncatedNormal.log_prob", action, self.mean)
+        check_samples("TruncatedNormal.log_prob", "an argument", action, self.mean.shape, "[*B, A]")
         distance = (action - self.mean) / self.std
         return -(0.5 * distance.square() + torch.log(self.std * self.mass) + _LOG_SQRT_2PI).sum(-1)
-
-
-def _check_rows(where: str, x: Tensor, like: Tensor) -> None:
-    """``x`` has the shape ``[*B, A]`` of ``like``, or several of them in front."""
-    check_shape(where, "an argument", x, (*x.shape[: max(x.ndim - like.ndim, 0)], *like.shape), "[*B, A]")
 
 
 def _density(x: Tensor) -> Tensor:
