@@ -30,7 +30,7 @@ from wmkit.codecs import (
 )
 from wmkit.errors import ConfigError, SpecError
 from wmkit.functional import symlog
-from wmkit.nn import STYLE_2023, STYLE_2024, LayerStyle, init_hidden, init_output
+from wmkit.nn import STYLE_2023, STYLE_2024, BatchNorm, LayerStyle, init_hidden, init_output
 
 PIXELS = {"pixels": (3, 64, 64)}
 
@@ -451,3 +451,25 @@ def test_what_a_codec_cannot_take_is_refused_in_one_sentence() -> None:
         Encoder(PIXELS, **options, in_keys=["left", "right"])
     with pytest.raises(SpecError, match="wanted at least one"):
         Encoder({}, images=[], vectors=[], depth=2, units=8, layers=1)
+
+
+@pytest.mark.parametrize("shape", [(128, 16, 32, 32), (3, 8, 4, 4), (1, 4, 2, 2)])
+def test_batch_norm_is_exact_in_channels_last_memory(shape: tuple[int, ...]) -> None:
+    """PyTorch's own is off by 1e-4 there on a CPU."""
+    torch.manual_seed(0)
+    plain, ours = nn.BatchNorm2d(shape[1]).double(), BatchNorm(shape[1])
+    nn.init.normal_(ours.weight), nn.init.normal_(ours.bias)
+    plain.load_state_dict(ours.state_dict())
+    x, grad = 2 * torch.randn(shape) + 3, torch.randn(shape)
+    near, found = {"atol": 5e-6, "rtol": 1e-5}, {}
+    for layer, one in ((plain, x.double()), (ours, x.contiguous(memory_format=torch.channels_last))):
+        one.requires_grad_()
+        y = layer(one)
+        y.backward(grad.to(one.dtype))
+        found[layer] = y, one.grad, layer.running_mean, layer.running_var
+        assert layer.num_batches_tracked == 1
+    assert found[ours][0].is_contiguous(memory_format=torch.channels_last)
+    for theirs, mine in zip(found[plain], found[ours], strict=True):
+        torch.testing.assert_close(mine.double(), theirs, **near)
+    for theirs, mine in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, atol=1e-4, rtol=1e-4)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from wmkit import backbones
 from wmkit.codecs import Decoder, Encoder
-from wmkit.dynamics import RSSM, JumpGate, Latent, LongShortRSSM, Restart, Rollout, WorldModel, rollout
+from wmkit.dynamics import (
+    RSSM,
+    JumpGate,
+    Latent,
+    LongShortRSSM,
+    Restart,
+    Rollout,
+    SecondBranch,
+    WorldModel,
+    rollout,
+)
 from wmkit.errors import SpecError
 from wmkit.heads import ContinueHead, DiscreteActor, JumpFlagHead
 
@@ -159,6 +170,58 @@ def test_open_gate_jumps_everywhere_and_records_no_gradient() -> None:
         assert found[-1].options.all() and found[-1].latent.feature.dense.shape == (5, 5, 36)
         assert not found[-1].latent.feature.dense.requires_grad
     assert not torch.allclose(found[0].latent.belief[1:], found[1].latent.belief[1:])
+
+
+def test_a_second_branch_sets_off_at_the_likeliest_state_the_last_included(monkeypatch) -> None:
+    world_model, horizon = small_world_model(jumps=True), 4
+    actor, start, looks, left = actor_of(world_model), world_model.dynamics.initial(5), iter(range(9)), []
+
+    def predict(name: str, latent: Latent) -> SimpleNamespace:  # row n expects its jump at state n
+        likeliest = torch.arange(5) == next(looks)
+        return SimpleNamespace(mean=torch.where(likeliest, 0.9, 0.1).unsqueeze(1))
+
+    def step(latent: Latent, *args: torch.Tensor) -> Latent:
+        left.append(latent)
+        return WorldModel.step(world_model, latent, *args)
+
+    monkeypatch.setattr(world_model, "predict", predict)
+    monkeypatch.setattr(world_model, "step", step)
+    monkeypatch.setattr(world_model, "continuation", lambda latent: torch.ones(5, 1))
+    found = rollout(world_model, start, actor, horizon, hooks=[SecondBranch(prob=1.0)])
+    assert found.valid.all() and found.latent.belief.shape[:2] == (horizon + 1, 10)
+    rows = torch.arange(5)
+    assert torch.equal(left[0].belief, found.latent.belief[rows, rows])
+    assert torch.equal(left[0].state, found.latent.state[rows, rows])
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01])
+def test_the_start_has_the_gradient_of_its_log_probabilities_only_where_asked(unimix: float) -> None:
+    """In the original's code the mode of a one-hot carries that of its (mixed) log-probabilities."""
+    off, on = (rssm(initial_gradient=flag, unimix=unimix)(A, E) for flag in (False, True))
+    on.load_state_dict(off.state_dict())
+    learned = [*on.prior.parameters(), on.backbone.start]
+    weights = torch.randn(20)
+    state = on.initial(1).state
+    torch.testing.assert_close(state, off.initial(1).state)
+    probs = on.prior_logits(torch.tanh(on.backbone.start)[None]).softmax(-1)
+    log_probs = (probs * (1 - unimix) + unimix / 5).log()
+    expected = torch.autograd.grad((log_probs.flatten(-2) * weights).sum(), learned)
+    got = torch.autograd.grad((state * weights).sum(), learned)
+    torch.testing.assert_close(got, expected)
+
+    embed, action, is_init = torch.randn(2, 6, E), torch.randn(2, 6, A), torch.zeros(2, 6, dtype=torch.bool)
+    is_init[1, 3] = True
+    record, before = (
+        {"previous_action": action, "is_init": is_init},
+        Latent(torch.zeros(2, 20), torch.zeros(2, 16)),
+    )
+    for start, reached in ((None, True), (before, True), (before, False)):
+        for dynamics in (off, on):
+            record["is_init"] = is_init if reached else torch.zeros_like(is_init)
+            seen = dynamics.observe(embed, record, start).latent.belief.sum()
+            grads = torch.autograd.grad(seen, list(dynamics.prior.parameters()), allow_unused=True)
+            # of a window's start, or of a reset inside
+            assert any(g is not None and g.any() for g in grads) == (dynamics is on and reached)
 
 
 def test_a_rollout_is_its_steps_whatever_acts() -> None:

@@ -134,8 +134,8 @@ def test_squared_error_has_the_gradient_of_its_definition() -> None:
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x: SquaredError(x, 1).loss(torch.linspace(-1, 1, 7)),
-        lambda x: SquaredError(x, 1).loss(torch.arange(7, dtype=torch.uint8)),
+        lambda x: SquaredError(x, 1).loss(torch.linspace(-1, 1, 7).expand(5, 7)),
+        lambda x: SquaredError(x, 1).loss(torch.arange(7, dtype=torch.uint8).expand(5, 7)),
         lambda x: OneHotCategorical(x).entropy,
         lambda x: categorical_kl_logits(x.unsqueeze(-2), torch.zeros(5, 1, 7)),
         lambda x: two_hot_mean(unimix_probs(x, 0.0), symmetric_bins(20.0, 7)),

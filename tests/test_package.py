@@ -97,3 +97,36 @@ def test_wheel_works_from_an_empty_folder(wheel, tmp_path):
     listed = python("-m", "wmkit", "list", "system", cwd=empty, path=site)
     assert "ls_imagine" in listed and "dreamer_v3_2023" in listed
     assert not list(empty.iterdir())
+
+
+HIDDEN = """
+import sys
+from importlib.machinery import PathFinder
+
+names, find = set(sys.argv.pop(1).split(",")), PathFinder.find_spec
+hidden = lambda name, *rest: None if name.split(".")[0] in names else find(name, *rest)
+PathFinder.find_spec = staticmethod(hidden)
+from wmkit.cli import main
+main()
+"""
+EXTRAS = "transformers,ale_py,crafter,dm_control,mujoco,minigrid,pytest,hypothesis,hatchling,mkdocs,ruff,mypy"
+
+
+def test_the_main_job_runs_without_any_extra(tmp_path: Path) -> None:
+    """Nothing but the core: list, doctor, and a run that is trained, checkpointed, evaluated and reported."""
+    tomllib = pytest.importorskip("tomllib")
+    page = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [name for each in page["optional-dependencies"].values() for name in each]
+    wanted = {re.split(r"[\[>=]", name)[0].replace("-", "_") for name in named}
+    assert wanted - {"wmkit", "pytest_xdist", "mkdocs_material", "mkdocstrings"} <= set(EXTRAS.split(","))
+    script = tmp_path / "hidden.py"
+    script.write_text(HIDDEN, encoding="utf-8")
+    python("-c", "import wmkit", cwd=tmp_path)
+    for command in (
+        ["list"],
+        ["doctor"],
+        ["train", "dreamer_v3", "preset=smoke", "env=gymnasium", "training.steps=200", "run_dir=run"],
+    ):
+        out = python(str(script), EXTRAS, *command, cwd=tmp_path)
+        assert out
+    assert (tmp_path / "run" / "report.html").is_file()

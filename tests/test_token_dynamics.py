@@ -161,7 +161,14 @@ def test_nothing_seen_packs_as_nothing(page: ModuleType) -> None:
     with torch.no_grad():
         fresh = dynamics.step(start, action, noise=noise)
         packed = dynamics.step(start._replace(carry=nothing.carry), action, noise=noise)
-    torch.testing.assert_close(packed.belief, fresh.belief, **EXACT)
+        torch.testing.assert_close(packed.belief, fresh.belief, **EXACT)
+        first = torch.zeros(3, 1, dtype=torch.bool)
+        arrived = dynamics.remember(known(dynamics, 3, 1), record(dynamics, 3, 1, first))
+        direct, again = (
+            dynamics.step(latent, action, noise=noise)
+            for latent in (arrived, dynamics.unpack(dynamics.pack(arrived)))
+        )
+    torch.testing.assert_close(again.belief, direct.belief, **EXACT)
 
 
 def test_a_reward_is_late_and_an_episode_sees_nothing_before_it() -> None:

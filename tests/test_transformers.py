@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import wmkit.systems
 from wmkit import backbones, fast
 from wmkit.backbones.torchrl_transformer import TorchRLTransformer
 from wmkit.errors import ConfigError
+from wmkit.nn.attention import visible
 
 B, D, U = 3, 6, 16
 NAMES = ["transformer_xl", "gpt", "stacked_transformer"]
 EXACT = {"atol": 1e-10, "rtol": 1e-10}
+PAGES = Path(wmkit.systems.__file__).parent / "conf"
 
 
 def make(name: str, **options: object) -> backbones.SequenceModel:
@@ -30,12 +36,19 @@ def tokens(count: int, chance: float = 0.2) -> tuple[Tensor, Tensor]:
 
 
 def slow_attention(
-    q: Tensor, k: Tensor, v: Tensor, segment: list[int], window: int, scale: float, r: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segment: list[int],
+    window: int | list[int],
+    scale: float,
+    r: Tensor | None = None,
 ) -> Tensor:
     """One head of one row, score by score; ``r`` holds (q + v) · W_R R_d by query and distance."""
-    out = torch.zeros_like(q)
+    out, kinds = torch.zeros_like(q), [window] if isinstance(window, int) else window
     for i in range(len(q)):
-        seen = [j for j in range(i + 1) if segment[j] == segment[i] and i - j < window]
+        width = kinds[(i - segment.index(segment[i])) % len(kinds)]
+        seen = [j for j in range(i + 1) if segment[j] == segment[i] and i - j < width]
         scores = [scale * (q[i] @ k[j] + (r[i, i - j] if r is not None else 0)) for j in seen]
         for weight, j in zip(torch.stack(scores).softmax(0), seen, strict=True):
             out[i] += weight * v[j]
@@ -44,7 +57,8 @@ def slow_attention(
 
 def slow_transformer_xl(model: backbones.SequenceModel, x: Tensor, reset: Tensor) -> Tensor:
     """The formulas, one row, head, query and key at a time."""
-    x, count, window = model.project_in(x), x.shape[1], model.window
+    x, count = model.project_in(x), x.shape[1]
+    window = model.window if model.windows is None else model.windows.tolist()
     distances = torch.zeros(count, model.width, dtype=torch.float64)
     for d in range(count):
         for c in range(0, model.width, 2):
@@ -68,8 +82,8 @@ def slow_transformer_xl(model: backbones.SequenceModel, x: Tensor, reset: Tensor
     return model.project_out(x)
 
 
-@pytest.mark.parametrize("window", [4, 64])
-def test_transformer_xl_is_its_formulas(window: int) -> None:
+@pytest.mark.parametrize("window", [4, 64, [4, 2, 5]])
+def test_transformer_xl_is_its_formulas(window: int | list[int]) -> None:
     model = make("transformer_xl", width=12, heads=3, head_dim=2, window=window, scale=0.3)
     x, reset = tokens(11)
     expected = slow_transformer_xl(model, x, reset)
@@ -123,9 +137,10 @@ def test_gates_stand_for_sums() -> None:
     torch.testing.assert_close(gate(x, y), ((1 - z) * x.T + z * h).T, **EXACT)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("window", [5, 40])
-def test_memory_gives_what_a_whole_pass_gives(name: str, window: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "window"), [*product(NAMES, (5, 40)), ("transformer_xl", [6, 3, 5])], ids=str
+)
+def test_memory_gives_what_a_whole_pass_gives(name: str, window: int | list[int]) -> None:
     """Also beyond the window, and whatever number of tokens a call takes."""
     model = make(name, window=window)
     x, reset = tokens(23, 0.1)
@@ -328,6 +343,27 @@ def test_called_as_torchrl_calls_transformers(name: str, window: int) -> None:
     shape = B, transformer.num_heads, transformer.max_seq_len - 1, transformer.head_dim
     assert driver.cache.keys[0].shape == shape and transformer.num_layers == len(driver.cache.keys)
     assert attention.project.out_features == 3 * transformer.num_heads * transformer.head_dim
+
+
+def test_twm_remembers_as_its_own_code_does() -> None:
+    """Once memory is full a reward sees 51 tokens, a latent and an action 52 (jrobine/twm e6a8e59).
+
+    There 50 tokens are remembered and three new. The first that a latent or an action sees stands 17 steps of
+    three tokens before it; a reward sees its own step and the 16 before, as far as memory has them.
+    """
+    past, kinds, new, mask = 16, 3, 3, []
+    length = past * kinds + 2 + new
+    for position in range(length - new, length):
+        kind = (position - (length - 2)) % kinds  # 0 latent, 1 action, 2 reward
+        first = position - (past + 1) * kinds if kind < 2 else position - kind - past * kinds
+        mask.append([max(first, 0) <= key <= position for key in range(length)])
+    window = OmegaConf.load(PAGES / "backbone/twm/transformer_xl.yaml").window
+    model = make("transformer_xl", window=list(window))
+    ages = torch.tensor([[3 * 40 + 2, 3 * 41, 3 * 41 + 1]])  # reward, latent and action far into an episode
+    slots = length - new + 1  # one more than there
+    seen = visible(ages, slots, model.windows)[0, 0]
+    assert torch.equal(seen[:, 1:], torch.tensor(mask)) and not seen[:, 0].any()
+    assert seen.sum(-1).tolist() == [51, 52, 52] and model.slots == slots
 
 
 def test_published_sizes() -> None:

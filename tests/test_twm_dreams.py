@@ -19,9 +19,13 @@ from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 
 
-def test_a_dream_is_what_full_passes_say() -> None:
-    """Beliefs, rewards, discounts and restarts of a dream, again without memory from the dreamt tokens."""
-    system = build()
+@pytest.mark.parametrize("windows", ["[52,52,51]", "[10,10,9]"])
+def test_a_dream_is_what_full_passes_say(windows: str) -> None:
+    """Beliefs, rewards, discounts and restarts of a dream, again without memory from the dreamt tokens.
+
+    The smaller windows are full after three steps.
+    """
+    system = build(f"backbone.window={windows}")
     model, dynamics = system.world_model.train(), system.world_model.dynamics
     pool, horizon = known(dynamics, 3, 1).map(lambda x: x[:, 0]), 9
     init = torch.zeros(5, 3, dtype=torch.bool)
@@ -128,9 +132,9 @@ def test_restarts_from_all_records() -> None:
     system.controller.dream = watched
     system.update(batch, dreams)
     ((dreamt, pool),) = found
-    assert dreamt.restarts.all() and len(set(map(tuple, pool.tolist()))) > 4
-    went_on = dreamt.after.classes.flatten(0, 1)
-    assert {*map(tuple, went_on.tolist())} == {*map(tuple, pool.tolist())}
+    assert dreamt.restarts.all()
+    went_on = {*map(tuple, dreamt.after.classes.flatten(0, 1).tolist())}
+    assert went_on <= {*map(tuple, pool.tolist())} and len(went_on) > 4
     with pytest.raises(SpecError, match=r"windows for dreams are None: wanted \(40, 4\)"):
         system.update(batch)
     with pytest.raises(ConfigError, match=r"restart_states is -1"):

@@ -7,6 +7,7 @@ Every step of the window is resolved into a jump (``capacity=1``) and every imag
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -113,8 +114,12 @@ def test_the_posteriors_of_jumps(system: System, recorded: Recorded, scene: Scen
     near(recorded("out:zoomed_deter"), system.controller.starts(scene).latent.belief[rows[STATES:]])
 
 
-def test_imagination_with_jumps(system: System, recorded: Recorded, scene: Scene, rows: Tensor) -> None:
-    made = learned(system, scene)
+@pytest.fixture(scope="module")
+def made(system: System, scene: Scene) -> dict[str, Any]:
+    return learned(system, scene)
+
+
+def test_imagination_with_jumps(recorded: Recorded, made: dict[str, Any], rows: Tensor) -> None:
     found = made["found"]
 
     def theirs(name: str) -> Tensor:
@@ -128,3 +133,17 @@ def test_imagination_with_jumps(system: System, recorded: Recorded, scene: Scene
     near(theirs("imagined_action")[:-1], ours(found.actions))
     near(theirs("returns"), ours(made["targets"].critic))
     assert ours(found.options).any()
+
+
+def test_second_roll_outs_begin_anywhere_in_the_first(
+    recorded: Recorded, made: dict[str, Any], rows: Tensor
+) -> None:
+    found, theirs = made["found"], recorded("out:imagined_feature")[:, len(rows) :]
+    second = rows + found.valid.shape[0] // 2
+    second = second[found.valid[second].squeeze(-1)]
+    ours = torch.cat([found.latent.state, found.latent.belief], -1)[:, second]
+    assert theirs.shape == ours.shape  # from the same starts
+    order = torch.cdist(theirs[0], ours[0]).argmin(-1)  # theirs are sorted by where they branch off
+    assert len(set(order.tolist())) == len(order) > 0
+    near(theirs, ours[:, order])
+    near(recorded("out:returns")[:, len(rows) :], made["targets"].critic[:, second[order]])

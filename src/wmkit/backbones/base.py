@@ -27,9 +27,11 @@ import torch
 from tensordict import TensorDictBase, unravel_key
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from wmkit.backbones.carries import Carry, carry_width, flatten_carry, unflatten_carry
-from wmkit.errors import ConfigError
+from wmkit.errors import ConfigError, SpecError
+from wmkit.functional import check_shape
 from wmkit.plug import Plug, as_keys
 
 Keys = Sequence[NestedKey]
@@ -110,7 +112,11 @@ class SequenceModel(Plug):
 
         Returns:
             ``[B, T, U]``, or as many as are read, and the carry after the last step.
+
+        Raises:
+            SpecError: input, resets or carry of another shape.
         """
+        check_input(self, x, carry, reset, 3)
         loop, nothing, outputs = self.bind(self.in_dim), x[:, 0, :0], []
         carry = self.initial(len(x)) if carry is None else carry
         per_step = [None] * x.shape[1] if reset is None else reset.unbind(1)
@@ -281,8 +287,32 @@ class RecurrentCell(SequenceModel):
 
     def step(self, x: Tensor, carry: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`SequenceModel.step`."""
+        check_input(self, x, carry, reset, 2)
         belief = self.cell(x, torch.where(reset.unsqueeze(-1), torch.tanh(self.start), carry))
         return belief, belief
+
+
+def check_input(model: Any, x: Tensor, carry: Carry, reset: Tensor | None, dims: int) -> None:
+    """What a step (two dimensions) or a scan (three) reads: nothing is broadcast.
+
+    Raises:
+        SpecError: input, resets or carry of another shape.
+    """
+    layout, name = ("[B]", "step") if dims == 2 else ("[B, T]", "scan")
+    where = f"{type(model).__name__}.{name}"
+    lead = x.shape[:-1]
+    if x.ndim != dims or x.shape[-1] != model.in_dim:
+        raise SpecError(
+            f"{where} got x of shape {list(x.shape)}: wanted {layout[:-1]}, {model.in_dim}]; reshape it"
+        )
+    if reset is not None:
+        check_shape(where, "reset", reset, lead, layout)
+    for leaf in tree_leaves(carry):
+        if leaf is not None and len(leaf) != len(x):
+            raise SpecError(
+                f"{where} got a carry of {len(leaf)} rows: wanted {len(x)}, as x has; expand it or take "
+                "initial(batch)"
+            )
 
 
 def stack(count: int, make: Callable[[], nn.Module]) -> nn.ModuleList:

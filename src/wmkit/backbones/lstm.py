@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wmkit import fast
-from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, check_input
 from wmkit.nn import Linear
 
 Carry = tuple[Tensor, Tensor]
@@ -58,6 +58,7 @@ class LSTM(SequenceModel):
 
     def step(self, x: Tensor, carry: Carry, reset: Tensor) -> tuple[Tensor, Carry]:
         """See :meth:`SequenceModel.step <wmkit.backbones.base.SequenceModel.step>`."""
+        check_input(self, x, carry, reset, 2)
         return self.bind(self.in_dim).step(x[:, :0], carry, reset, self.input(x))
 
     def bind(self, known: int = 0, tokens: int = 1) -> LSTMLoop:

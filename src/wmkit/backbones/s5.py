@@ -27,7 +27,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets, stack
+from wmkit.backbones.base import (
+    IN_KEYS,
+    OUT_KEYS,
+    Keys,
+    Loop,
+    SequenceModel,
+    check_input,
+    joined,
+    resets,
+    stack,
+)
 from wmkit.errors import ConfigError
 from wmkit.functional import discretise, hippo_normal, linear_scan
 from wmkit.nn import Linear
@@ -131,12 +141,14 @@ class S5(SequenceModel):
 
     def step(self, x: Tensor, carry: S5Carry, reset: Tensor) -> tuple[Tensor, S5Carry]:
         """See :meth:`SequenceModel.step <wmkit.backbones.base.SequenceModel.step>`."""
+        check_input(self, x, carry, reset, 2)
         return self.bind().step(x, carry, reset)
 
     def scan(
         self, x: Tensor, carry: S5Carry | None = None, reset: Tensor | None = None, read: slice | None = None
     ) -> tuple[Tensor, S5Carry]:
         """See :meth:`SequenceModel.scan <wmkit.backbones.base.SequenceModel.scan>`."""
+        check_input(self, x, carry, reset, 3)
         return self.bind().scan(x, carry, reset, read)
 
     def bind(self, known: int = 0, tokens: int = 1) -> S5Loop:

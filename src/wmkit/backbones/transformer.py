@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wmkit import fast
-from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, joined, resets
+from wmkit.backbones.base import IN_KEYS, OUT_KEYS, Keys, Loop, SequenceModel, check_input, joined, resets
 from wmkit.errors import ConfigError
 from wmkit.nn import Linear
 from wmkit.nn.attention import ALL, Memory, Remember, token_ages, visible
@@ -37,7 +37,8 @@ class Transformer(SequenceModel):
         in_dim: input width D; projected linearly where it is not ``width``.
         out_dim: output width U; projected linearly where it is not ``width``.
         width: of the tokens inside; ``out_dim`` if not given.
-        window: tokens W that a token sees in each layer, itself included. Memory holds ``W - 1``.
+        window: tokens W that a token sees in each layer, itself included. Memory holds ``W - 1``. A list has
+            one for each kind of tokens that take turns from an episode's first on; memory follows the widest.
         in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
         out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
@@ -46,6 +47,7 @@ class Transformer(SequenceModel):
     """
 
     layers: Any  # a ModuleList; each has an ``attention``
+    windows: Tensor | None  # [k] int64, where kinds of tokens differ
 
     def __init__(
         self,
@@ -53,15 +55,18 @@ class Transformer(SequenceModel):
         out_dim: int,
         *,
         width: int | None,
-        window: int,
+        window: int | Sequence[int],
         in_keys: Keys = IN_KEYS,
         out_keys: Keys = OUT_KEYS,
     ) -> None:
         super().__init__(in_dim, out_dim, in_keys=in_keys, out_keys=out_keys)
-        if window < 2:
+        windows = [window] if isinstance(window, int) else list(window)
+        if min(windows, default=0) < 2:
             raise ConfigError(f"the window of a transformer is {window}: wanted 2 tokens or more; set window")
         width = out_dim if width is None else width
-        self.width, self.window = width, window
+        self.width, self.window = width, max(windows)
+        kinds = None if len(windows) == 1 else torch.tensor(windows)
+        self.register_buffer("windows", kinds, persistent=False)
         self.project_in = nn.Identity() if in_dim == width else Linear(in_dim, width)
         self.project_out = nn.Identity() if out_dim == width else Linear(width, out_dim)
 
@@ -119,6 +124,7 @@ class Transformer(SequenceModel):
 
     def step(self, x: Tensor, carry: Memory, reset: Tensor) -> tuple[Tensor, Memory]:
         """One token: ``x [B, D]``, ``reset [B]`` bool -> ``u [B, U]`` and the new carry."""
+        check_input(self, x, carry, reset, 2)
         return self.bind().step(x, carry, reset)
 
     def scan(
@@ -128,6 +134,7 @@ class Transformer(SequenceModel):
 
         Of the tokens that are not read the last layer makes keys and values alone.
         """
+        check_input(self, x, carry, reset, 3)
         return self.bind(tokens=x.shape[1]).scan(x, carry, reset, read)
 
     def bind(self, known: int = 0, tokens: int = 1) -> TransformerLoop:
@@ -170,7 +177,8 @@ class TransformerLoop(Loop):
         model, slots, reset, read = self.model, self.model.slots, resets(reset, x), read or ALL
         age = reset.new_zeros(len(reset), dtype=torch.int64) if carry is None else carry.age
         ages = token_ages(age, reset)
-        mask = visible(ages, 0 if carry is None else carry.keys[0].shape[2], model.window)
+        window = model.window if model.windows is None else model.windows
+        mask = visible(ages, 0 if carry is None else carry.keys[0].shape[2], window)
         x = model.embed(model.project_in(x), ages)
         visited, all_keys, all_values = [], [], []
         remembers = self.room.remember(carry, x.shape[1], len(model.layers))

@@ -17,7 +17,7 @@ option        default      TWM                    meaning
 ``heads``     4            4
 ``head_dim``  width/heads  64
 ``hidden``    4 x width    1024                   width inside the feed-forward layers
-``window``    64           3·17 + 2 = 53          tokens that a token sees in each layer, itself
+``window``    64           52, 52, 51             tokens that a token sees in each layer, itself
                                                   included; memory keeps ``window - 1``
 ``scale``     1/sqrt(width)  1/16                 on the scores; 1/sqrt(head_dim) is usual
                                                   elsewhere
@@ -63,7 +63,8 @@ class TransformerXL(Transformer):
         heads: attention heads of each.
         head_dim: width d of a head; ``width / heads`` if not given.
         hidden: width of the feed-forward layers; four times ``width`` if not given.
-        window: tokens that a token sees in each layer, itself included.
+        window: tokens that a token sees in each layer, itself included; or one number for each kind of
+            tokens that take turns, as TWM's latent, action and reward do.
         scale: factor on the scores; ``1/sqrt(width)`` if not given, as in TWM.
         dropout: see the table above.
         activation: of the feed-forward layers: ``"silu"``, ``"relu"`` or ``"gelu"``.
@@ -91,7 +92,7 @@ class TransformerXL(Transformer):
         heads: int = 4,
         head_dim: int | None = None,
         hidden: int | None = None,
-        window: int = 64,
+        window: int | Sequence[int] = 64,
         scale: float | None = None,
         dropout: float = 0.0,
         activation: str = "silu",

@@ -35,6 +35,7 @@ from wmkit.errors import ConfigError
 from wmkit.nn import (
     STYLE_2023,
     Activation,
+    BatchNorm,
     DoublingConv,
     HalvingConv,
     LayerStyle,
@@ -278,7 +279,7 @@ def _coarsest(side: int, kernels: Sequence[int], padding: int) -> int:
 def _norm_act(width: int, norm: Norm, style: LayerStyle) -> list[nn.Module]:
     if norm not in ("style", "batch"):
         raise ConfigError(f"norm is {norm!r}: wanted style or batch; correct norm")
-    made = nn.BatchNorm2d(width) if norm == "batch" else channel_norm(width, style)
+    made = BatchNorm(width) if norm == "batch" else channel_norm(width, style)
     return [made, Activation(style)]
 
 

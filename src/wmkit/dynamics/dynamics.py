@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from wmkit import fast
+from wmkit.errors import SpecError
+from wmkit.functional import check_shape
 from wmkit.nn import Feature
 from wmkit.plug import Plug, as_keys, has_all
 
@@ -286,7 +288,29 @@ class Dynamics(Plug):
             option: ``[B]`` bool, rows that take the option instead; only where there is one.
             noise: of :meth:`noise`, ``[B, ...]``; drawn here if not given.
         """
+        where, rows = f"{type(self).__name__}.step", len(latent.state)
+        check_shape(where, "action", action, (rows, self.action_dim), "[B, A]")
+        if option is not None:
+            check_shape(where, "option", option, (rows,), "[B]")
         return self.bind().step(latent, action, option, noise)
+
+    def check_window(self, embed: Tensor, record: Record, latent: Latent | None) -> None:
+        """What :meth:`observe` reads: nothing is broadcast.
+
+        Raises:
+            SpecError: a record or a state before the window of another batch or length.
+        """
+        where, lead = f"{type(self).__name__}.observe", embed.shape[:-1]
+        if len(lead) != 2:
+            raise SpecError(f"{where} got embed of shape {list(embed.shape)}: wanted [B, T, E]; reshape it")
+        check_shape(where, "is_init", record["is_init"], lead, "[B, T]")
+        action = record["previous_action"]
+        check_shape(where, "previous_action", action, (*lead, self.action_dim), "[B, T, A]")
+        for name in self.conditions:
+            check_shape(where, name, record[name], (*lead, 1), "[B, T, 1]")
+        if latent is not None:
+            check_shape(where, "state", latent.state, (lead[0], self.state_dim), "[B, S]")
+            check_shape(where, "belief", latent.belief, (lead[0], self.belief_dim), "[B, U]")
 
     def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
         """Rows ``mask [B]`` begin anew from the states of ``start``, leaves ``[B, ...]``."""

@@ -168,8 +168,8 @@ class FromPrior(Hook):
 class SecondBranch(JumpGate):
     """A gate that adds to every roll-out a second one, from the step that most expects a jump.
 
-    From that step one jump and one ordinary step lead to where the second roll-out of ordinary steps sets
-    off; up to twice the work. Its arguments are those of :class:`JumpGate`.
+    That may be the last state too. From there one jump and one ordinary step lead to where the second
+    roll-out of ordinary steps sets off; up to twice the work. Its arguments are those of :class:`JumpGate`.
     """
 
     def single(self) -> Hook | None:
@@ -183,13 +183,12 @@ class SecondBranch(JumpGate):
 
     def option(self, world_model: WorldModel, latent: Latent, noise: Any, t: int) -> Tensor | None:
         """Rows that jump; remembers where a jump is expected most."""
-        continuation = world_model.continuation(latent)
-        expected = world_model.predict("jump", latent).mean
-        noise.look(latent, expected * continuation)
+        expected, continuation = noise.look(world_model, latent)
         return self.open(expected, continuation, noise[t])
 
     def finish(self, world_model: WorldModel, act: Any, found: Rollout, noise: Any) -> Rollout:
         """The roll-outs and their second ones."""
+        noise.look(world_model, found.last)
         chance, latent = noise.chance, noise.latent
         opened = self.open(chance, torch.ones_like(chance), torch.rand_like(chance))
         blank = found.actions.new_zeros(found.actions.shape[1:])
@@ -213,7 +212,11 @@ class _Turn:
     def __getitem__(self, t: int) -> Tensor:
         return self.uniforms[t]
 
-    def look(self, latent: Latent, chance: Tensor) -> None:
+    def look(self, world_model: WorldModel, latent: Latent) -> tuple[Tensor, Tensor]:
+        """How likely a jump is at a state, and going on; ``[N, 1]`` each."""
+        expected, continuation = world_model.predict("jump", latent).mean, world_model.continuation(latent)
+        chance = expected * continuation
         better = chance > self.chance
         self.latent = latent if self.latent is None else latent.where(better.squeeze(-1), self.latent)
         self.chance = chance.maximum(self.chance)
+        return expected, continuation

@@ -72,6 +72,9 @@ class RSSM(Dynamics):
             constants: ``a / sg(max(1, |a|))``.
         initial_state: state of a rollout that has seen nothing, also after a reset: ``"mode"`` of the prior
             or ``"zeros"``.
+        initial_gradient: let the loss reach prior and start through that mode, as if it were its
+            log-probabilities (LS-Imagine's code, qiwang067/LS-Imagine b6a9e4c); the JAX original has no such
+            gradient.
         in_keys: of embedding, previous action and ``is_init``.
         out_keys: of state, belief, posterior and prior.
 
@@ -110,6 +113,7 @@ class RSSM(Dynamics):
         joint_input: bool = True,
         clip_action: bool = False,
         initial_state: Literal["mode", "zeros"] = "mode",
+        initial_gradient: bool = False,
         in_keys: Iterable[NestedKey] | None = None,
         out_keys: Iterable[NestedKey] | None = None,
     ) -> None:
@@ -121,6 +125,7 @@ class RSSM(Dynamics):
         self.latent = CategoricalLatent(groups, classes, unimix) if latent is None else latent
         self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
         self.clip_action, self.initial_state = clip_action, initial_state
+        self.initial_gradient = initial_gradient
 
         layer: dict[str, Any] = {"units": hidden, "style": style}
         make_input = JointInput if joint_input else SplitInput
@@ -140,7 +145,7 @@ class RSSM(Dynamics):
         if self.initial_state == "zeros":
             state, index = belief.new_zeros(1, self.state_dim), None
         else:
-            state, index = self.latent.mode(self.prior_logits(belief))
+            state, index = self.latent.mode(self.prior_logits(belief), self.initial_gradient)
         latent = Latent(state, belief, None if self.backbone.carry_is_output else carry, index)
         return latent.map(lambda x: x.expand(batch, *x.shape[1:]))
 
@@ -192,6 +197,7 @@ class RSSM(Dynamics):
 
     def observe(self, embed: Tensor, record: Record, latent: Latent | None = None) -> Observed:
         """Filter a window ``[B, T]``: state, belief and action are forgotten where an episode starts."""
+        self.check_window(embed, record, latent)
         latent = self.initial(len(embed)) if latent is None else latent
         if filter_loop.applies(self):
             return self._observe_at_once(embed, record, latent)

@@ -153,6 +153,7 @@ class TokenDynamics(Dynamics):
             Beliefs are zero at index 0 of a window that nothing went before; where an episode starts they are
             still about the one before.
         """
+        self.check_window(embed, record, latent)
         seen = self.represent(embed) if represented is None else represented
         visible = seen.state if self.state_gradient else seen.state.detach()
         steps = self._steps(visible, seen.classes, record)
@@ -283,11 +284,10 @@ class TokenDynamics(Dynamics):
         if isinstance(latent.carry, Tensor):
             return {"recent_steps": latent.carry}
         carry, rows = latent.carry, len(latent.state)
-        if carry is None:  # nothing was before
-            carry = self._carry_like(rows)
-            carry = carry._replace(is_init=torch.ones_like(carry.is_init))
-        elif carry.memory is None:
-            carry = carry._replace(memory=self.backbone.initial(rows))
+        if carry is None or carry.memory is None:  # nothing was before: late tokens are not to be seen
+            empty = self._carry_like(rows)
+            arrival = empty.arrival if carry is None else carry.arrival
+            carry = TokenCarry(empty.memory, arrival, torch.ones_like(empty.is_init))
         return {"state": latent.state, "belief": latent.belief, "carry": flatten_carry(carry)}
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> Latent:

@@ -12,6 +12,7 @@ from wmkit.functional.latents import (
 )
 from wmkit.functional.precision import autocast_dtype, rounded, widened
 from wmkit.functional.returns import discount_sum, lambda_return_jumpy, replay_lambda_return
+from wmkit.functional.shapes import check_equal, check_factor, check_least, check_samples, check_shape
 from wmkit.functional.state_space import discretise, hippo_normal, linear_scan
 from wmkit.functional.two_hot import (
     symexp,
@@ -27,6 +28,11 @@ __all__ = [
     "autocast_dtype",
     "categorical_kl",
     "categorical_kl_logits",
+    "check_equal",
+    "check_factor",
+    "check_least",
+    "check_samples",
+    "check_shape",
     "discount_sum",
     "discretise",
     "gaussian_kl",

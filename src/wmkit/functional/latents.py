@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from wmkit import fast
 from wmkit.functional.precision import widened
+from wmkit.functional.shapes import check_equal, check_factor, check_samples, check_shape
 
 
 def unimix_probs(logits: Tensor, mix: float) -> Tensor:
@@ -29,6 +30,7 @@ def unimix_probs(logits: Tensor, mix: float) -> Tensor:
     >>> unimix_probs(torch.tensor([100.0, 0.0, 0.0, 0.0]), 0.01)
     tensor([0.9925, 0.0025, 0.0025, 0.0025])
     """
+    check_factor("unimix_probs", "mix", mix, ())
     probs = fast.softmax(widened(logits))
     return probs * (1.0 - mix) + mix / logits.shape[-1] if mix else probs
 
@@ -38,14 +40,18 @@ def sample_index(probs: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         probs: ``[*B, C]`` probabilities.
-        uniform: ``[*B, 1]`` in [0, 1), one number per categorical.
+        uniform: ``[*B, 1]`` in [0, 1), one number per categorical; for several samples ``[*N, *B, 1]``.
 
     Returns:
-        ``[*B]`` int64.
+        ``[*B]`` int64, or ``[*N, *B]``.
+
+    Raises:
+        SpecError: another shape.
 
     >>> sample_index(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6]))
     tensor(1)
     """
+    check_samples("sample_index", "uniform", uniform, (*probs.shape[:-1], 1), "[*B, 1]")
     # The last cumulative sum may fall short of one by rounding: it is left out.
     return fast.sample_index(probs, uniform)
 
@@ -84,6 +90,7 @@ def straight_through(sample: Tensor, probs: Tensor) -> Tensor:
     >>> straight_through(torch.tensor([0.0, 1.0]), p).detach()
     tensor([0., 1.])
     """
+    check_samples("straight_through", "sample", sample, probs.shape, "[*B, C]")
     return sample + (probs - probs.detach())
 
 
@@ -100,6 +107,7 @@ def categorical_kl(p: Tensor, q: Tensor) -> Tensor:
     >>> categorical_kl(torch.full((1, 2, 4), 0.25), torch.full((1, 2, 4), 0.25))
     tensor([0.])
     """
+    check_equal("categorical_kl", "[*B, G, C]", p=p, q=q)
     return (p * (torch.log(p) - torch.log(q))).sum((-2, -1))
 
 
@@ -116,6 +124,7 @@ def categorical_kl_logits(p: Tensor, q: Tensor) -> Tensor:
     >>> categorical_kl_logits(torch.tensor([[[500.0, 0.0]]]), torch.zeros(1, 1, 2))
     tensor([0.6931])
     """
+    check_equal("categorical_kl_logits", "[*B, G, C]", p=p, q=q)
     p, q = torch.log_softmax(widened(p), -1), torch.log_softmax(widened(q), -1)
     return (p.exp() * (p - q)).sum((-2, -1))
 
@@ -133,6 +142,8 @@ def gaussian_kl(p: Tensor, q: Tensor) -> Tensor:
     >>> gaussian_kl(torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[0.0], [1.0]]]))
     tensor([0.5000])
     """
+    check_equal("gaussian_kl", "[*B, 2, D]", p=p, q=q)
+    check_shape("gaussian_kl", "p", p, (*p.shape[:-2], 2, p.shape[-1]), "[*B, 2, D]")
     (p_mean, p_std), (q_mean, q_std) = p.unbind(-2), q.unbind(-2)
     ratio, distance = p_std / q_std, (p_mean - q_mean) / q_std
     return (0.5 * (ratio.square() + distance.square() - 1) - torch.log(ratio)).sum(-1)

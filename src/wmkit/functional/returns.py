@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wmkit.errors import SpecError
+from wmkit.functional.shapes import check_equal, check_factor, check_least
 
 
 def lambda_return_jumpy(
@@ -42,15 +43,16 @@ def lambda_return_jumpy(
             (``"next"``) or of the state left (``"current"``).
         steps: ``[*B, T, 1]`` duration Δ in environment steps, 1 or more.
         jump_return: ``[*B, T, 1]`` discounted reward G inside the transition, before arrival.
-        gamma: discount of one environment step.
-        lmbda: λ of the mixture.
+        gamma: discount of one environment step, 0 to 1: a number, or a tensor that ``[*B, T, 1]`` takes.
+        lmbda: λ of the mixture, likewise.
         continuation_at: which continuation the tensor holds.
 
     Returns:
         ``[*B, T, 1]`` float.
 
     Raises:
-        SpecError: the shapes differ, or ``continuation_at`` is neither name.
+        SpecError: other shapes, a discount, λ or duration out of range (of tensors on a CPU alone), or
+            ``continuation_at`` is neither name.
 
     >>> one = torch.ones(3, 1)
     >>> lambda_return_jumpy(one, 0 * one, one, one, 0 * one, gamma=0.5, lmbda=1.0).squeeze(-1)
@@ -61,12 +63,19 @@ def lambda_return_jumpy(
             f"continuation_at is {continuation_at!r}: wanted 'next' or 'current'; "
             "use 'next' for Dreamer and 'current' for LS-Imagine"
         )
-    shapes = {tuple(x.shape) for x in (reward, next_value, continuation, steps, jump_return)}
-    if len(shapes) != 1 or reward.ndim < 2:
-        raise SpecError(
-            f"lambda_return_jumpy got shapes {sorted(shapes)}: wanted one shape [*B, T, 1] for "
-            "reward, next_value, continuation, steps and jump_return; expand the ones that differ"
-        )
+    where = "lambda_return_jumpy"
+    check_equal(
+        where,
+        "[*B, T, 1]",
+        reward=reward,
+        next_value=next_value,
+        continuation=continuation,
+        steps=steps,
+        jump_return=jump_return,
+    )
+    check_factor(where, "gamma", gamma, reward.shape)
+    check_factor(where, "lmbda", lmbda, reward.shape)
+    check_least(where, "steps", steps, 1)
     gamma = torch.as_tensor(gamma, dtype=reward.dtype, device=reward.device)
     discount = gamma**steps  # [*B, T, 1]
     gain = gamma ** (steps - 1) * reward + jump_return
@@ -116,18 +125,20 @@ def replay_lambda_return(
         record of an episode belongs to no transition and is not a target.
 
     Raises:
-        SpecError: the shapes differ, or there are fewer than two records.
+        SpecError: other shapes, fewer than two records, or a discount or λ out of range.
 
     >>> reward, flag = torch.ones(4, 1), torch.zeros(4, 1)
     >>> bootstrap = torch.full((4, 1), 8.0)
     >>> replay_lambda_return(reward, bootstrap, flag, flag, gamma=0.5, lmbda=1.0).squeeze(-1)
     tensor([2.7500, 3.5000, 5.0000])
     """
-    shapes = {tuple(x.shape) for x in (reward, bootstrap, terminated, last)}
-    if len(shapes) != 1 or reward.ndim < 2 or reward.shape[-2] < 2:
+    where = "replay_lambda_return"
+    check_equal(where, "[*B, T, 1]", reward=reward, bootstrap=bootstrap, terminated=terminated, last=last)
+    check_factor(where, "gamma", gamma, ())
+    check_factor(where, "lmbda", lmbda, ())
+    if reward.shape[-2] < 2:
         raise SpecError(
-            f"replay_lambda_return got shapes {sorted(shapes)}: wanted one shape [*B, T, 1], T of 2 or more, "
-            "for reward, bootstrap, terminated and last; lengthen the window or expand the ones that differ"
+            f"{where} got a window of {reward.shape[-2]} records: wanted 2 or more; lengthen the window"
         )
     live = gamma * (1 - terminated.to(reward.dtype))  # [*B, T, 1]
     mix = lmbda * (1 - last.to(reward.dtype))
@@ -155,7 +166,11 @@ def discount_sum(steps: Tensor, gamma: float | Tensor) -> Tensor:
     Returns:
         Same shape, float.
 
+    Raises:
+        SpecError: a discount out of range, or of a shape that would widen the result.
+
     >>> discount_sum(torch.tensor([1.0, 2.0, 4.0]), 0.5)
     tensor([1.0000, 1.0000, 1.7500])
     """
+    check_factor("discount_sum", "gamma", gamma, steps.shape, open_end=True)
     return (1.0 - gamma ** (steps - 1).clamp(min=1)) / (1.0 - gamma)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wmkit.errors import ConfigError
+from wmkit.functional.shapes import check_shape
 
 DISCRETISATIONS = ("zoh", "bilinear")
 SCANS = ("doubling", "masked_dual", "loop")
@@ -60,6 +61,7 @@ def discretise(eigenvalues: Tensor, delta: Tensor, method: str = "zoh") -> tuple
     >>> decay.real, factor.real  # e^(-1/2), 1 - e^(-1/2)
     (tensor([0.6065]), tensor([0.3935]))
     """
+    check_shape("discretise", "delta", delta, eigenvalues.shape, "[P]")
     z = eigenvalues * delta
     if method == "zoh":
         growth = torch.complex(*_expm1(z.real, z.imag))
@@ -105,6 +107,10 @@ def linear_scan(
     >>> x.flatten()
     tensor([3.0000, 2.5000, 1.0000, 1.5000])
     """
+    batch, steps, _ = inputs.shape
+    check_shape("linear_scan", "initial", initial, (batch, inputs.shape[2]), "[B, P]")
+    check_shape("linear_scan", "reset", reset, (batch, steps), "[B, T]")
+    check_shape("linear_scan", "decay", decay, inputs.shape[2:], "[P]")
     if form == "doubling":
         return _doubling(decay, inputs, initial, reset)
     if form == "masked_dual":

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from wmkit import fast
+from wmkit.errors import SpecError
 from wmkit.functional.precision import widened
+from wmkit.functional.shapes import check_shape
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -61,9 +63,16 @@ def symmetric_bins(limit: float, count: int) -> Tensor:
     Returns:
         ``[count]`` float32.
 
+    Raises:
+        SpecError: an even number of bins, or a limit that is not positive.
+
     >>> symmetric_bins(20.0, 5)
     tensor([-20., -10.,   0.,  10.,  20.])
     """
+    if count < 3 or count % 2 == 0 or not limit > 0:
+        raise SpecError(
+            f"bins are {count} up to {limit}: wanted an odd number from 3, and a limit above 0; change them"
+        )
     below = torch.linspace(-limit, 0.0, count // 2 + 1)
     return torch.cat([below, -below[:-1].flip(0)])
 
@@ -125,8 +134,12 @@ def two_hot_cross_entropy(
     >>> two_hot_cross_entropy(torch.zeros(2, 3), torch.tensor([0.25, 9.0]), bins)
     tensor([1.0986, 1.0986])
     """
+    lead, where = logits.shape[:-1], "two_hot_cross_entropy"
+    several = target.ndim == logits.ndim
+    check_shape(where, "target", target[..., 0] if several else target, lead, "[*B], or [*B, N] of N targets")
+    check_shape(where, "bins", bins, logits.shape[-1:], "[K]")
     index, mass = two_hot(target, bins)
-    if target.ndim == logits.ndim:
+    if several:
         index, mass = index.flatten(-2), mass.flatten(-2)  # [*B, 2N]
     return fast.coded_cross_entropy(logits, index, mass, probs)
 
@@ -148,6 +161,7 @@ def two_hot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     >>> two_hot_mean(torch.full((1, 255), 1 / 255), symexp_bins(20.0, 255))
     tensor([0.])
     """
+    check_shape("two_hot_mean", "bins", bins, probs.shape[-1:], "[K]")
     half, probs = bins.numel() // 2, widened(probs)
     difference = probs[..., half + 1 :] - probs[..., :half].flip(-1)
     return fast.weighted_sum(difference, bins[half + 1 :])

@@ -65,13 +65,14 @@ def token_ages(age: Tensor, reset: Tensor) -> Tensor:
     return index - begin
 
 
-def visible(ages: Tensor, slots: int, window: int) -> Tensor:
+def visible(ages: Tensor, slots: int, window: int | Tensor) -> Tensor:
     """Which keys each of n new tokens may see: not later, the same segment, inside the window.
 
     Args:
         ages: ``[B, n]``, see :func:`token_ages`.
         slots: how many remembered keys stand before the new ones.
-        window: largest number of tokens to see, oneself included.
+        window: largest number of tokens to see, oneself included; or ``[k]`` int64, one for each of k kinds
+            of tokens that take turns from a segment's first on.
 
     Returns:
         ``[B, 1, n, slots + n]`` bool.
@@ -83,8 +84,11 @@ def visible(ages: Tensor, slots: int, window: int) -> Tensor:
     count = ages.shape[1]
     query = torch.arange(slots, slots + count, device=ages.device).unsqueeze(1)
     distance = query - torch.arange(slots + count, device=ages.device)  # [n, slots + n]
-    furthest = ages.clamp(max=window - 1).unsqueeze(-1)  # [B, n, 1]
-    return ((distance >= 0) & (distance <= furthest)).unsqueeze(1)
+    if isinstance(window, int):
+        furthest = ages.clamp(max=window - 1)  # [B, n]
+    else:
+        furthest = ages.minimum(window[ages % len(window)] - 1)
+    return ((distance >= 0) & (distance <= furthest.unsqueeze(-1))).unsqueeze(1)
 
 
 def sinusoids(distances: Tensor, width: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,61 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W] -> [N, C, H, W]``."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose statistics are exact on a CPU, too.
+
+    There PyTorch adds up a batch in channels-last memory one number after the other, in float32: off by 1e-4
+    for 128 grids of 32 x 32. Here each position of the grid is added up over the images first; the time is
+    the same.
+
+    >>> BatchNorm(8)(torch.zeros(2, 8, 4, 4)).shape
+    torch.Size([2, 8, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, C, H, W]``."""
+        rows = x.permute(0, 2, 3, 1)
+        batch = self.training and x.device.type == "cpu" and x.dtype == torch.float32 and len(x) > 0
+        if not (batch and rows.is_contiguous()) or torch.compiler.is_compiling():
+            return super().forward(x)
+        mean, var = _statistics(rows.detach())
+        count, share = rows[..., 0].numel(), self.momentum
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean, share)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), share)  # type: ignore[union-attr, arg-type]
+        return _Normalised.apply(x, self.weight, self.bias, mean, var, self.eps)
+
+
+def _statistics(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances ``[C]`` of ``[N, H, W, C]``: of each position, and then of all."""
+    means, variances = torch.ops.aten.batch_norm_update_stats(rows.flatten(1), None, None, 0.0)
+    means, variances = means.view(-1, rows.shape[-1]), variances.view(-1, rows.shape[-1])
+    between, mean = torch.var_mean(means, 0, correction=0)
+    return mean, variances.mean(0) + between
+
+
+class _Normalised(torch.autograd.Function):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` where mean and variance are those of ``x``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
+        ctx.eps = eps
+        return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight, mean, scale = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, scale, True, ctx.eps, wanted
+        )
+        return (*grads, None, None, None)
 
 
 class ChannelRMSNorm(RMSNorm):

@@ -14,7 +14,7 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
 from wmkit.arguments import check_range
-from wmkit.functional import lambda_return_jumpy
+from wmkit.functional import check_equal, lambda_return_jumpy
 
 
 class WorldModelEstimators(Enum):
@@ -176,8 +176,11 @@ class OwnValueReturn(LambdaReturnJumpy):
     def value_estimate(self, tensordict: TensorDictBase, *args: Any, **kwargs: Any) -> Tensor:
         """The λ-return ``[*B, T, 1]``."""
         keys, after = self.tensor_keys, tensordict["next"]
-        going_on = after.get(keys.continuation)
-        base = after.get(keys.reward) + (1 - self.lmbda) * tensordict.get(keys.value) * going_on  # [*B, T, 1]
+        going_on, own = after.get(keys.continuation), tensordict.get(keys.value)
+        check_equal(
+            "OwnValueReturn", "[*B, T, 1]", reward=after.get(keys.reward), value=own, continuation=going_on
+        )
+        base = after.get(keys.reward) + (1 - self.lmbda) * own * going_on  # [*B, T, 1]
         last, returns = after.get(keys.value)[..., -1, :], []
         for t in reversed(range(base.shape[-2])):
             last = base[..., t, :] + self.lmbda * going_on[..., t, :] * last

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from wmkit import fast
 from wmkit.functional import (
+    check_equal,
+    check_samples,
+    check_shape,
     one_hot,
     sample_one_hot,
     straight_through,
@@ -59,6 +62,7 @@ class Categorical:
 
         A class of -1 is one that is missing and costs nothing.
         """
+        check_shape("Categorical.loss", "target", target, self.logits.shape[:-1], "[*B, *event]")
         log_probs = torch.log_softmax(self.logits.float(), -1)
         missing = target == -1
         index = target.long().masked_fill(missing, 0).unsqueeze(-1)
@@ -111,6 +115,7 @@ class OneHotCategorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-probability of a one-hot ``action`` ``[*B, A]``; ``[*B]``."""
+        check_samples("OneHotCategorical.log_prob", "action", action, self.probs.shape, "[*B, A]")
         return (self.log_probs * action).sum(-1)
 
 
@@ -139,6 +144,7 @@ class Bernoulli:
 
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to ``target`` ``[*B, 1]`` (bool or soft label); ``[*B]``."""
+        check_equal("Bernoulli.loss", "[*B, 1]", logits=self.logits, target=target)
         return F.binary_cross_entropy_with_logits(
             self.logits, target.to(self.logits.dtype), reduction="none"
         ).squeeze(-1)
@@ -203,6 +209,8 @@ class TwoHot:
 
     def loss(self, *targets: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
+        for target in targets:
+            check_shape("TwoHot.loss", "target", target, (*self.logits.shape[:-1], 1), "[*B, 1]")
         codes = self._in_bins(torch.cat(targets, -1))
         if self._layer is not None:
             index, mass = two_hot(codes, self.bins)

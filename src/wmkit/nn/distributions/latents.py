@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit.arguments import check_range
-from wmkit.functional import one_hot, sample_index, straight_through, unimix_probs, widened
+from wmkit.functional import check_shape, one_hot, sample_index, straight_through, unimix_probs, widened
 
 
 class CategoricalLatent:
@@ -61,10 +61,21 @@ class CategoricalLatent:
             state = straight_through(state, probs)
         return state.flatten(-2), index
 
-    def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The likeliest state ``[*B, G*C]``, and its classes ``[*B, G]``; no gradient."""
+    def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The likeliest state ``[*B, G*C]``, and its classes ``[*B, G]``.
+
+        With ``gradient`` it carries that of the log-probabilities (NM512/dreamerv3-torch 49d12ba), else none.
+        """
         index = statistics.argmax(-1)
-        return one_hot(index, self.classes, statistics.dtype).flatten(-2), index
+        state = one_hot(index, self.classes, statistics.dtype)
+        if gradient and torch.is_grad_enabled():
+            state = straight_through(state, self._log_probs(statistics).to(statistics.dtype))
+        return state.flatten(-2), index
+
+    def _log_probs(self, statistics: Tensor) -> Tensor:
+        if self.unimix:
+            return unimix_probs(statistics, self.unimix).log()
+        return torch.log_softmax(widened(statistics), -1)
 
     def one_hot(self, classes: Tensor) -> Tensor:
         """Classes ``[*B, G]`` to states ``[*B, G*C]``."""
@@ -113,10 +124,11 @@ class GaussianLatent:
     def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sample ``[*B, D]`` with gradient; there are no classes."""
         mean, std = statistics.unbind(-2)
+        check_shape("GaussianLatent.sample", "noise", noise, mean.shape, "[*B, D]")
         return mean + std * noise, None
 
-    def mode(self, statistics: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The mean ``[*B, D]``; there are no classes."""
+    def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The mean ``[*B, D]``, with its gradient in any case; there are no classes."""
         return statistics.select(-2, 0), None
 
     def classes_of(self, state: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit import fast
-from wmkit.functional import symlog, widened
+from wmkit.functional import check_equal, check_samples, check_shape, symlog, widened
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _LIMIT = 0.99999997  # what an inverse tanh still takes
@@ -42,6 +42,7 @@ class SquaredError:
 
         Targets in uint8 are read as /255; a float of -inf is one that is missing and costs nothing.
         """
+        check_shape(type(self).__name__ + ".loss", "target", target, self.mean.shape, "[*B, *event]")
         scale = 1 / 255 if target.dtype == torch.uint8 else 1.0
         if target.is_floating_point():
             target = torch.where(target == -math.inf, self.mean.detach(), target)
@@ -104,6 +105,7 @@ class BoundedNormal:
     """
 
     def __init__(self, mean: Tensor, std: Tensor, low: float = 0.1, high: float = 1.0) -> None:
+        check_equal(type(self).__name__, "[*B, A]", mean=mean, std=std)
         self.mean = torch.tanh(mean.float())  # [*B, A]
         self.std = (high - low) * torch.sigmoid(std.float() + 2.0) + low  # [*B, A]
 
@@ -124,12 +126,14 @@ class BoundedNormal:
         """
         if normal is None:
             normal = torch.randn_like(self.mean)
+        check_samples("BoundedNormal.sample", "an argument", normal, self.mean.shape, "[*B, A]")
         return self.mean + self.std * normal
 
     rsample = sample
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        check_samples("BoundedNormal.log_prob", "an argument", action, self.mean.shape, "[*B, A]")
         distance = (action - self.mean) / self.std
         return -(0.5 * distance.square() + torch.log(self.std) + _LOG_SQRT_2PI).sum(-1)
 
@@ -165,6 +169,7 @@ class TanhNormal:
         low: float = 1e-4,
         draws: int = 100,
     ) -> None:
+        check_equal(type(self).__name__, "[*B, A]", mean=mean, std=std)
         self.location = scale * torch.tanh(mean.float() / scale)  # [*B, A], before the tanh
         self.std = F.softplus(std.float() + math.log(math.expm1(initial))) + low  # [*B, A]
         self.draws = draws
@@ -185,12 +190,14 @@ class TanhNormal:
         """Sample ``[*B, A]`` in (-1, 1) from standard normals ``[*B, A]`` (drawn here if none are given)."""
         if normal is None:
             normal = torch.randn_like(self.location)
+        check_samples("TanhNormal.sample", "an argument", normal, self.location.shape, "[*B, A]")
         return torch.tanh(self.location + self.std * normal)
 
     rsample = sample
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        check_samples("TanhNormal.log_prob", "an argument", action, self.location.shape, "[*B, A]")
         before = torch.atanh(action.clamp(-_LIMIT, _LIMIT))
         normal = -0.5 * ((before - self.location) / self.std).square() - torch.log(self.std) - _LOG_SQRT_2PI
         slope = 2 * (math.log(2) - before - F.softplus(-2 * before))  # log of tanh's derivative
@@ -219,6 +226,7 @@ class TruncatedNormal:
     """
 
     def __init__(self, mean: Tensor, std: Tensor, *, low: float = 0.1) -> None:
+        check_equal(type(self).__name__, "[*B, A]", mean=mean, std=std)
         self.mean = torch.tanh(mean.float())  # [*B, A]
         self.std = 2 * torch.sigmoid(std.float() / 2) + low  # [*B, A]
         self.low, self.high = (-1 - self.mean) / self.std, (1 - self.mean) / self.std  # in deviations
@@ -240,6 +248,7 @@ class TruncatedNormal:
         """Sample ``[*B, A]`` in [-1, 1] from uniforms ``[*B, A]`` (drawn here if none are given)."""
         if uniform is None:
             uniform = torch.rand_like(self.mean)
+        check_samples("TruncatedNormal.sample", "an argument", uniform, self.mean.shape, "[*B, A]")
         share = 2 * (self.below + uniform * self.mass) - 1
         inside = share + (share.clamp(-1 + 1e-6, 1 - 1e-6) - share).detach()  # float32 ends there
         action = self.mean + self.std * (math.sqrt(2) * torch.erfinv(inside))
@@ -249,6 +258,7 @@ class TruncatedNormal:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log-density of an ``action`` ``[*B, A]`` in [-1, 1], summed over it; ``[*B]``."""
+        check_samples("TruncatedNormal.log_prob", "an argument", action, self.mean.shape, "[*B, A]")
         distance = (action - self.mean) / self.std
         return -(0.5 * distance.square() + torch.log(self.std * self.mass) + _LOG_SQRT_2PI).sum(-1)
 
