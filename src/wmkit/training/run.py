@@ -27,7 +27,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
@@ -42,6 +42,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from wmkit.errors import CheckpointError, ConfigError
+from wmkit.systems.pages import name_targets
+from wmkit.systems.trust import check_references, check_trust, read_untrusted
 from wmkit.training.older_runs import upgraded
 from wmkit.training.protocol import frames_per_step
 
@@ -178,11 +180,26 @@ class RunDirectory:
                 )
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        trust: bool = False,
+        given: Collection[str] = (),
+        config: DictConfig | None = None,
+    ) -> RunDirectory:
         """Open the run at ``path``; nothing in it changes until it is written to.
+
+        Args:
+            path: the folder.
+            trust: let its ``config.yaml`` name code of any package, modules of environments and variables of
+                your environment; what it names is executed, as you.
+            given: keys that are overridden next, of which nothing is asked.
+            config: goes before the folder's own, which is not read.
 
         Raises:
             CheckpointError: no run lies there, or its files are damaged.
+            ConfigError: its configuration names more than known parts, see :mod:`wmkit.systems.trust`.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
@@ -190,7 +207,16 @@ class RunDirectory:
                 f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
                 "`wmkit train` made; check the path"
             )
-        run = cls(path, upgraded(_load(path / "config.yaml")))
+        if config is None:
+            config = _load(path / "config.yaml")
+            what = f"run {str(path)!r}"
+            if not trust:
+                check_references(config, what, given)
+            config = upgraded(config)
+            name_targets(config)
+            if not trust:
+                check_trust(config, what, given)
+        run = cls(path, config)
         run._unmended = {"metrics.jsonl", "episodes.jsonl"}
         last = next(reversed(list(run.metrics())), None)
         run._wall_before = float(last.get("wall", 0.0)) if last else 0.0
@@ -301,7 +327,7 @@ def _number(value: Any) -> float | None:
 def _load(path: Path) -> DictConfig:
     found: Any = None
     with suppress(Exception):  # YAML's own, which vary
-        found = OmegaConf.load(path)
+        found = read_untrusted(path.read_text(encoding="utf-8"))
     if not isinstance(found, DictConfig) or not {"system", "env", "training"} <= found.keys():
         raise CheckpointError(
             f"{str(path)!r} cannot be read: found no configuration in it, wanted what `wmkit train` wrote; "
