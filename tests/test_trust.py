@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,11 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from support.hostile import MODULE, SECRET, hostile_folders, put, write_module
+from support.hostile import MODULE, SECRET, hostile_folders, write_module
 from wmkit.cli import app
 from wmkit.errors import ConfigError
-from wmkit.systems import compose
-from wmkit.systems.page_files import choices
 from wmkit.registry import available
 from wmkit.training import load_run
 from wmkit.training.run import RunDirectory
@@ -95,7 +91,7 @@ def test_trust_and_the_users_own_words_allow_it(run, marks, tmp_path):
 
 def test_what_a_plugin_registers_or_names_on_its_pages_is_a_part(run, monkeypatch):
     config = OmegaConf.load(run / "config.yaml")
-    put("world_model.heads.reward._target_", f"{__name__}.Mine")(config)
+    config.world_model.heads.reward["_target_"] = f"{__name__}.Mine"
     OmegaConf.save(config, run.parent / "config.yaml")
     with pytest.raises(ConfigError, match="names what is no part"):
         RunDirectory.open(run.parent)
@@ -114,3 +110,57 @@ def _targets():
 
     available("head")
     return registry._targets
+
+
+COUNTING = ["preset=smoke", "env=gym", "env.name=counting"]
+NUMBERS = [
+    *("training.steps", "training.check_every", "training.replay.capacity", "training.train_ratio"),
+    *("batch.length", "controller.horizon", "seed", "env.num_envs", "discount", "size.units"),
+]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"{name}={value}" for name in NUMBERS for value in ("-1", "1e20", "nan", "abc")),
+        *(
+            "resume=",
+            "run_dir=",
+            "hydra.run.dir=x",
+            "+hydra.searchpath=[x]",
+            "hydra/launcher=x",
+            "defaults=[]",
+        ),
+        *(
+            "@x=1",
+            "a@b=1",
+            "+@x=1",
+            "=1",
+            "+size.foo=1",
+            "+labelling.margin=1",
+            "+budget.foo=1",
+            "+foo.bar=1",
+        ),
+        *("+env.foo=1", "+batch.foo=1", "+observations.foo=[x]", "+training.foo=1", "training..steps=1"),
+        *("size.layers=-1", "size.units=1e9", "objectives.heads.weights.reward=-1", "learning_rate.joint=-1"),
+        *("training.replay.capacity=1e15", f"run_dir={'a' * 300}", f"resume={'a' * 300}"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(override, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence(call("train", "dreamer_v3", *COUNTING, override))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_refuses_them_too(run):
+    before = (run / "config.yaml").read_bytes()
+    for override in (
+        "+labelling.margin=1",
+        "+foo=1",
+        "training.check_every=1e20",
+        "@x=1",
+        "discount=-1",
+        "resume=",
+    ):
+        sentence(call("train", "dreamer_v3", f"resume={run}", override))
+    assert (run / "config.yaml").read_bytes() == before

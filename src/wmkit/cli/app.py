@@ -218,9 +218,11 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
         ConfigError: an unknown system or override, or a run of another system.
     """
     from wmkit.registry import GROUPS
-    from wmkit.systems.overrides import check_system, misplaced, read_value
-    from wmkit.systems.pages import name_targets
+    from wmkit.systems.overrides import check_key, misplaced, read_value
+    from wmkit.systems.pages import check_values, name_targets
 
+    for override in overrides:
+        check_key(override)
     named = {read_value(o) or "" for o in overrides if o.lstrip("+").startswith("resume=")}
     if len(named) > 1:
         raise ConfigError(
@@ -245,7 +247,6 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
         )
     config = run.config.copy()
     for override in overrides:
-        check_system(override)
         name, equals, _ = override.partition("=")
         key = name.lstrip("+")
         if key == "resume":
@@ -273,6 +274,7 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
                 "wanted a value that all who read it can take; correct it"
             ) from error
     name_targets(config)
+    check_values(config, system, overrides)
     config.resume, config.run_dir = str(resume), str(resume)
     return config
 

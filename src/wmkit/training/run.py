@@ -100,7 +100,14 @@ class RunDirectory:
             ConfigError: the folder already holds a run or a part of one, or cannot be made.
         """
         path = Path(str(config.get("run_dir") or _unused(Path("runs") / default_name(config))))
-        if found := [name for name in CONTENTS if (path / name).exists()]:
+        try:
+            found = [name for name in CONTENTS if (path / name).exists()]
+        except (OSError, ValueError) as error:  # too long, or no name at all
+            raise ConfigError(
+                f"run directory {str(path)[:60]!r} cannot be made: found {_reason(error)}, wanted the name "
+                "of a folder; choose another run_dir"
+            ) from error
+        if found:
             raise ConfigError(
                 f"run directory {str(path)!r} is taken: found {found[0]} in it, wanted a folder without "
                 f"one; go on with that run by resume={path}, or choose another run_dir"
@@ -202,7 +209,14 @@ class RunDirectory:
             ConfigError: its configuration names more than known parts, see :mod:`wmkit.systems.trust`.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
+        try:
+            there = (path / "config.yaml").is_file()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"run directory {str(path)[:60]!r} cannot be opened: found {_reason(error)}, wanted a folder "
+                "that `wmkit train` made; check the path"
+            ) from error
+        if not there:
             raise CheckpointError(
                 f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
                 "`wmkit train` made; check the path"
@@ -304,6 +318,10 @@ class RunDirectory:
 
             self._tensorboard = TensorboardLogger(exp_name="tensorboard", log_dir=str(self.path))
         return self._tensorboard
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def default_name(config: DictConfig) -> str:
