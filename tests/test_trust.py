@@ -1,4 +1,4 @@
-"""A run folder from elsewhere executes, imports, writes and tells nothing; settings that make no sense are refused."""
+"""A run folder from elsewhere executes and tells nothing; settings that make no sense are refused."""
 
 from __future__ import annotations
 
@@ -143,6 +143,12 @@ NUMBERS = [
         ),
         *("+env.foo=1", "+batch.foo=1", "+observations.foo=[x]", "+training.foo=1", "training..steps=1"),
         *("size.layers=-1", "size.units=1e9", "objectives.heads.weights.reward=-1", "learning_rate.joint=-1"),
+        *(
+            "actor=null",
+            "controller.entropy=-1",
+            "+training.replay.directory=/x",
+            "+affordance.fit.checkpoint=x",
+        ),
         *("training.replay.capacity=1e15", f"run_dir={'a' * 300}", f"resume={'a' * 300}"),
     ],
 )

@@ -2,8 +2,8 @@
 
     folders = hostile_folders(tmp_path / "hostile", run, tmp_path / "marks")
 
-Each is a copy of a good run with another ``config.yaml``. What executes makes a file in the folder of marks; what
-tells shows the environment variable ``SECRET`` in the report, in a message, or in the name of such a file.
+Each is a copy of a good run with another ``config.yaml``. What executes makes a file in the folder of marks;
+what tells shows the environment variable ``SECRET`` in the report, in a message, or in a file's name.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def check_key(override: str) -> None:
         )
     if equals and not value.strip() and key.lstrip("+") in PATHS:
         raise ConfigError(
-            f"override {override!r} has no value: found nothing behind =, wanted a path; write {key}=PATH, or "
-            "leave it out"
+            f"override {override!r} has no value: found nothing behind =, wanted a path; write {key}=PATH, "
+            "or leave it out"
         )
     if key.lstrip("+~") == "system":
         raise ConfigError(

@@ -22,7 +22,7 @@ from wmkit.errors import ConfigError
 from wmkit.registry import GROUPS, available, full_name, page_folders, unknown
 from wmkit.systems.checks import check_numbers
 from wmkit.systems.overrides import UNREAD, checked, misplaced, origin
-from wmkit.systems.page_files import find_page, load_whole
+from wmkit.systems.page_files import defaults, find_page, load_whole
 
 BLOCKS = {
     **{"encoder": "codec", "decoder": "codec", "dynamics": "dynamics", "backbone": "backbone"},
@@ -141,7 +141,13 @@ READ = {
         *("video_score", "transform"),
     ),
 }
-"""What is read of a page, and of its blocks that are no parts: of other keys, what the page itself refers to."""
+"""What is read of a page, and of its blocks that are no parts: of others, what the page itself refers to."""
+
+GIVEN = tuple(
+    f"affordance.fit.{name}"
+    for name in ("model", "frames", "labels", "text", "masks", "seed", "checkpoint", "progress")
+)
+"""Arguments that a run gives itself."""
 
 
 def check_values(config: DictConfig, system: str, overrides: Sequence[str]) -> None:
@@ -159,9 +165,16 @@ def check_values(config: DictConfig, system: str, overrides: Sequence[str]) -> N
         block, _, name = ".".join(key.lstrip("+").split(".")[:2]).rpartition(".")
         if not block or block not in READ:
             block, name = "", key.lstrip("+").partition(".")[0]
-        if not equals or key.startswith("~") or key in GROUPS or name in READ[block]:
+        if not equals or key.startswith("~") or key in GROUPS:
             continue
-        if not re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", text):
+        if key.lstrip("+") in GIVEN:
+            raise ConfigError(
+                f"{key.lstrip('+')} is given by the run itself: wanted other options of the fit; leave it out"
+            )
+        has_block = "affordance" not in (block, name) or "affordance" in defaults(system)
+        if name in READ[block] and has_block:
+            continue
+        if not has_block or not re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", text):
             raise ConfigError(
                 f"{'.'.join(filter(None, (block, name)))} is not read by {system}: wanted one of "
                 f"{', '.join(READ[block])}; correct the name, or leave it out"
