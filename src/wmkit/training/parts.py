@@ -148,8 +148,8 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     how = options.pop("latents", "raw")
     if taken := [name for name in ("directory", "num_streams", "seed") if name in options]:
         raise ConfigError(
-            f"training.replay.{taken[0]} is {options[taken[0]]!r}: wanted no such option, since the run gives "
-            "it itself; leave it out"
+            f"training.replay.{taken[0]} is {options[taken[0]]!r}: wanted no such option, since the run "
+            "gives it itself; leave it out"
         )
     check_arguments(ReplayStreams, options, "training.replay")
     options = {**latent_options(system, how), **options}
