@@ -274,7 +274,8 @@ def told(path, played, before, *, success=False, updates=5, **config):
         write(stage, values)
         if values:
             numbers = {"return": sum(values) / len(values), "episodes": len(values)}
-            run.score(2000, stage, numbers | ({"success_rate": numbers["return"]} if success else {}), {})
+            numbers |= {"success_rate": numbers["return"]} if success else {}
+            run.score(2000, stage, numbers, {"env": "counting", "episodes": len(values)})
     run.close()
     return learned(run)
 

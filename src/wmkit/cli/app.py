@@ -39,6 +39,15 @@ Overrides = Annotated[
     typer.Argument(help="Hydra overrides, for example size=small env.num_envs=8 training.steps=50000"),
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory that `wmkit train` made.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Let the run's config.yaml name code of any package, modules of environments, and variables of "
+        "your own environment: what it names is executed, as you. For folders whose config.yaml you wrote or "
+        "read.",
+    ),
+]
 
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # of a disk
 
@@ -101,6 +110,7 @@ def _fail(message: str, code: int) -> None:
 def train(
     system: Annotated[Optional[str], typer.Argument(help="A name from `wmkit list system`.")] = None,  # noqa: UP045
     overrides: Overrides = None,
+    trust: Trust = False,
 ) -> None:
     """Train SYSTEM; without a system, list the systems.
 
@@ -110,7 +120,7 @@ def train(
         if system is None:
             _print_list("system")
             return
-        config = read_config(system, overrides or [])
+        config = read_config(system, overrides or [], trust=trust)
         from wmkit.training import train as run_training
 
         summary = run_training(config)
@@ -124,12 +134,13 @@ def evaluate(
     run: Run,
     episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1)] = 20,
     best: Annotated[bool, typer.Option(help="Use the best-scored checkpoint instead of the newest.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Play episodes, one record per reset, and refresh the report."""
     with reported():
         from wmkit.training import revisit
 
-        evaluation = revisit(run, episodes=episodes, best=best)
+        evaluation = revisit(run, episodes=episodes, best=best, trust=trust)
         for name, value in evaluation.numbers().items():
             typer.echo(f"{name.replace('_', ' '):<14} {value:.3g}")
         typer.echo(f"{'protocol':<14} {evaluation.protocol}")
@@ -137,12 +148,12 @@ def evaluate(
 
 
 @app.command()
-def imagine(run: Run) -> None:
+def imagine(run: Run, trust: Trust = False) -> None:
     """Lay an imagined roll-out beside what really happened, in the run's report."""
     with reported():
         from wmkit.training import revisit
 
-        revisit(run, episodes=2)
+        revisit(run, episodes=2, trust=trust)
         from wmkit.training.report import drawn
 
         typer.echo(f"{'drawn':<14} {drawn(run)}")
@@ -150,22 +161,23 @@ def imagine(run: Run) -> None:
 
 
 @app.command()
-def report(run: Run) -> None:
+def report(run: Run, trust: Trust = False) -> None:
     """Write report.html anew from what lies in the run directory."""
     with reported():
         from wmkit.training import RunDirectory, write_report
 
-        typer.echo(f"report {write_report(RunDirectory.open(run))}")
+        typer.echo(f"report {write_report(RunDirectory.open(run, trust=trust))}")
 
 
 @affordance_app.command("fit")
 def fit(
     overrides: Overrides = None,
     system: Annotated[str, typer.Option(help="The system whose affordance block is used.")] = "ls_imagine",
+    trust: Trust = False,
 ) -> None:
     """Collect frames at random, label them by virtual exploration, train the U-Net, report agreement."""
     with reported():
-        config = read_config(system, overrides or [])
+        config = read_config(system, overrides or [], trust=trust)
         from wmkit.training import fit_only
 
         path, agreement = fit_only(config)
@@ -189,26 +201,31 @@ def list_names(
 def doctor(
     system: Annotated[Optional[str], typer.Argument(help="Also size up this system.")] = None,  # noqa: UP045
     overrides: Overrides = None,
+    trust: Trust = False,
 ) -> None:
     """Show versions, what is missing and what it costs."""
     with reported():
         from wmkit.cli.doctor import examine
 
-        config = read_config(system, overrides or []) if system else None
+        config = read_config(system, overrides or [], trust=trust) if system else None
         for name, finding in examine(config):
             typer.echo(f"{name:<24} {finding}")
 
 
-def read_config(system: str, overrides: list[str]) -> DictConfig:
+def read_config(system: str, overrides: list[str], *, trust: bool = False) -> DictConfig:
     """Compose a system's configuration, or continue the one of ``resume=RUN`` with further overrides.
+
+    With ``trust`` that run's configuration may name anything; without, parts alone.
 
     Raises:
         ConfigError: an unknown system or override, or a run of another system.
     """
     from wmkit.registry import GROUPS
-    from wmkit.systems.overrides import check_system, misplaced, read_value
-    from wmkit.systems.pages import name_targets
+    from wmkit.systems.overrides import check_key, misplaced, read_value
+    from wmkit.systems.pages import check_values, name_targets
 
+    for override in overrides:
+        check_key(override)
     named = {read_value(o) or "" for o in overrides if o.lstrip("+").startswith("resume=")}
     if len(named) > 1:
         raise ConfigError(
@@ -224,7 +241,8 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
 
     from wmkit.training.run import RunDirectory
 
-    run = RunDirectory.open(resume)
+    given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    run = RunDirectory.open(resume, trust=trust, given=given)
     if run.config.system != system:
         raise ConfigError(
             f"run {resume!r} cannot be resumed as {system!r}: found a run of {str(run.config.system)!r}, "
@@ -232,7 +250,6 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
         )
     config = run.config.copy()
     for override in overrides:
-        check_system(override)
         name, equals, _ = override.partition("=")
         key = name.lstrip("+")
         if key == "resume":
@@ -260,6 +277,7 @@ def read_config(system: str, overrides: list[str]) -> DictConfig:
                 "wanted a value that all who read it can take; correct it"
             ) from error
     name_targets(config)
+    check_values(config, system, overrides)
     config.resume, config.run_dir = str(resume), str(resume)
     return config
 

@@ -79,6 +79,11 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
     OmegaConf.resolve(config)
     _check_blocks(config)
     actor = _make(config, "actor", page)
+    if actor is None and config.get("controller") is not None:
+        raise ConfigError(
+            "actor is null: wanted a mapping with _target_, since the controller teaches one; correct "
+            "actor, or set controller=null as well"
+        )
     spaces = read_spaces(
         observation_spec,
         action_spec,

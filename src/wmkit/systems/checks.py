@@ -3,16 +3,66 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 
+from wmkit.arguments import check_range
 from wmkit.errors import ConfigError, SpecError
 from wmkit.systems.spaces import Spaces
 
 _FLAGS = ("is_init", "terminated")
+
+# Least and most of a number by the last word of its place, or by the place; what stands nowhere, by LIMIT.
+LIMIT = 1e15
+LIMITS: dict[str, tuple[float, float]] = {
+    **{f"batch.{name}": (1, 65_536) for name in ("size", "length")},
+    **{name: (1, 65_536) for name in ("units", "hidden", "deter", "depth", "width", "groups", "classes")},
+    **{
+        name: (1, 65_536)
+        for name in ("feed_forward", "patch", "heads", "head", "num_envs", "evaluate_episodes")
+    },
+    **{name: (0, 1000) for name in ("layers", "prior_layers", "posterior_layers")},
+    **{name: (1, 1_000_000) for name in ("frames", "collect_length", "check_every", "success_window")},
+    **{name: (0, 10**12) for name in ("steps", "prefill", "pretrain", "log_every", "evaluate_every")},
+    **{"checkpoint_every": (0, 10**12), "final_episodes": (0, 10**6), "train_ratio": (0, 1e6)},
+    **{"training.replay.capacity": (2, 10**9), "batch.context": (0, 65_536), "size.blocks": (1, 1000)},
+    **{"horizon": (1, 10_000), "threads": (1, 4096), "lr": (0, 1e3), "clip": (0, 1e9), "discount": (0, 1)},
+    **{"weight": (0, 1e9), "entropy": (0, 1e6), "free_nats": (0, 1e6), "unimix": (0, 1), "fraction": (0, 1)},
+    **{name: (0, 10**9) for name in ("max_steps", "scorer_steps", "fit_updates", "iterations", "save_every")},
+}
+BLOCKS: dict[str, tuple[float, float]] = {"weights": (0, 1e9), "learning_rate": (0, 1e3), "size": (0, 10**6)}
+"""The same of all numbers in a block."""
+
+
+def check_numbers(node: Any, origin: Callable[[str], str] = str, path: str = "") -> None:
+    """Every number of a page between the least and the most that it may be; see :data:`LIMITS`.
+
+    Args:
+        node: plain values.
+        origin: from a path to the key that its value comes from.
+        path: where it stands.
+
+    Raises:
+        ConfigError: a number is outside, or not finite.
+
+    >>> check_numbers({"heads": {"weights": {"reward": -1.0}}})
+    Traceback (most recent call last):
+    wmkit.errors.ConfigError: heads.weights.reward is -1.0: wanted 0 or more and at most 1e+09; correct ...
+    """
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            check_numbers(value, origin, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            check_numbers(value, origin, f"{path}[{i}]")
+    elif isinstance(node, (int, float)) and not isinstance(node, bool):
+        *blocks, last = path.split(".")
+        limits = LIMITS.get(path) or LIMITS.get(last) or BLOCKS.get(blocks[-1] if blocks else "")
+        least, most = limits or (-LIMIT, LIMIT)
+        check_range(origin(path), node, least, most)
 
 
 def check_window(length: int, objectives: Mapping[str, Any], parts: Mapping[str, Any]) -> None:

@@ -53,18 +53,31 @@ def read_value(override: str) -> Any:
         ) from error
 
 
-def check_system(override: str) -> None:
-    """No run, new or resumed, is made another system's by an override.
+_KEY = re.compile(r"(\+{0,2}|~)[A-Za-z_][\w-]*(\.[^.\s@:]+)*")
+
+
+def check_key(override: str) -> None:
+    """An override of a new run or a resumed one names a key, another one than ``system``, and no empty path.
 
     Raises:
-        ConfigError: it would.
+        ConfigError: it does not.
 
-    >>> check_system("system=twm")
+    >>> check_key("system=twm")
     Traceback (most recent call last):
     wmkit.errors.ConfigError: override 'system=twm' would only rename the system: wanted it as the first
     argument; write wmkit train twm
     """
-    key, _, value = override.partition("=")
+    key, equals, value = override.partition("=")
+    if not _KEY.fullmatch(key) or key.lstrip("+~").partition(".")[0] in ("hydra", "defaults"):
+        raise ConfigError(
+            f"override {override!r} names no key of a page: found {key!r}, wanted words with dots between "
+            "them; write it like training.steps=5000"
+        )
+    if equals and not value.strip() and key.lstrip("+") in PATHS:
+        raise ConfigError(
+            f"override {override!r} has no value: found nothing behind =, wanted a path; write {key}=PATH, "
+            "or leave it out"
+        )
     if key.lstrip("+~") == "system":
         raise ConfigError(
             f"override {override!r} would only rename the system: wanted it as the first argument; write "
@@ -126,7 +139,7 @@ def misplaced(page: DictConfig, key: str, system: str) -> str:
 
 def checked(system: str, override: str) -> str:
     """An override as Hydra takes it, a choice by the name of its page, a path in quotes."""
-    check_system(override)
+    check_key(override)
     key, separator, value = override.partition("=")
     if (name := key.removeprefix("~")) != key:
         if name in GROUPS:

@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -18,8 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wmkit.errors import ConfigError
 from wmkit.registry import GROUPS, available, full_name, page_folders, unknown
-from wmkit.systems.overrides import UNREAD, checked, misplaced
-from wmkit.systems.page_files import find_page, load_whole
+from wmkit.systems.checks import check_numbers
+from wmkit.systems.overrides import UNREAD, checked, misplaced, origin
+from wmkit.systems.page_files import defaults, find_page, load_whole
 
 BLOCKS = {
     **{"encoder": "codec", "decoder": "codec", "dynamics": "dynamics", "backbone": "backbone"},
@@ -57,9 +60,8 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
     overrides = [checked(system, override) for override in overrides]
     try:
         config = _read(system, overrides)
-        _drop_unread(config, system, overrides)
         name_targets(config)
-        OmegaConf.resolve(config.copy())
+        check_values(config, system, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, system, overrides)) from error
     return config
@@ -123,6 +125,61 @@ def _read(system: str, overrides: Sequence[str]) -> DictConfig:
         for name in [name for name in config if str(name).startswith(UNREAD)]:
             del config[name]
     return config
+
+
+READ = {
+    "": (
+        *("seed", "device", "threads", "run_dir", "resume", "system", "discount", "batch", "env", "training"),
+        *("observations", "world_model", "actor", "critic", "objectives", "controller", "schedule"),
+        *("exploration", "policy", "affordance", "backbone", *SHARED),
+    ),
+    "batch": ("size", "length", "context"),
+    "env": ("name", "num_envs", "parallel", "options", "evaluation"),
+    "observations": ("images", "vectors", "frames"),
+    "affordance": (
+        *("model", "prompt", "scorer", "scorer_fit", "exploration", "unet", "frames", "save_every", "fit"),
+        *("video_score", "transform"),
+    ),
+}
+"""What is read of a page, and of its blocks that are no parts: of others, what the page itself refers to."""
+
+GIVEN = tuple(
+    f"affordance.fit.{name}"
+    for name in ("model", "frames", "labels", "text", "masks", "seed", "checkpoint", "progress")
+)
+"""Arguments that a run gives itself."""
+
+
+def check_values(config: DictConfig, system: str, overrides: Sequence[str]) -> None:
+    """What a page and its overrides say, before anything is made of it.
+
+    Raises:
+        ConfigError: an override of a key that nobody reads, or a number out of range.
+        OmegaConfBaseException: a reference to a key that is not there.
+    """
+    _drop_unread(config, system, overrides)
+    page: Any = OmegaConf.to_container(config)
+    text = str(page)
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        block, _, name = ".".join(key.lstrip("+").split(".")[:2]).rpartition(".")
+        if not block or block not in READ:
+            block, name = "", key.lstrip("+").partition(".")[0]
+        if not equals or key.startswith("~") or key in GROUPS:
+            continue
+        if key.lstrip("+") in GIVEN:
+            raise ConfigError(
+                f"{key.lstrip('+')} is given by the run itself: wanted other options of the fit; leave it out"
+            )
+        has_block = "affordance" not in (block, name) or "affordance" in defaults(system)
+        if name in READ[block] and has_block:
+            continue
+        if not has_block or not re.search(rf"\$\{{[^}}]*\b{re.escape(name)}\b", text):
+            raise ConfigError(
+                f"{'.'.join(filter(None, (block, name)))} is not read by {system}: wanted one of "
+                f"{', '.join(READ[block])}; correct the name, or leave it out"
+            )
+    check_numbers(OmegaConf.to_container(config, resolve=True), partial(origin, page))
 
 
 def _drop_unread(config: DictConfig, system: str, overrides: Sequence[str]) -> None:

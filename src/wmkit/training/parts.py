@@ -146,6 +146,11 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
     options["sampler"] = make_sampler(options.pop("sampler", "uniform"), find_device(config))
     context = int(getattr(system, "context", 0))
     how = options.pop("latents", "raw")
+    if taken := [name for name in ("directory", "num_streams", "seed") if name in options]:
+        raise ConfigError(
+            f"training.replay.{taken[0]} is {options[taken[0]]!r}: wanted no such option, since the run "
+            "gives it itself; leave it out"
+        )
     check_arguments(ReplayStreams, options, "training.replay")
     options = {**latent_options(system, how), **options}
     pairs = None

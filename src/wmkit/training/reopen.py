@@ -48,20 +48,27 @@ class Opened(NamedTuple):
 
 
 def load_run(
-    path: str | Path, *, best: bool = False, parts: Parts | None = None, stages: Stages | None = None
+    path: str | Path,
+    *,
+    best: bool = False,
+    trust: bool = False,
+    parts: Parts | None = None,
+    stages: Stages | None = None,
 ) -> Opened:
     """Open a run: its system as its newest (or best) checkpoint has it, and its replay.
 
     Args:
         path: the run directory.
         best: take the checkpoint with the highest success rate, or return without flags.
+        trust: let its configuration name code of any package; see :meth:`RunDirectory.open`.
         parts: stand-ins for tests.
         stages: draws the progress bars.
 
     Raises:
         CheckpointError: no run, no checkpoint, or one of another shape.
+        ConfigError: its configuration names more than known parts.
     """
-    run, parts = RunDirectory.open(path), parts or default_parts()
+    run, parts = RunDirectory.open(path, trust=trust), parts or default_parts()
     config, store = run.config, CheckpointStore(run.path / "checkpoints")
     checkpoint = (store.best() if best else None) or store.latest()
     state = store.load(checkpoint, RUN)
@@ -79,6 +86,7 @@ def revisit(
     *,
     episodes: int,
     best: bool = False,
+    trust: bool = False,
     parts: Parts | None = None,
     stages: Stages | None = None,
 ) -> Evaluation:
@@ -88,13 +96,15 @@ def revisit(
         path: the run directory.
         episodes: how many to play, one record per reset.
         best: take the checkpoint with the highest success rate, or return without flags.
+        trust: let its configuration name code of any package; see :meth:`RunDirectory.open`.
         parts: stand-ins for tests.
         stages: draws the progress bar.
 
     Raises:
         CheckpointError: no run, no checkpoint, or one of another shape.
+        ConfigError: its configuration names more than known parts.
     """
-    opened = load_run(path, best=best, parts=parts, stages=stages)
+    opened = load_run(path, best=best, trust=trust, parts=parts, stages=stages)
     parts, run, config, system = opened.parts, opened.run, opened.run.config, opened.system
     run.check_writable()
     stages, world = stages or Stages(), opened.make_world()

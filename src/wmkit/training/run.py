@@ -28,7 +28,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
@@ -44,6 +44,8 @@ except ImportError:  # Windows
 
 from wmkit.data.files import is_count, is_number, need
 from wmkit.errors import CheckpointError, ConfigError
+from wmkit.systems.pages import name_targets
+from wmkit.systems.trust import check_references, check_trust, read_untrusted
 from wmkit.training.older_runs import upgraded
 from wmkit.training.protocol import EvaluationProtocol, frames_per_step
 
@@ -100,7 +102,14 @@ class RunDirectory:
             ConfigError: the folder already holds a run or a part of one, or cannot be made.
         """
         path = Path(str(config.get("run_dir") or _unused(Path("runs") / default_name(config))))
-        if found := [name for name in CONTENTS if (path / name).exists()]:
+        try:
+            found = [name for name in CONTENTS if (path / name).exists()]
+        except (OSError, ValueError) as error:  # too long, or no name at all
+            raise ConfigError(
+                f"run directory {str(path)[:60]!r} cannot be made: found {_reason(error)}, wanted the name "
+                "of a folder; choose another run_dir"
+            ) from error
+        if found:
             raise ConfigError(
                 f"run directory {str(path)!r} is taken: found {found[0]} in it, wanted a folder without "
                 f"one; go on with that run by resume={path}, or choose another run_dir"
@@ -180,19 +189,50 @@ class RunDirectory:
                 )
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDirectory:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        trust: bool = False,
+        given: Collection[str] = (),
+        config: DictConfig | None = None,
+    ) -> RunDirectory:
         """Open the run at ``path``; nothing in it changes until it is written to.
+
+        Args:
+            path: the folder.
+            trust: let its ``config.yaml`` name code of any package, modules of environments and variables of
+                your environment; what it names is executed, as you.
+            given: keys that are overridden next, of which nothing is asked.
+            config: goes before the folder's own, which is not read.
 
         Raises:
             CheckpointError: no run lies there, or its files are damaged.
+            ConfigError: its configuration names more than known parts, see :mod:`wmkit.systems.trust`.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
+        try:
+            there = (path / "config.yaml").is_file()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"run directory {str(path)[:60]!r} cannot be opened: found {_reason(error)}, wanted a folder "
+                "that `wmkit train` made; check the path"
+            ) from error
+        if not there:
             raise CheckpointError(
                 f"run directory {str(path)!r} cannot be opened: found no config.yaml, wanted a folder that "
                 "`wmkit train` made; check the path"
             )
-        run = cls(path, upgraded(_load(path / "config.yaml")))
+        if config is None:
+            config = _load(path / "config.yaml")
+            what = f"run {str(path)!r}"
+            if not trust:
+                check_references(config, what, given)
+            config = upgraded(config)
+            name_targets(config)
+            if not trust:
+                check_trust(config, what, given)
+        run = cls(path, config)
         run._unmended = {"metrics.jsonl", "episodes.jsonl"}
         last = next(reversed(list(run.metrics())), None)
         run._wall_before = float(last.get("wall", 0.0)) if last else 0.0
@@ -295,6 +335,10 @@ class RunDirectory:
         return self._tensorboard
 
 
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
 def default_name(config: DictConfig) -> str:
     """``<system>-<env>-<timestamp>-s<seed>`` with the slashes of the environment's name left out."""
     env = str(OmegaConf.select(config, "env.name") or "env").rsplit("/", 1)[-1]
@@ -316,7 +360,7 @@ def _number(value: Any) -> float | None:
 def _load(path: Path) -> DictConfig:
     found: Any = None
     with suppress(Exception):  # YAML's own, which vary
-        found = OmegaConf.load(path)
+        found = read_untrusted(path.read_text(encoding="utf-8"))
     if not isinstance(found, DictConfig) or not {"system", "env", "training"} <= found.keys():
         raise CheckpointError(
             f"{str(path)!r} cannot be read: found no configuration in it, wanted what `wmkit train` wrote; "

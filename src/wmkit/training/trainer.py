@@ -494,8 +494,7 @@ def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | No
     """
     resume = OmegaConf.select(config, "resume")
     if resume:
-        run = RunDirectory.open(resume)
-        run.config = config
+        run = RunDirectory.open(resume, config=config)
         return Trainer(config, run, parts=parts, stages=stages).train()
     with RunDirectory.creating(config) as run:
         return Trainer(config, run, parts=parts, stages=stages).train()
