@@ -297,3 +297,8 @@ def _print_summary(summary: Any) -> None:
         lines.append(("report", str(Path(summary.run) / "report.html")))
     for name, value in lines:
         typer.echo(f"{name:<20} {value}")
+
+
+from wmkit.cli.data import data_app  # noqa: E402  (which uses what stands above)
+
+app.add_typer(data_app, name="data")
