@@ -10,7 +10,9 @@ import typer
 
 from wmkit.cli.app import Run, reported
 
-data_app = typer.Typer(help="A run's replay: what is in it, and whether it can be learned from.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="A run's replay: what is in it, and whether it can be learned from.", no_args_is_help=True
+)
 
 
 @data_app.callback()
@@ -21,7 +23,9 @@ def _group() -> None:
 @data_app.command("check")
 def check(
     run: Run,
-    repair: Annotated[bool, typer.Option("--repair", help="Cut off the records that hold NaN or infinity.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Cut off the records that hold NaN or infinity.")
+    ] = False,
 ) -> None:
     """Look for NaN and infinity in RUN's replay.
 
@@ -59,5 +63,7 @@ def _check(path: Path, mend: bool) -> bool:
         before = repair_records(streams, found, keep=lambda records: torch.save(records.to_dict(), kept))
     left = not_finite(streams, latents=True)
     typer.echo(f"{len(before):,} records were changed; as they were, they lie in {kept}")
-    typer.echo("all numbers are finite now; go on with resume=" + str(run.path) if not left else "some are left")
+    typer.echo(
+        "all numbers are finite now; go on with resume=" + str(run.path) if not left else "some are left"
+    )
     return bool(left)

@@ -7,8 +7,8 @@ or transition, showing what the record beside it showed::
     before   o3 a2 r3 | NaN a3 r4       | o5 a4 r5 |
     after    o3 a2 r3 | o3  -  - (init) | o5 -  -  (init) |     o3 done (truncated), o5 begins an episode
 
-Every other record keeps every value, except that latents (``state``, ``belief``) which are not finite become
-zeros: a policy that was shown NaN carries it on to the end of its episode. What is overwritten is kept beside.
+Every other record keeps every value, except that latents (``state``, ``belief``) which are not finite
+become zeros: a policy that was shown NaN carries it on to the end of its episode.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class NotFinite:
         """The sentence for a run that cannot learn from these."""
         count, keys = len(self.ids) or len(self.latents), ", ".join(map(repr, self.shown)) or "its latents"
         return (
-            f"replay of run {str(run)!r} holds NaN or infinity: found {count:,} such records, in {keys}, wanted "
-            f"finite numbers to learn from; clean it with `wmkit data check {run} --repair`, then resume"
+            f"replay of run {str(run)!r} holds NaN or infinity: found {count:,} such records, in {keys}, "
+            f"wanted finite numbers; clean it with `wmkit data check {run} --repair`, then resume"
         )
 
 
@@ -81,7 +81,9 @@ def not_finite(streams: ReplayStreams, *, latents: bool = False) -> NotFinite:
     >>> not_finite(streams).shown
     {'reward': tensor([1])}
     """
-    floats = [f for f in streams.fields() if f.dtype.is_floating_point and f.key[0] not in streams.options.sparse]
+    floats = [
+        f for f in streams.fields() if f.dtype.is_floating_point and f.key[0] not in streams.options.sparse
+    ]
     dense = [f.key for f in floats if f.key[0] not in LATENTS]
     carried = [f.key for f in floats if f.key[0] in LATENTS] if latents else []
     found: dict[str, list[Tensor]] = {}
@@ -128,7 +130,7 @@ def repair(
         for f in streams.fields():
             if f.dtype.is_floating_point and f.key[0] not in streams.options.sparse:
                 value = row.get(f.key)
-                if not bool(value.isfinite().all()):
+                if bool(_wrong(value, f.key).any()):
                     value.copy_(known.get(f.key) if known is not None else torch.zeros_like(value))
         _begin(row, done=True)
         if (next_one := index + count) in place and next_one not in bad:
@@ -167,4 +169,10 @@ def _chunks(streams: ReplayStreams) -> Iterator[Tensor]:
 
 
 def _bad(records: TensorDictBase, key: tuple[str, ...]) -> Tensor:
-    return ~records.get(key).isfinite().flatten(1).all(1)
+    return _wrong(records.get(key), key).flatten(1).any(1)
+
+
+def _wrong(value: Tensor, key: tuple[str, ...]) -> Tensor:
+    """NaN and infinity; minus infinity is how an observation says that a number is missing."""
+    wrong = ~value.isfinite()
+    return wrong if key[0] in ("reward", *LATENTS) else wrong & (value != -torch.inf)

@@ -59,7 +59,7 @@ class Guard:
     >>> guard.failed(0, "step 3", "RuntimeError: no more"), guard.failed(1, "step 5", "RuntimeError: no more")
     (True, False)
     >>> guard.over
-    "environment 1 ('counting') failed in step 5: found RuntimeError: no more, wanted an answer to every step ..."
+    "environment 1 ('counting') failed in step 5: found RuntimeError: no more, wanted an answer to every ..."
     """
 
     def __init__(
@@ -93,19 +93,19 @@ class Guard:
         if self.stopping():
             return False
         found = " ".join(found.split()).rstrip(".")[:400]
-        begin = f"environment {number} ({self.name!r}) failed in {where}: found {found}, wanted an answer to every"
+        begin = f"environment {number} ({self.name!r}) failed in {where}: found {found}, wanted an answer to"
         now = self._clock()
         while self._times and now - self._times[0] >= HOUR:
             self._times.popleft()
         if fresh or len(self._times) >= self.restarts:
             left = "it has not made one good step since it was made" if fresh else "no restart is left"
             self.over = (
-                f"{begin} step and reset; {left} (env.restarts={self.restarts} an hour): correct the "
+                f"{begin} every step and reset; {left} (env.restarts={self.restarts} an hour): correct the "
                 "environment, then go on with the run"
             )
             return False
         self._times.append(now)
-        text = f"{begin} step; it is made anew ({len(self._times)} of {self.restarts} an hour)"
+        text = f"{begin} every step; it is made anew ({len(self._times)} of {self.restarts} an hour)"
         self.faults.append(Fault(False, f"{text} and its episode closed as truncated"))
         return True
 
@@ -122,7 +122,7 @@ class Guard:
         """End: a world begins with NaN or infinity, again and again."""
         self.over = (
             f"environment {number} ({self.name!r}) begins with NaN or infinity: found it under "
-            f"{', '.join(map(repr, keys))} after {RESETS} resets, wanted finite numbers; correct the environment"
+            f"{', '.join(map(repr, keys))} after {RESETS} resets, wanted finite numbers; correct it"
         )
 
     def drain(self) -> list[Fault]:
@@ -206,13 +206,13 @@ class Expected:
             if not isinstance(value, torch.Tensor):
                 raise SpecError(f"{_name(key)} is missing: wanted {_described(shape, dtype)}")
             if value.shape != shape or value.dtype != dtype:
-                raise SpecError(
-                    f"{_name(key)} is {_described(value.shape, value.dtype)}: wanted {_described(shape, dtype)}"
-                )
-            if value.is_floating_point() and not (
-                math.isfinite(value.sum().item()) or bool(value.isfinite().all())
-            ):
-                found.append(_name(key))
+                found_one = _described(value.shape, value.dtype)
+                raise SpecError(f"{_name(key)} is {found_one}: wanted {_described(shape, dtype)}")
+            if value.is_floating_point() and not math.isfinite(value.sum().item()):
+                # Minus infinity is how an observation says that a number is missing.
+                missing = 0.0 if (key, shape, dtype) in self.rewards else -math.inf
+                if not bool((value.isfinite() | (value == missing)).all()):
+                    found.append(_name(key))
         if step and (out.get("done", None) is None and not any(key in out for key, _, _ in self.done)):
             raise SpecError("'done' is missing: wanted whether the episode ended")
         return found
@@ -276,7 +276,7 @@ class Guarded(EnvBase):
         except Exception as error:
             self._broken = True
             if not isinstance(error, _Cut):
-                guard.failed(self._number, self._where(), _told(error), fresh=self._fresh)
+                guard.failed(self._number, self._where(), told(error), fresh=self._fresh)
             return self._expected.stand_in(self._known())
         if bad:
             guard.not_finite(self._number, self._where(), bad)
@@ -299,7 +299,7 @@ class Guarded(EnvBase):
                 except Exception as error:
                     self._broken, out = True, None
                     if not isinstance(error, _Cut):
-                        guard.failed(self._number, "reset", _told(error), fresh=self._fresh)
+                        guard.failed(self._number, "reset", told(error), fresh=self._fresh)
             if not bad:
                 self._last = out
                 return out
@@ -320,7 +320,7 @@ class Guarded(EnvBase):
                     self._env.set_seed(self._seeded)
         except Exception as error:
             if not isinstance(error, _Cut):
-                guard.failed(self._number, "being made anew", _told(error), fresh=True)
+                guard.failed(self._number, "being made anew", told(error), fresh=True)
             return False
         self._broken, self._fresh, self._steps = False, True, 0
         return True
@@ -359,7 +359,7 @@ class Guarded(EnvBase):
         super().close(**kwargs)
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
     """Original type and text."""
     text = str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -225,7 +225,9 @@ def evaluate(
             recorders = [r for r in recorders if not done[r.env]]
             _keep(result, finished)
             if any(tired) and any(quota):
-                current = env.reset(current.set("_reset", torch.tensor(tired).view(stepped["next", "done"].shape)))
+                current = env.reset(
+                    current.set("_reset", torch.tensor(tired).view(stepped["next", "done"].shape))
+                )
                 tired = [False] * count
     cut_off = sum(episode.cut for episode in result.episodes) or None
     result.protocol = replace(protocol, played=len(result.episodes) if any(quota) else None, cut=cut_off)

@@ -42,7 +42,7 @@ class Faults:
 
     def ending(self) -> bool:
         """Whether :meth:`look` will end the run."""
-        return any(g.over or self._stop and any(f.value for f in g.faults) for g in self._guards)
+        return any(g.over or (self._stop and any(f.value for f in g.faults)) for g in self._guards)
 
     def look(self) -> None:
         """Say what happened since the last look.

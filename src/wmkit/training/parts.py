@@ -136,7 +136,7 @@ def make_guard(config: DictConfig) -> Guard:
     check_range("env.restarts", restarts, 0)
     if timeout is not None and not 0 < timeout < math.inf:
         raise ConfigError(
-            f"env.timeout is {timeout!r}: wanted seconds above zero, or null for any time; correct env.timeout"
+            f"env.timeout is {timeout!r}: wanted seconds above zero, or null for any time; correct it"
         )
     return Guard(str(config.env.name), timeout=timeout, restarts=restarts)
 

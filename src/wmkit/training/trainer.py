@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,27 +40,7 @@ from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio
 from wmkit.training.settings import Settings, set_up
-
-
-@dataclass
-class Summary:
-    """Headline numbers of a run, printed at its end."""
-
-    run: str
-    steps: int
-    updates: int
-    minutes: float
-    success_rate: float | None
-    episode_return: float | None
-    episodes: int
-    training_success_rate: float | None
-    interrupted: bool
-    training_return: float | None = None
-    protocol: str = ""
-    frames: int | None = None  # steps times action repeat, where that is not 1
-    crafter_score: float | None = None
-    training_episodes: int = 0  # that the means in training are of
-    training_rules: str = ""  # by which they were played, where these are not the evaluation's
+from wmkit.training.summary import Summary, summarise
 
 
 class Trainer:
@@ -87,9 +66,7 @@ class Trainer:
         self.stages = stages or Stages()
         self.deadline = Deadline(self.settings.time_limit)
         self.interrupt = Interrupt()
-        self.faults = Faults(
-            self.settings.on_bad_value, self.stages.say, lambda: self.interrupt.requested
-        )
+        self.faults = Faults(self.settings.on_bad_value, self.stages.say, lambda: self.interrupt.requested)
         self.interrupt.busy = self.faults.busy
         self.checkpoints = CheckpointStore(run.path / "checkpoints")
         self.step = 0  # environment steps, over all environments and sessions
@@ -125,7 +102,7 @@ class Trainer:
             self.faults.sum_up()
         finally:
             self._close()
-        return self._summary(evaluation)
+        return summarise(self, evaluation)
 
     def _set_up(self) -> None:
         keep_freed_memory()
@@ -338,9 +315,7 @@ class Trainer:
                 protocol,
                 record=record,
                 limit=self.settings.evaluate_limit,
-                stop=lambda: (
-                    self.interrupt.requested or self.deadline.playing_over() or self.faults.ending()
-                ),
+                stop=lambda: self.interrupt.requested or self.deadline.playing_over() or self.faults.ending(),
                 on_episode=count,
             )
         except EnvironmentCrashError as error:
@@ -432,7 +407,9 @@ class Trainer:
     def _stopped(self, error: EnvironmentCrashError | SpecError) -> EnvironmentCrashError | SpecError:
         """Save, then say where it lies and how to go on."""
         self._save()
-        return type(error)(f"{error} (saved in {self.checkpoints.latest()}; go on with resume={self.run.path})")
+        return type(error)(
+            f"{error} (saved in {self.checkpoints.latest()}; go on with resume={self.run.path})"
+        )
 
     def _restore(self) -> None:
         if found := not_finite(self.memory.streams):
@@ -469,31 +446,6 @@ class Trainer:
             with contextlib.suppress(Exception):  # an environment that died must not hide the first error
                 opened.close()
         self.run.close()
-
-    def _summary(self, evaluation: Evaluation | None) -> Summary:
-        numbers = evaluation.numbers() if evaluation is not None else {}
-        recent = self.tracker.recent
-        rules = ""
-        if recent:
-            of_training = EvaluationProtocol.of_training(self.config, len(recent))
-            rules = of_training.beside(EvaluationProtocol.of(self.config, len(recent)))
-        return Summary(
-            run=str(self.run.path),
-            steps=self.step,
-            updates=self.updates,
-            minutes=self.run.wall / 60,
-            success_rate=numbers.get("success_rate"),
-            episode_return=numbers.get("return"),
-            episodes=int(numbers.get("episodes", 0)),
-            training_success_rate=self.tracker.success_rate,
-            interrupted=self.interrupt.requested,
-            training_return=means(recent).get("return"),
-            training_episodes=len(recent),
-            training_rules=rules,
-            protocol=str(evaluation.protocol) if evaluation is not None else "",
-            frames=self.run.frames(self.step).get("frames"),
-            crafter_score=numbers.get("crafter_score"),
-        )
 
 
 def restore_system(system: Any, state: dict[str, Any], source: str) -> None:

@@ -149,7 +149,9 @@ def _start_in(folder: str, game: Any) -> bool:
     def start() -> None:
         try:
             private = _private_directory()
-            if hasattr(signal, "pthread_sigmask"):  # the engine inherits it: Ctrl-C reaches this process alone
+            if hasattr(
+                signal, "pthread_sigmask"
+            ):  # the engine inherits it: Ctrl-C reaches this process alone
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             with _start_lock:
                 home = None if private else os.getcwd()
