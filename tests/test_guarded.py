@@ -31,6 +31,7 @@ from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer, train
 
+HANGING = threading.Event()
 FAULTS = ("raise", "shape", "missing", "nan", "inf", "reward", "hang", "die")
 
 
@@ -57,6 +58,7 @@ class Faulty(CountingEnv):
         if self.fault == "die":
             os._exit(139)
         if self.fault == "hang":
+            HANGING.set()
             time.sleep(3600)
         if self.fault == "missing":
             return out.exclude("observation")
@@ -226,19 +228,13 @@ def test_nothing_outlives_a_killed_trainer(tmp_path):
     assert not list(temporary.iterdir())
 
 
-def interrupt_soon(condition):
-    def wait():
-        while not condition():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def test_the_first_interrupt_ends_a_step_that_hangs(tmp_path):
     config = toy_config(tmp_path / "run")
     trainer = Trainer(config, RunDirectory.create(config), parts=faulty_parts("hang", at=40))
-    interrupt_soon(lambda: trainer.step >= 72)
+    HANGING.clear()
+    threading.Thread(
+        target=lambda: HANGING.wait() and os.kill(os.getpid(), signal.SIGINT), daemon=True
+    ).start()
     summary = trainer.train()
     assert summary.interrupted and summary.steps == 80
     ours, other = kept(tmp_path / "run")

@@ -111,9 +111,9 @@ class ParallelWorlds(EnvBase):
 
     def _await(
         self, asked: Iterable[Worker], where: str | None, timeout: float | None
-    ) -> dict[Worker, list[str]]:
+    ) -> dict[Worker, list[Any]]:
         """Hear the answers; those that showed NaN, with its keys. Who failed is broken."""
-        bad: dict[Worker, list[str]] = {}
+        bad: dict[Worker, list[Any]] = {}
         pending = {worker.pipe: worker for worker in asked if not worker.broken}
         limit = None if timeout is None else time.monotonic() + timeout
         stop: float | None = None

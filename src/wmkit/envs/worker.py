@@ -17,9 +17,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -212,7 +213,7 @@ def work(create: bytes, number: int, layout: Layout, pipe: Any, parent: int | No
             what = pipe.recv_bytes()
             if what == CLOSE:
                 break
-            _answered(pipe, lambda what=what: _do(env, number, layout, what))
+            _answered(pipe, partial(_do, env, number, layout, what))
     except (EOFError, OSError):  # the trainer is gone
         pass
     finally:
