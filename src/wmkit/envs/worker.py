@@ -199,7 +199,7 @@ class Worker:
 
 
 # Waits for the end of a pipe that the worker alone holds, then ends the group of processes that it led.
-_SWEEP = 'read -r word; kill -9 -- "-$1" 2>/dev/null'
+_SWEEP = 'read -r word; kill -9 "-$1" 2>/dev/null'
 
 
 def work(create: bytes, number: int, layout: Layout, pipe: Any, parent: int | None) -> None:
