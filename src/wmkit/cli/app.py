@@ -320,3 +320,8 @@ def _print_summary(summary: Any) -> None:
         typer.echo(f"{name:<20} {value}")
     if summary.learned:
         typer.echo(summary.learned)
+
+
+from wmkit.cli.data import data_app  # noqa: E402  (which uses what stands above)
+
+app.add_typer(data_app, name="data")

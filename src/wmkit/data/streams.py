@@ -267,6 +267,10 @@ class ReplayStreams:
         """
         return self.options.bytes_by_key(self._fields) if self._fields else {}
 
+    def fields(self) -> list[Field]:
+        """What a record consists of; nothing before the first one."""
+        return list(self._fields.values())
+
     def encodings(self) -> dict[str, str]:
         """How keys are stored that are not as in the record: ``" (float32 [128] as uint8 [32])"``."""
         found = {}

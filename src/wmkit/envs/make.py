@@ -12,6 +12,7 @@ from torchrl.envs import EnvBase, SerialEnv
 
 from wmkit.arguments import check_arguments
 from wmkit.envs.adapters import making
+from wmkit.envs.guarded import Guard, Guarded
 from wmkit.envs.names import MINIGRID, is_gymnasium_id, unknown_env
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.envs.vizdoom.tasks import PREFIX, find_task
@@ -20,7 +21,13 @@ from wmkit.registry import available, resolve
 
 
 def make_env(
-    name: str, *, num_envs: int | None = None, parallel: bool = False, seed: int = 0, **options: Any
+    name: str,
+    *,
+    num_envs: int | None = None,
+    parallel: bool = False,
+    seed: int = 0,
+    guard: Guard | None = None,
+    **options: Any,
 ) -> EnvBase:
     """An environment, or ``num_envs`` of them side by side.
 
@@ -34,6 +41,7 @@ def make_env(
         num_envs: None for one unbatched environment, else the batch size.
         parallel: a process for each environment instead of one after another.
         seed: environment i of a batch plays the stream ``seed + i``.
+        guard: of a batch whose environments are made anew when they fail, see :mod:`wmkit.envs.guarded`.
         **options: of the environment.
 
     Raises:
@@ -52,11 +60,13 @@ def make_env(
     if num_envs is None:
         return create(seed=seed)
     constructors = [partial(create, seed=seed + i) for i in range(num_envs)]
-    if not parallel:
+    if parallel:
+        return ParallelWorlds(constructors, guard)
+    if guard is None:
         return SerialEnv(num_envs, constructors)
-    probe = create(seed=seed)  # option values fail here, in one sentence, and not in a worker
-    probe.close()
-    return ParallelWorlds(constructors)
+    env = SerialEnv(num_envs, [partial(Guarded, one, i, guard) for i, one in enumerate(constructors)])
+    env.guard = guard
+    return env
 
 
 def read_options(name: str, **options: Any) -> dict[str, Any]:

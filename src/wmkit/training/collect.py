@@ -22,6 +22,7 @@ under way when a run ends is lost. It pays where environments take time outside 
 from __future__ import annotations
 
 import copy
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -98,7 +99,7 @@ class ProlongEpisodes(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         done, terminated = next_tensordict["done"], next_tensordict["terminated"]
         lost = terminated & ~next_tensordict.get("success", torch.zeros_like(done))
-        held = done & self.waiting.view(done.shape) & ~lost
+        held = done & self.waiting.view(done.shape) & ~lost & next_tensordict["reward"].isfinite()
         for key in ("done", "terminated", "truncated"):
             if key in next_tensordict.keys():
                 next_tensordict.set(key, next_tensordict[key] & ~held)
@@ -123,6 +124,25 @@ def with_ends(transitions: TensorDictBase) -> TensorDictBase:
         return transitions
     after = after.copy().set("done", after["over"]).set("terminated", after["over_terminated"])
     return transitions.copy().set("next", after).exclude(*OVER, *(("next", key) for key in OVER))
+
+
+def that_came(transitions: TensorDictBase) -> list[tuple[TensorDictBase, list[int] | None]]:
+    """A collector's batch ``[N, k]`` without the transitions whose reward is NaN: they never came.
+
+    Returns:
+        The batch, and None; or pieces ``[1, n]`` of it in order of time, each with its environment.
+    """
+    came = transitions["next", "reward"].isfinite().flatten(2).all(2)  # [N, k]
+    if bool(came.all()):
+        return [(transitions, None)]
+    pieces: list[tuple[TensorDictBase, list[int] | None]] = []
+    for env, flags in enumerate(came.tolist()):
+        start = 0
+        for end in (*(t for t, flag in enumerate(flags) if not flag), len(flags)):
+            if end > start:
+                pieces.append((transitions[env : env + 1, start:end], [env]))
+            start = end + 1
+    return pieces
 
 
 class RandomFirst(TensorDictModuleBase):
@@ -266,7 +286,7 @@ class EpisodeTracker:
     >>> step = {"reward": torch.ones(1, 3, 1), "done": torch.tensor([[[False], [True], [False]]])}
     >>> tracker = EpisodeTracker(1)
     >>> tracker.add(TensorDict({"next": step}, [1, 3]))
-    [(1, Episode(episode_return=2.0, length=2, success=None, achievements=None))]
+    [(1, Episode(episode_return=2.0, length=2, success=None, achievements=None, cut=False))]
     """
 
     KEYS = ("jump", "is_zoomed", "jump_probability", "intrinsic_reward", "score")
@@ -303,14 +323,16 @@ class EpisodeTracker:
         ended, self.ended_in = [], []
         for t in range(length):
             for env in range(count):
-                if not self._over[env]:  # what comes after the end of a prolonged episode is not counted
-                    self._returns[env] += reward[env][t]
-                    self._lengths[env] += 1
+                came = math.isfinite(reward[env][t])  # else the episode was cut here
+                # What comes after the end of a prolonged episode is not counted.
+                if not self._over[env] and (came or self._lengths[env]):
+                    self._returns[env] += reward[env][t] if came else 0.0
+                    self._lengths[env] += came
                     self._succeeded[env] |= bool(success[env][t]) if success is not None else False
                     if over[env][t]:
                         won = self._succeeded[env] if success is not None else None
                         unlocked = achievements(arrived[env, t])
-                        episode = Episode(self._returns[env], self._lengths[env], won, unlocked)
+                        episode = Episode(self._returns[env], self._lengths[env], won, unlocked, not came)
                         self.recent.append(episode)
                         ended.append((t, episode))
                         self.ended_in.append(env)

@@ -8,6 +8,7 @@ step: taking the first k to finish would favour short ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -38,19 +39,23 @@ BIG_KEYS = ("frame", "goal_mask")
 class Episode:
     """One episode: undiscounted return, steps, success (None where the environment has no flag).
 
-    ``achievements`` are the names of those it unlocked, in Crafter.
+    ``achievements`` are the names of those it unlocked, in Crafter. One that is ``cut`` did not come to its
+    own end: its environment failed, or an evaluation does not wait any longer.
     """
 
     episode_return: float
     length: int
     success: bool | None
     achievements: list[str] | None = None
+    cut: bool = False
 
     def line(self) -> dict[str, Any]:
         """As written to ``episodes.jsonl``."""
         record = asdict(self)
         if self.achievements is None:
             del record["achievements"]
+        if not self.cut:
+            del record["cut"]
         return {"return": record.pop("episode_return"), **record}
 
 
@@ -152,6 +157,7 @@ def evaluate(
     protocol: EvaluationProtocol,
     *,
     record: int = 0,
+    limit: int = 30_000,
     stop: Callable[[], bool] = lambda: False,
     on_episode: Callable[[Episode], None] = lambda episode: None,
 ) -> Evaluation:
@@ -164,6 +170,7 @@ def evaluate(
         protocol: how many episodes to finish, whether the policy samples, and the seed of the environments,
             so that every evaluation meets the same worlds.
         record: how many environments keep their first episode in full.
+        limit: steps after which an episode that does not end is cut.
         stop: asked at every step; when true, the unfinished episodes are dropped.
         on_episode: called with each finished episode.
 
@@ -177,6 +184,7 @@ def evaluate(
     recorders = [Recorder(index, keys) for index in range(min(record, count)) if quota[index]]
     result = Evaluation(protocol=protocol)
     totals, lengths, succeeded = [0.0] * count, [0] * count, [False] * count
+    tired = [False] * count  # whose episode is cut, and who must be reset
     env.set_seed(protocol.seed)
     with set_exploration_type(ExplorationType.RANDOM if protocol.sampled else ExplorationType.DETERMINISTIC):
         current = env.reset()
@@ -190,29 +198,39 @@ def evaluate(
             action = current["action"].clone()
             stepped, current = env.step_and_maybe_reset(current)
             arrived = stepped["next"]
-            for recorder in recorders:
-                recorder.add(arrived, action, arrived)
             reward = arrived["reward"].reshape(count).tolist()
             done = arrived["done"].reshape(count).tolist()
+            came = [math.isfinite(value) for value in reward]  # else an environment failed here
+            for recorder in recorders:
+                if came[recorder.env]:
+                    recorder.add(arrived, action, arrived)
             success = _flags(arrived, "success", count)
             for index in range(count):
                 if not quota[index]:
                     continue
-                totals[index] += reward[index]
-                lengths[index] += 1
+                totals[index] += reward[index] if came[index] else 0.0
+                lengths[index] += came[index]
                 succeeded[index] |= success is not None and success[index]
+                cut = not came[index] or (lengths[index] >= limit and not done[index])
+                if cut and not done[index]:
+                    tired[index] = done[index] = True
                 if done[index]:
                     quota[index] -= 1
                     won = succeeded[index] if success is not None else None
                     unlocked = achievements(arrived[index])
-                    result.episodes.append(Episode(totals[index], lengths[index], won, unlocked))
+                    result.episodes.append(Episode(totals[index], lengths[index], won, unlocked, cut))
                     on_episode(result.episodes[-1])
                     totals[index], lengths[index], succeeded[index] = 0.0, 0, False
             finished = [r for r in recorders if done[r.env]]
             recorders = [r for r in recorders if not done[r.env]]
             _keep(result, finished)
-    if any(quota):
-        result.protocol = replace(protocol, played=len(result.episodes))
+            if any(tired) and any(quota):
+                current = env.reset(
+                    current.set("_reset", torch.tensor(tired).view(stepped["next", "done"].shape))
+                )
+                tired = [False] * count
+    cut_off = sum(episode.cut for episode in result.episodes) or None
+    result.protocol = replace(protocol, played=len(result.episodes) if any(quota) else None, cut=cut_off)
     return result
 
 

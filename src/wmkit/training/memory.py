@@ -23,7 +23,7 @@ from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.samplers import Uniform
 from wmkit.errors import CheckpointError, ConfigError
-from wmkit.training.collect import with_ends
+from wmkit.training.collect import that_came, with_ends
 
 ADVICE = "move that checkpoint away to take the one before it"
 NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
@@ -99,8 +99,13 @@ class ReplayMemory:
         return self.streams.total_steps
 
     def write(self, transitions: TensorDictBase) -> None:
-        """Append a collector's batch ``[N, k]`` and settle the jump pairs it reaches."""
-        for written in self.writer.write(with_ends(transitions)):
+        """Append a collector's batch ``[N, k]`` and settle the jump pairs it reaches.
+
+        Transitions that never came (:mod:`wmkit.envs.guarded`) are left out; the episode ends before them.
+        """
+        transitions = with_ends(transitions)
+        parts = that_came(transitions)
+        for written in (w for part, streams in parts for w in self.writer.write(part, streams)):
             if self.pairs is None:
                 continue
             count = self.streams.num_streams

@@ -6,6 +6,7 @@ The trainer asks for these through one small object, so that tests can hand it s
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType
@@ -15,10 +16,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.envs import Compose, EnvBase, Transform, TransformedEnv
 
-from wmkit.arguments import check_arguments
+from wmkit.arguments import check_arguments, check_range, check_value
 from wmkit.data import ReplayStreams, Sampler
 from wmkit.data.pending_pairs import PendingPairs
 from wmkit.data.schema import HALVES
+from wmkit.envs.guarded import Guard
 from wmkit.errors import ConfigError
 from wmkit.places import made, placing
 from wmkit.registry import resolve
@@ -86,7 +88,8 @@ def make_training_env(
     """The environments of ``config.env``, with the affordance transform where the system reads maps.
 
     Args:
-        config: reads ``env.name``, ``env.num_envs``, ``env.parallel``, ``env.options`` and
+        config: reads ``env.name``, ``env.num_envs``, ``env.parallel``, ``env.timeout``, ``env.restarts``,
+            ``env.options`` and
             ``affordance.transform``; in an evaluation ``env.evaluation``, which goes over the options.
         affordance: model and text features; None for systems without.
         seed: of the worlds.
@@ -113,11 +116,29 @@ def make_training_env(
             num_envs=num_envs,
             parallel=config.env.get("parallel", False),
             seed=seed,
+            guard=make_guard(config),
             **options,
         )
     if affordance is None:
         return env
     return TransformedEnv(env, affordance.transform(config, evaluation=evaluation))
+
+
+def make_guard(config: DictConfig) -> Guard:
+    """What is to be done when an environment fails: ``env.timeout`` and ``env.restarts``.
+
+    Raises:
+        ConfigError: one of them is of another type or out of range.
+    """
+    timeout, restarts = config.env.get("timeout", 120), config.env.get("restarts", 5)
+    check_value("env.timeout", timeout, float | int | None, "a run")
+    check_value("env.restarts", restarts, int, "a run")
+    check_range("env.restarts", restarts, 0)
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise ConfigError(
+            f"env.timeout is {timeout!r}: wanted seconds above zero, or null for any time; correct it"
+        )
+    return Guard(str(config.env.name), timeout=timeout, restarts=restarts)
 
 
 def build_system(config: DictConfig, env: EnvBase, device: torch.device) -> Any:

@@ -48,6 +48,8 @@ class EvaluationProtocol:
         step_limit: actions after which an episode is cut off.
         played: episodes that came to their end, where the evaluation was stopped before all had. Short ones
             are then more likely to be among them.
+        cut: episodes that did not come to their own end: an environment failed, or the evaluation did not
+            wait any longer (``training.evaluate_limit``).
 
     >>> print(EvaluationProtocol("counting", episodes=5, step_limit=7))
     5 episodes of counting, mode of the policy, at most 7 steps, 1 environment, seed 1000000
@@ -71,6 +73,7 @@ class EvaluationProtocol:
     limit: str | None = None
     step_limit: int | None = None
     played: int | None = None
+    cut: int | None = None
 
     @classmethod
     def of(cls, config: DictConfig, episodes: int) -> EvaluationProtocol:
@@ -140,6 +143,8 @@ class EvaluationProtocol:
     def __str__(self) -> str:
         played = "" if self.played is None else f"{self.played} of "
         first = f"{played}{self.episodes} episode{'s' * (self.episodes != 1)} of {self.env}"
+        if self.cut is not None:
+            first += f" ({self.cut} cut before their end)"
         envs = f"{self.num_envs} environment{'s' * (self.num_envs != 1)}"
         return ", ".join([first, *self._rules(), envs, f"seed {self.seed}"])
 

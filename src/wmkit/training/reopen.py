@@ -15,7 +15,7 @@ from wmkit.training.progress import Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.report import gather_evidence, write_report
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import set_up
+from wmkit.training.settings import Settings, set_up
 from wmkit.training.trainer import restore_system
 
 
@@ -121,12 +121,13 @@ def revisit(
             world,
             protocol,
             record=2,
+            limit=Settings.read(config).evaluate_limit,
             on_episode=count,
         )
     step = opened.step
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())
-    run.score(step, "evaluate", result.numbers(), protocol.record())
+    run.score(step, "evaluate", result.numbers(), (result.protocol or protocol).record())
     gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
     write_report(run, stages.say)
     run.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,13 +103,29 @@ class Deadline:
 class Interrupt:
     """Turns the first SIGINT or SIGTERM into a flag; a second one raises KeyboardInterrupt at once.
 
-    SIGTERM is what schedulers of clusters send before they kill.
+    SIGTERM is what schedulers of clusters send before they kill. A call that hangs sees no flag: the
+    first signal, too, raises KeyboardInterrupt in it when it has not come back a second later.
+
+    Attributes:
+        busy: asked for a name of the call that may hang and can be ended so; None where there is none.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    PATIENCE = 1.0  # seconds
 
     def __init__(self) -> None:
         self.requested = False
+        self.busy: Callable[[], object | None] = lambda: None
+        self._breaking = self._eager = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """The first signal raises KeyboardInterrupt inside the ``with`` block."""
+        self._eager = True
+        try:
+            yield
+        finally:
+            self._eager = False
 
     @contextmanager
     def watching(self) -> Iterator[Interrupt]:
@@ -125,19 +141,21 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: Any) -> None:
-        if self.requested:
+        call = self.busy()
+        if self._breaking:
+            self._breaking = False
+            if call is None:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        again, self.requested = self.requested, True
+        if again or self._eager:
+            raise KeyboardInterrupt
+        if call is not None and hasattr(signal, "pthread_kill"):
+            timer = threading.Timer(self.PATIENCE, self._break, (call,))
+            timer.daemon = True
+            timer.start()
 
-
-@contextmanager
-def children_ignore_sigint() -> Iterator[None]:
-    """Processes started inside inherit an ignored SIGINT, so that Ctrl-C reaches only the trainer."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    def _break(self, call: object) -> None:
+        if self.busy() == call:
+            self._breaking = True
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -40,9 +40,11 @@ class Settings:
     compile: bool = False
     log_every: int = 500
     check_every: int = 10
+    on_bad_value: Literal["stop", "skip"] = "stop"
     evaluate_every: int = 5000
     evaluate_episodes: int = 10
     evaluate_sampled: bool = False
+    evaluate_limit: int = 30_000
     final_episodes: int = 50
     checkpoint_every: int = 2000
     report: bool = True
@@ -72,7 +74,7 @@ class Settings:
 
 
 _LAST_SEED = 2**31 - 1
-_AT_LEAST_ONE = ("collect_length", "success_window", "check_every", "evaluate_episodes")
+_AT_LEAST_ONE = ("collect_length", "success_window", "check_every", "evaluate_episodes", "evaluate_limit")
 
 
 def _whole(value: Any) -> Any:

@@ -14,48 +14,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, NonFiniteLossError
+from wmkit.data.repair import not_finite
+from wmkit.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvironmentCrashError,
+    NonFiniteLossError,
+    SpecError,
+)
 from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
 from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
+from wmkit.training.faults import Faults
 from wmkit.training.guard import FiniteGuard, scalars
 from wmkit.training.owed import Owed, owing, settle
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.run import RunDirectory
-from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio, children_ignore_sigint
+from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio
 from wmkit.training.settings import Settings, set_up
-
-
-@dataclass
-class Summary:
-    """Headline numbers of a run, printed at its end."""
-
-    run: str
-    steps: int
-    updates: int
-    minutes: float
-    success_rate: float | None
-    episode_return: float | None
-    episodes: int
-    training_success_rate: float | None
-    interrupted: bool
-    training_return: float | None = None
-    protocol: str = ""
-    frames: int | None = None  # steps times action repeat, where that is not 1
-    crafter_score: float | None = None
-    training_episodes: int = 0  # that the means in training are of
-    training_rules: str = ""  # by which they were played, where these are not the evaluation's
-    learned: str = ""  # what was, in words
+from wmkit.training.summary import Summary, summarise
 
 
 class Trainer:
@@ -81,6 +67,8 @@ class Trainer:
         self.stages = stages or Stages()
         self.deadline = Deadline(self.settings.time_limit)
         self.interrupt = Interrupt()
+        self.faults = Faults(self.settings.on_bad_value, self.stages.say, lambda: self.interrupt.requested)
+        self.interrupt.busy = self.faults.busy
         self.checkpoints = CheckpointStore(run.path / "checkpoints")
         self.step = 0  # environment steps, over all environments and sessions
         self.updates = 0
@@ -109,22 +97,23 @@ class Trainer:
             with self.interrupt.watching():
                 self._learn()
                 self._save()
-            if not (self.updates or self._stopping()):
-                self._say_nothing_was_learned()
-            evaluation = None if self.interrupt.requested else self._finish()
+                if not (self.updates or self._stopping()):
+                    self._say_nothing_was_learned()
+                evaluation = None if self.interrupt.requested else self._finish()
+            self.faults.sum_up()
         finally:
             self._close()
-        return self._summary(evaluation)
+        return summarise(self, evaluation)
 
     def _set_up(self) -> None:
         keep_freed_memory()
         self.device, self.seed = set_up(self.config)
 
     def _open_worlds(self) -> None:
-        with children_ignore_sigint():
-            base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
-            self._opened.append(base)
-            base.set_seed(self.seed)  # starts worker processes, if there are any
+        base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
+        self._opened.append(base)
+        base.set_seed(self.seed)
+        self.faults.watch(base)
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
         self.update = make_update(self.system, vars(self.settings))
@@ -193,6 +182,7 @@ class Trainer:
         if not self.updates:
             self._save()  # there is a good state from here on
         self._pretrain()
+        self._update(self.ratio.due(0))  # what an interrupt left
         with self.stages.stage("train", steps, limit=self.deadline.learning_left) as bar:
             bar.start_at(self.step)
             while self.step < steps and not self._stopping():
@@ -242,10 +232,10 @@ class Trainer:
     def _collect(self, bar: Stage, stage: str, random: bool = False) -> int:
         try:
             batch = self.collection.collect(random=random)
-        except EnvironmentCrashError:
-            if self.interrupt.requested:  # Ctrl-C reached the simulator's process as well
+        except EnvironmentCrashError as error:
+            if self.interrupt.requested:  # Ctrl-C ended the first reset
                 return 0
-            raise
+            raise self._stopped(error) from None
         with owing(self.run, self._lines(batch, stage)):
             self.memory.write(batch)
         if self.prolong is not None:
@@ -253,23 +243,34 @@ class Trainer:
         collected = batch.numel()
         self.step += collected
         bar.advance(collected, **self._note(self.tracker.recent))
+        self._look_for_faults()
         return collected
 
     def _lines(self, batch: Any, stage: str) -> list[Owed]:
         """Lines of the episodes that end in a batch, for when their records are in replay."""
         ended, steps = self.tracker.add(batch), self.memory.streams.stream_steps()
+        came = batch["next", "reward"].isfinite().flatten(2).all(2).cumsum(1)  # [N, k] records so far
         return [
             Owed(
                 env,
-                steps[env] + t + 1,
+                steps[env] + int(came[env, t]),
                 self.run.episode_line(self.step + (t + 1) * self.num_envs, stage, episode.line()),
             )
             for env, (t, episode) in zip(self.tracker.ended_in, ended, strict=True)
         ]
 
+    def _look_for_faults(self) -> None:
+        try:
+            self.faults.look()
+        except (EnvironmentCrashError, SpecError) as error:
+            raise self._stopped(error) from None
+
     def _update(self, count: int, uniform: bool = False) -> None:
-        for _ in range(count):
-            if self.interrupt.requested or not self.memory.ready():
+        for made in range(count):
+            if self.interrupt.requested:
+                self.ratio.owed += 0 if uniform else count - made  # a resumed run pays first
+                return
+            if not self.memory.ready():
                 return
             batch = self.memory.sample(uniform)
             if getattr(self.update, "records_next", False):
@@ -293,6 +294,7 @@ class Trainer:
     def _log(self) -> None:
         wall, updates = self.run.wall, self.updates
         numbers = {**self._checked_means(), **self.tracker.numbers(), **self.memory.numbers()}
+        numbers |= self.faults.numbers()
         seconds = max(wall - self._logged_wall, 1e-9)
         numbers["speed/steps_per_second"] = (self.step - self._logged_at) / seconds
         numbers["speed/updates_per_second"] = (updates - self._logged_updates) / seconds
@@ -308,14 +310,8 @@ class Trainer:
 
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
         self.collection.settle()  # TorchRL keeps one kind of exploration for all threads
-        if self._evaluation_env is None:
-            with children_ignore_sigint():
-                base = self.parts.make_env(
-                    self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True
-                )
-                base.set_seed(EVALUATION_SEED)
-            self._evaluation_env = self.parts.carry(base, self.system)
-            self._opened.append(self._evaluation_env)
+        if not self._open_evaluation():
+            return Evaluation()
         done: list[Episode] = []
 
         def count(episode: Episode) -> None:
@@ -326,22 +322,47 @@ class Trainer:
         protocol = EvaluationProtocol.of(self.config, episodes)
         states = rng_state()  # evaluations do not change what training draws
         torch.manual_seed(self.seed)
-        result = evaluate(
-            self.system.policy,
-            self._evaluation_env,
-            protocol,
-            record=record,
-            stop=lambda: self.interrupt.requested or self.deadline.playing_over(),
-            on_episode=count,
-        )
-        set_rng_state(states)
+        result = Evaluation()
+        try:
+            result = evaluate(
+                self.system.policy,
+                self._evaluation_env,
+                protocol,
+                record=record,
+                limit=self.settings.evaluate_limit,
+                stop=lambda: self.interrupt.requested or self.deadline.playing_over() or self.faults.ending(),
+                on_episode=count,
+            )
+        except EnvironmentCrashError as error:
+            if not self.interrupt.requested:
+                raise self._stopped(error) from None
+        finally:
+            set_rng_state(states)
         for episode in result.episodes:
             self.run.episode(self.step, stage, episode.line())
         if result.episodes:
             self.score = (headline(result.numbers()) or (None, None))[1]
             assert result.protocol is not None
             self.run.score(self.step, stage, result.numbers(), result.protocol.record())
+        self._look_for_faults()
         return result
+
+    def _open_evaluation(self) -> bool:
+        """Make the environments of evaluations, once; false if Ctrl-C came first."""
+        if self._evaluation_env is None:
+            try:
+                with self.interrupt.at_once():
+                    base = self.parts.make_env(
+                        self.config, self.affordance, seed=EVALUATION_SEED, evaluation=True
+                    )
+                    self._opened.append(base)
+                    base.set_seed(EVALUATION_SEED)
+            except KeyboardInterrupt:
+                return False
+            self.faults.watch(base)
+            self._evaluation_env = self.parts.carry(base, self.system)
+            self._opened[-1] = self._evaluation_env
+        return True
 
     @staticmethod
     def _note(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -355,7 +376,7 @@ class Trainer:
         with self.stages.stage("final evaluation", episodes, "episodes", limit) as bar:
             evaluation = self._evaluate(episodes, "final", record=2, bar=bar)
         self._save()
-        if self.settings.report:
+        if self.settings.report and not self.interrupt.requested:
             from wmkit.training.report import make_report
 
             shown = (evaluation, self.memory, self.device, self.affordance)
@@ -395,10 +416,21 @@ class Trainer:
         if self.guard.good is not None:
             self.checkpoints.save(self.guard.good["counters"]["step"], self.guard.good, self.score)
         latest = self.checkpoints.latest()
+        if found := not_finite(self.memory.streams):
+            return NonFiniteLossError(f"{error.args[0].partition(';')[0]}; {found.advice(self.run.path)}")
         return NonFiniteLossError(f"{error} (saved in {latest})")
+
+    def _stopped(self, error: EnvironmentCrashError | SpecError) -> EnvironmentCrashError | SpecError:
+        """Save, then say where it lies and how to go on."""
+        self._save()
+        return type(error)(
+            f"{error} (saved in {self.checkpoints.latest()}; go on with resume={self.run.path})"
+        )
 
     def _restore(self) -> None:
         settle(self.run, self.memory.streams.stream_steps())
+        if found := not_finite(self.memory.streams):
+            raise CheckpointError(found.advice(self.run.path))
         path = self.checkpoints.latest()
         if path is None:
             self.step = (
@@ -432,34 +464,6 @@ class Trainer:
             with contextlib.suppress(Exception):  # an environment that died must not hide the first error
                 opened.close()
         self.run.close()
-
-    def _summary(self, evaluation: Evaluation | None) -> Summary:
-        numbers = evaluation.numbers() if evaluation is not None else {}
-        recent = self.tracker.recent
-        rules = ""
-        from wmkit.training.report import learned
-
-        if recent:
-            of_training = EvaluationProtocol.of_training(self.config, len(recent))
-            rules = of_training.beside(EvaluationProtocol.of(self.config, len(recent)))
-        return Summary(
-            run=str(self.run.path),
-            steps=self.step,
-            updates=self.updates,
-            minutes=self.run.wall / 60,
-            success_rate=numbers.get("success_rate"),
-            episode_return=numbers.get("return"),
-            episodes=int(numbers.get("episodes", 0)),
-            training_success_rate=self.tracker.success_rate,
-            interrupted=self.interrupt.requested,
-            training_return=means(recent).get("return"),
-            training_episodes=len(recent),
-            training_rules=rules,
-            protocol=str(evaluation.protocol) if evaluation is not None else "",
-            frames=self.run.frames(self.step).get("frames"),
-            crafter_score=numbers.get("crafter_score"),
-            learned=learned(self.run) if evaluation is not None else "",
-        )
 
 
 def restore_system(system: Any, state: dict[str, Any], source: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -53,7 +54,6 @@ class Engine:
     def __init__(self, *, objects: bool = False, labels: bool = False) -> None:
         self.objects, self.labels = objects, labels
         self.world = "no world"
-        self.report: str | None = None  # a file that also gets the message of a crash
         self._game: Any = None
         self._dispose: Callable[[], object] | None = None
 
@@ -136,13 +136,10 @@ class Engine:
 
     def _crash(self, reason: str) -> EnvironmentCrashError:
         reason = reason.strip().rstrip(".") or "no message"
-        message = (
+        return EnvironmentCrashError(
             f"the ViZDoom engine of {self.world} died: found {reason!r}, wanted a running engine; "
             "reset the environment to start another, and report the world if it happens again"
         )
-        if self.report is not None:
-            Path(self.report).write_text(message)
-        return EnvironmentCrashError(message)
 
 
 def _start_in(folder: str, game: Any) -> bool:
@@ -152,6 +149,10 @@ def _start_in(folder: str, game: Any) -> bool:
     def start() -> None:
         try:
             private = _private_directory()
+            if hasattr(
+                signal, "pthread_sigmask"
+            ):  # the engine inherits it: Ctrl-C reaches this process alone
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             with _start_lock:
                 home = None if private else os.getcwd()
                 os.chdir(folder)

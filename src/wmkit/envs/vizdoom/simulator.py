@@ -184,18 +184,12 @@ class VizdoomSimulator:
         masks = {kind: kind_mask(self._state.screen_buffer, kind)[0] for kind in SHARES if kind != "land"}
         return {kind: mask for kind, mask in masks.items() if mask.any()}
 
-    def report_crashes(self, path: str) -> None:
-        """Write the message of a crash to the file ``path`` as well, for another process to read."""
-        self._engine.report = path
-
     def close(self) -> None:
         """Stop the engine; a later reset starts another."""
         self._engine.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        engine = Engine(objects=self._engine.objects)
-        engine.report = self._engine.report
-        state = self.__dict__ | {"_engine": engine, "_block": -1}
+        state = self.__dict__ | {"_engine": Engine(objects=self._engine.objects), "_block": -1}
         state.pop("_state", None)  # views of the engine's memory
         return state
 
