@@ -36,7 +36,8 @@ class Sign(gymnasium.Env):
     """Sixteen steps; at each, a number of -1 or 1 by chance.
 
     Action 1 answers 1 and action 0 answers -1: the right one pays 1, the wrong one -1. The number that is
-    paid for is gone when the reward comes, and the next one does not depend on it. A time limit ends the episode.
+    paid for is gone when the reward comes, and the next one does not depend on it. A time limit ends an
+    episode.
     """
 
     observation_space, action_space = Box(-1, 1, (1,), np.float32), Discrete(2)
