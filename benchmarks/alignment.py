@@ -113,6 +113,8 @@ OVERRIDES: dict[str, tuple[str, ...]] = {
     # As published its policy reads the state alone, which holds what is on view now.
     "twm/bit": ("actor.in_keys=[state,belief]", "critic.in_keys=[state,belief]", "policy.acts_on=sample"),
     "storm": (),
+    # As published it acts on the state that its model expected, before it sees what is on view now.
+    "storm/sign": ("policy.acts_on=sample",),
     "transdreamer": ("learning_rate.world_model=3e-3",),
 }
 
