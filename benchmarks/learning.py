@@ -78,6 +78,15 @@ GROUPS = {
         ),
         "minigrid": Experiment("dreamer_v3", ("preset=minigrid",), "MiniGrid, a random start in 6 x 6"),
     },
+    "dreamer_v1_v2": {
+        f"{system}_{name}": Experiment(system, (f"preset={name}", *extra), task)
+        for name, task in (("pendulum", "Pendulum"), ("minigrid", "MiniGrid, a random start in 6 x 6"))
+        for system, extra in (
+            ("dreamer_v1", ("size=tiny",)),
+            ("dreamer_v2", ("size=tiny",)),
+            ("dreamer_v3_2024", ()),
+        )
+    },
     "tokens": {
         f"{system}_{name}": Experiment(system, (f"preset={system}/{name}",), task, measure)
         for name, task, measure in (
