@@ -24,6 +24,7 @@ from wmkit.registry import available
 from wmkit.systems import build_from, compose
 from wmkit.systems.system import System
 from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.evaluate import Evaluation
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Summary, restore_system
 
@@ -230,6 +231,7 @@ def test_a_termination_is_an_interrupt_wherever_it_comes(place, tmp_path, monkey
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
+        return Evaluation()
 
     target = {"open": "wmkit.envs.make_env", "evaluate": "wmkit.training.trainer.evaluate"}[place]
     monkeypatch.setattr(target, terminated)

@@ -129,9 +129,9 @@ def test_truncated_normal_against_numbers() -> None:
         assert part.entropy[0].item() == pytest.approx(entropy, abs=1e-4)
         # Samples of evenly spread uniforms are the quantiles of that density.
         shares = torch.cumulative_trapezoid(log_prob.exp(), grid)[[5000, 10000, 15000]].float()
-        found = TruncatedNormal(mean[:, i : i + 1], std[:, i : i + 1]).sample(shares.unsqueeze(-1))
+        found = TruncatedNormal(mean[:, i : i + 1], std[:, i : i + 1]).sample(shares.view(3, 1, 1))
         torch.testing.assert_close(found.flatten(), grid[[5001, 10001, 15001]].float(), atol=1e-3, rtol=0)
-    assert policy.sample(torch.rand(1000, 2)).abs().max() <= 1
+    assert policy.sample(torch.rand(1000, 1, 2)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("family", [TanhNormal, TruncatedNormal])

@@ -165,7 +165,7 @@ def test_nothing_leaks_across_an_episode_border() -> None:
     torch.testing.assert_close(before[:, 3], reward[:, 4] + DISCOUNT * bootstrap[:, 4])
     terminated[:, 4] = True  # a true end: not even its own bootstrap
     torch.testing.assert_close(targets(reward, bootstrap, terminated)[:, 3], reward[:, 4])
-    with pytest.raises(SpecError, match=r"T of 2 or more"):
+    with pytest.raises(SpecError, match=r"wanted 2 or more"):
         replay_lambda_return(*(torch.ones(2, 1, 1),) * 4, gamma=1.0, lmbda=1.0)
 
 

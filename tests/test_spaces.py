@@ -208,8 +208,8 @@ def test_a_run_reads_an_image_and_a_vector_and_keeps_no_logs(room, tmp_path):
 
 @pytest.mark.parametrize("count", ["null", "0", "1.5", "two", "true"])
 def test_a_run_wants_a_whole_number_of_environments(count):
-    config = compose("dreamer_v3", [*SMOKE, "env.name=CartPole-v1", f"env.num_envs={count}"])
     with pytest.raises(ConfigError, match=r"^env.num_envs is "):
+        config = compose("dreamer_v3", [*SMOKE, "env.name=CartPole-v1", f"env.num_envs={count}"])
         make_training_env(config, None, seed=0)
 
 

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 VALUES = (None, "x", [], {}, [[1]], True, -1, 0.5, 10**30, 1e308, float("nan"))
-KEYS = ("../x", "/tmp/x", "", ".", "a/../../x", "a\0b", "x" * 5000, "counters", "a//b", "\ud800", "C:\\x")
+KEYS = ("../x", "/x", "", ".", "a/../../x", "a\0b", "x" * 5000, "counters", "a//b", "\ud800", "C:\\x")
 CELLS = (-1, 2, 2**40, 2**62, -(2**63))
 
 

@@ -36,7 +36,7 @@ def jump_path(records: TensorDictBase, gamma: float) -> TensorDict:
     >>> path["step"].flatten(), path["next", "step"].flatten(), path["counts"].flatten()
     (tensor([0., 1., 3.]), tensor([1., 3., 3.]), tensor([ True,  True, False]))
     >>> path["next", "steps_to_next_obs"].flatten(), path["next", "jump_return"].flatten()
-    (tensor([1., 2., 0.]), tensor([0., 1., 0.]))
+    (tensor([1., 2., 1.]), tensor([0., 1., 0.]))
     """
     device, length = records.get("is_init").device, records.shape[1]
     here = torch.arange(length, device=device)
@@ -51,7 +51,7 @@ def jump_path(records: TensorDictBase, gamma: float) -> TensorDict:
     path, span = records.detach()[rows, at], at.diff().unsqueeze(-1).float()
     start, after = path[:, :-1], path[:, 1:].copy()
     inner = start.get("jump_return") * discount_sum(span, gamma)
-    after.set("steps_to_next_obs", span)
+    after.set("steps_to_next_obs", span.clamp(min=1))
     after.set("jump_return", torch.where(span > 1, inner, 0.0))
     after.set("done", after.get("done") | (at[:, 1:] == length - 1).unsqueeze(-1))
     counts = (span > 0) & ~after.get("is_init")

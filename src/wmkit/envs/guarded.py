@@ -263,6 +263,15 @@ class Guarded(EnvBase):
         self._seeded: int | None = None
         self._steps = self._age = 0  # since it was made, and in this episode
 
+    def __getattr__(self, name: str) -> Any:
+        """What only the environment inside has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_env" not in self.__dict__ or name.startswith("__"):
+                raise
+            return getattr(self.__dict__["_env"], name)
+
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         guard = self._watch
         if self._broken or guard.cut:

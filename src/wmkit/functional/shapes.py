@@ -93,7 +93,7 @@ def check_factor(
 
 
 def check_least(where: str, name: str, x: Tensor, least: float) -> None:
-    """Values on a CPU, outside of a compiled graph, where looking costs nothing; elsewhere they are trusted.
+    """Values of plain tensors on a CPU, where looking costs nothing; elsewhere they are trusted.
 
     Raises:
         SpecError: one is below ``least``.
@@ -102,5 +102,7 @@ def check_least(where: str, name: str, x: Tensor, least: float) -> None:
     Traceback (most recent call last):
     wmkit.errors.SpecError: gain got steps of 0: wanted 1 or more; correct steps
     """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and (x.detach() < least).any():
+    if x.device.type != "cpu" or type(x) is not Tensor or torch.compiler.is_compiling():
+        return
+    if (x.detach() < least).any():
         raise SpecError(f"{where} got {name} of {x.min():g}: wanted {least:g} or more; correct {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -117,6 +118,7 @@ class Interrupt:
         self.requested = False
         self.busy: Callable[[], object | None] = lambda: None
         self._breaking = self._eager = False
+        self._process = os.getpid()
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -141,6 +143,10 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _handle(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a process that was forked ends by it
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
         call = self.busy()
         if self._breaking:
             self._breaking = False
