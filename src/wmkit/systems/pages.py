@@ -202,8 +202,8 @@ def _drop_unread(config: DictConfig, system: str, overrides: Sequence[str]) -> N
             given = re.compile(rf"\+*{block}(\.{name}=|=.*\b{name}\b)")
             if any(map(given.match, overrides)):
                 raise ConfigError(
-                    f"{block}.{name} is not read by {system}: wanted one of {wanted}; correct the name, or "
-                    "leave it out"
+                    f"{block}.{name} is not read by {system}: wanted "
+                    f"{'one of ' * bool(read)}{wanted}; correct the name, or leave it out"
                 )
             with open_dict(config):
                 del config[block][name]
