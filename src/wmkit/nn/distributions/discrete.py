@@ -209,8 +209,9 @@ class TwoHot:
 
     def loss(self, *targets: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
+        read = self.logits if self._layer is None else self._layer.hidden  # logits of a layer are a product
         for target in targets:
-            check_shape("TwoHot.loss", "target", target, (*self.logits.shape[:-1], 1), "[*B, 1]")
+            check_shape("TwoHot.loss", "target", target, (*read.shape[:-1], 1), "[*B, 1]")
         codes = self._in_bins(torch.cat(targets, -1))
         if self._layer is not None:
             index, mass = two_hot(codes, self.bins)
