@@ -232,6 +232,20 @@ def test_the_first_interrupt_ends_a_step_that_hangs(tmp_path):
     assert (int((~ours["is_init"]).sum()), int((~other["is_init"]).sum())) == (39, 39)
 
 
+def test_an_interrupt_ends_no_call_of_another_thread():
+    guard, seen = Guard("ahead"), []  # it would end the update that goes on beside it, and with it the run
+
+    def call():
+        with guard.calling():
+            seen.append(guard.busy)
+
+    call()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert seen == [1, None]
+
+
 def test_an_episode_without_an_end_is_cut_in_an_evaluation(tmp_path):
     def endless(config, affordance, *, seed, evaluation=False):
         return serial(Guard("endless"), *[partial(CountingEnv, length=200 if evaluation else LENGTH)] * 2)

@@ -15,6 +15,8 @@ from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import SerialEnv, Transform, TransformedEnv
 
 from support.toy import LENGTH, ToyPolicy, ToySystem, toy_config, toy_env, toy_parts
+from wmkit.data import ReplayStreams
+from wmkit.data.repair import not_finite
 from wmkit.envs.counting import CountingEnv
 from wmkit.errors import ConfigError, NonFiniteLossError
 from wmkit.optim import captured
@@ -286,6 +288,23 @@ def test_non_finite_losses_name_the_term_after_saving_the_last_good_state(tmp_pa
     state = store.load(store.latest())
     assert torch.isfinite(state["system"]["line"]["weight"]).all()
     assert state["counters"]["updates"] > 0
+    # Latents that the bad update computed would make every loss of a resumed run NaN.
+    assert not not_finite(ReplayStreams.open(tmp_path / "run" / "replay"), latents=True)
+
+
+def test_weights_that_are_not_numbers_beside_finite_losses_leave_a_good_checkpoint(tmp_path):
+    class Broken(ToySystem):
+        def update(self, batch):
+            metrics = super().update(batch)
+            if self.count >= 25:
+                torch.nn.init.constant_(self.line.weight, float("nan"))
+            return metrics.apply(lambda x: x.nan_to_num())
+
+    parts = replace(toy_parts(), build=lambda config, env, device: Broken())
+    with pytest.raises(NonFiniteLossError, match=r"NaN in tensor .*saved in .*step-"):
+        train(toy_config(tmp_path / "run"), parts=parts)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    assert store.load(store.latest())["counters"]["updates"] > 0
 
 
 class Clock:

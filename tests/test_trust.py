@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,10 +84,22 @@ def test_trust_and_the_users_own_words_allow_it(run, marks, tmp_path):
     opened = RunDirectory.open(folders["told_in_seed"], trust=True)
     assert opened.config.nobody == "opensesame"
     assert "would import a module" in sentence(call("eval", folders["env_module"]))
+    beside = f"resume={folders['env_module_as_option']}"  # a mapping goes over what is there
+    assert "would import a module" in sentence(call("train", "dreamer_v3", beside, "env.options={length: 5}"))
     resume = ("train", "dreamer_v3", f"resume={folders['env_module']}")
     found = call(*resume, "env.name=counting", "training.steps=36")
     assert found.exit_code == 0, found.output
     assert call("eval", folders["env_module"], "--episodes", 1).exit_code == 0  # the override was written
+
+
+def test_every_command_on_a_run_takes_trust(run, marks, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"nobody: ${{oc.env:{SECRET}}}\n")
+    for command in (("data", "check"), ("imagine",), ("report",)):
+        assert "--trust" in sentence(call(*command, folder))
+        found = call(*command, folder, "--trust")
+        assert found.exit_code == 0, found.output
 
 
 def test_what_a_plugin_registers_or_names_on_its_pages_is_a_part(run, monkeypatch):

@@ -158,6 +158,10 @@ def edits(marks: Path) -> dict[str, Edit]:
             put("env.name", "gym")(config),
             put("env.options", {"env_id": f"{MODULE}:Hostile-v0"})(config),
         ),
+        "env_module_of_a_number": lambda config: (
+            put("env.name", "gym")(config),
+            put("env.options", {"env_id": f"{MODULE}:1"})(config),
+        ),
         "env_module_in_evaluation": put("env.evaluation", {"env_id": f"{MODULE}:Hostile-v0"}),
         "told_in_seed": put("nobody", told),
         "told_in_name": put("env.name", told),
@@ -184,6 +188,10 @@ def edits(marks: Path) -> dict[str, Edit]:
             {"x0": "aaaaaaaaaa"},
             **{f"x{i}": {str(k): f"${{x{i - 1}}}" for k in range(9)} for i in range(1, 12)},
         ),
+        "references_in_a_chain": lambda config: config.update(
+            {"x0": "a"}, **{f"x{i}": f"${{x{i - 1}}}" for i in range(1, 2000)}
+        ),
+        "reference_to_no_index": lambda config: config.update({"x": [1], "nobody": "${x.²}"}),
     }
     return found
 

@@ -156,7 +156,7 @@ def imagine(run: Run, trust: Trust = False) -> None:
         revisit(run, episodes=2, trust=trust)
         from wmkit.training.report import drawn
 
-        typer.echo(f"{'drawn':<14} {drawn(run)}")
+        typer.echo(f"{'drawn':<14} {drawn(run, trust=trust)}")
         typer.echo(f"{'report':<14} {run / 'report.html'}")
 
 
@@ -241,7 +241,7 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
 
     from wmkit.training.run import RunDirectory
 
-    given = [override.partition("=")[0].lstrip("+") for override in overrides]
+    given = [key for override in overrides for key in _given(override)]
     run = RunDirectory.open(resume, trust=trust, given=given)
     if run.config.system != system:
         raise ConfigError(
@@ -280,6 +280,20 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
     check_values(config, system, overrides)
     config.resume, config.run_dir = str(resume), str(resume)
     return config
+
+
+def _given(override: str) -> Iterator[str]:
+    """Keys that an override sets: of a mapping, which goes over what is there, those in it."""
+    from wmkit.systems.overrides import read_value
+
+    key, _, text = override.partition("=")
+    found = [(key.lstrip("+"), read_value(override) if text.lstrip().startswith("{") else None)]
+    while found:
+        path, value = found.pop()
+        if isinstance(value, dict):
+            found += [(f"{path}.{name}", inner) for name, inner in value.items()]
+        else:
+            yield path
 
 
 def _print_list(kind: str) -> None:

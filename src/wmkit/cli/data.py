@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from wmkit.cli.app import Run, reported
+from wmkit.cli.app import Run, Trust, reported
 
 data_app = typer.Typer(
     help="A run's replay: what is in it, and whether it can be learned from.", no_args_is_help=True
@@ -26,6 +26,7 @@ def check(
     repair: Annotated[
         bool, typer.Option("--repair", help="Cut off the records that hold NaN or infinity.")
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Look for NaN and infinity in RUN's replay.
 
@@ -33,12 +34,12 @@ def check(
     and what was overwritten is kept in RUN/repaired. Exit code 2 if any is left.
     """
     with reported():
-        left = _check(run, repair)
+        left = _check(run, repair, trust)
     if left:
         raise typer.Exit(2)
 
 
-def _check(path: Path, mend: bool) -> bool:
+def _check(path: Path, mend: bool, trust: bool) -> bool:
     import torch
 
     from wmkit.data import ReplayStreams
@@ -46,7 +47,7 @@ def _check(path: Path, mend: bool) -> bool:
     from wmkit.data.repair import repair as repair_records
     from wmkit.training import RunDirectory
 
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, trust=trust)
     streams = ReplayStreams.open(run.path / "replay")
     found = not_finite(streams, latents=True)
     typer.echo(f"{len(streams):,} records of {streams.num_streams} environments in {run.path / 'replay'}")

@@ -146,6 +146,21 @@ def repair(
     return before
 
 
+def clear_latents(streams: ReplayStreams, ids: Tensor) -> None:
+    """Make zeros of what is not finite in the latents of these records; all else stays.
+
+    Args:
+        streams: an open replay.
+        ids: int64 ``[n]``.
+    """
+    names = [f.key[0] for f in streams.fields() if f.key[0] in LATENTS]
+    for some in ids.split(CHUNK) if len(ids) else ():
+        latents = streams.get(some, keys=set(names)).select(*names).clone()
+        for value in latents.values():
+            value.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        streams.patch(some, latents)
+
+
 def _begin(row: TensorDictBase, done: bool | None) -> None:
     """Make a record the first of an episode, and the only one where it is ``done``."""
     row.get("is_init").fill_(True)

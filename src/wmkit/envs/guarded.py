@@ -15,6 +15,7 @@ Within this process a step that hangs can only be answered by Ctrl-C. A worker i
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,7 +54,8 @@ class Guard:
     Attributes:
         over: the sentence with which stepping ends; None as long as it goes on.
         stopping: asked while a worker is waited for; true gives it a second more and no restart.
-        busy: the number of the call that an environment of this process is in; None outside of one.
+        busy: the number of the call that an environment in the main thread is in; None outside of
+            one. An interrupt cannot end a call of another thread (``collect_ahead``).
 
     >>> guard = Guard("counting", restarts=1, clock=lambda: 0.0)
     >>> guard.failed(0, "step 3", "RuntimeError: no more"), guard.failed(1, "step 5", "RuntimeError: no more")
@@ -139,7 +141,8 @@ class Guard:
     def calling(self) -> Iterator[None]:
         """Around every call of an environment of this process."""
         self._calls += 1
-        self.busy = self._calls
+        if main := threading.current_thread() is threading.main_thread():
+            self.busy = self._calls
         try:
             yield
         except KeyboardInterrupt:
@@ -148,7 +151,8 @@ class Guard:
             self._cut = True
             raise _Cut from None
         finally:
-            self.busy = None
+            if main:
+                self.busy = None
 
 
 class _Cut(Exception):

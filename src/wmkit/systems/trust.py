@@ -44,7 +44,7 @@ NAMES = frozenset(
 MOST_BYTES, MOST_VALUES = 2**20, 100_000
 _HYDRA = ("_target_", "_partial_")  # of what Hydra takes, what pages use
 _READ = re.compile(r"\$\{\s*(?:oc\.select:)?(\.*[A-Za-z_][\w.\[\]]*)\s*(?:,[\w.+-]*)?\}")
-_MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w./-]*")
+_MODULE = re.compile(r"[^:/\\]+:[^:]*", re.DOTALL)  # gymnasium imports what stands before, whatever follows
 
 
 def read_untrusted(text: str) -> Any:
@@ -85,7 +85,10 @@ def check_references(config: DictConfig, what: str, given: Collection[str] = ())
                 f"{what} reads more than its own keys: found {value!r} at {path}, wanted text or ${{KEY}}; "
                 f"{_remedy(path, 'VALUE')}"
             )
-    _check_size(written, what)
+    try:
+        _check_size(written, what)
+    except RecursionError as error:
+        raise ConfigError(f"{what} cannot be read: {_large('references that go too deep')}") from error
 
 
 def check_trust(config: DictConfig, what: str, given: Collection[str] = ()) -> None:
@@ -107,7 +110,7 @@ def check_trust(config: DictConfig, what: str, given: Collection[str] = ()) -> N
     _check_targets(OmegaConf.to_container(config, resolve=False), what, given)
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(
             f"{what} cannot be read: found {' '.join(str(error).split())}, wanted references to keys that "
             "are there; correct its config.yaml"
@@ -197,7 +200,8 @@ def _check_size(page: Any, what: str) -> None:
             known[key], found = 1, page  # of a circle, OmegaConf says that it is one
             for part in parts:
                 if isinstance(found, list):
-                    found = found[int(part)] if part.isdigit() and int(part) < len(found) else None
+                    index = int(part) if part.isdecimal() and len(part) < 10 else len(found)
+                    found = found[index] if index < len(found) else None
                 else:
                     found = found.get(part) if isinstance(found, Mapping) else None
             known[key] = min(size(found, key), MOST_VALUES + 1)

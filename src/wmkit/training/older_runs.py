@@ -59,7 +59,8 @@ def upgraded(config: DictConfig) -> DictConfig:
     for key in STAYED:
         if (value := _find(old, key)) is not None and (OmegaConf.select(today, key) is not None or value):
             OmegaConf.update(today, key, value, merge=isinstance(value, dict) and key != "env")
-    for name, value in (old.get("backbone") or {}).items():
+    backbone = old.get("backbone")
+    for name, value in backbone.items() if isinstance(backbone, dict) else ():
         if not str(name).startswith("_") and name != "name":
             OmegaConf.update(today, f"backbone.{name}", value)
     for before, after in MOVED.items():

@@ -359,8 +359,12 @@ def _number(value: Any) -> float | None:
 
 def _load(path: Path) -> DictConfig:
     found: Any = None
-    with suppress(Exception):  # YAML's own, which vary
+    try:
         found = read_untrusted(path.read_text(encoding="utf-8"))
+    except ConfigError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
+    except Exception:  # YAML's own, which vary; the sentence below
+        pass
     if not isinstance(found, DictConfig) or not {"system", "env", "training"} <= found.keys():
         raise CheckpointError(
             f"{str(path)!r} cannot be read: found no configuration in it, wanted what `wmkit train` wrote; "

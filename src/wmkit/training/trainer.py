@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.data.repair import not_finite
+from wmkit.data.repair import clear_latents, not_finite
 from wmkit.errors import (
     CheckpointError,
     ConfigError,
@@ -404,19 +404,22 @@ class Trainer:
         return state
 
     def _save(self) -> None:
-        if self.updates:
-            try:
+        try:
+            if self.updates:
                 self.guard.check()
-            except NonFiniteLossError as error:
-                raise self._rescued(error) from None
-        self.checkpoints.save(self.step, self._state(), self.score)
+            self.checkpoints.save(self.step, self._state(), self.score)
+        except NonFiniteLossError as error:
+            raise self._rescued(error) from None
 
     def _rescued(self, error: NonFiniteLossError) -> NonFiniteLossError:
-        """Save the last good state, then say where it lies."""
+        """Save the last good state, clean what a bad one wrote to replay, and say where it lies."""
         if self.guard.good is not None:
-            self.checkpoints.save(self.guard.good["counters"]["step"], self.guard.good, self.score)
+            with contextlib.suppress(NonFiniteLossError):  # losses may stay finite when weights do not
+                self.checkpoints.save(self.guard.good["counters"]["step"], self.guard.good, self.score)
         latest = self.checkpoints.latest()
-        if found := not_finite(self.memory.streams):
+        found = not_finite(self.memory.streams, latents=True)
+        clear_latents(self.memory.streams, found.latents)  # a resumed run would start windows from them
+        if found.shown:
             return NonFiniteLossError(f"{error.args[0].partition(';')[0]}; {found.advice(self.run.path)}")
         return NonFiniteLossError(f"{error} (saved in {latest})")
 

@@ -40,8 +40,8 @@ class Categorical:
         logits: ``[*B, *event, C]`` float.
         event_dims: how many dimensions before the last are one event.
 
-    >>> Categorical(torch.zeros(2, 3, 4), event_dims=1).loss(torch.tensor([[0, 1, 2], [3, 0, -1]]))
-    tensor([4.1589, 2.7726])
+    >>> Categorical(torch.zeros(2, 3, 4), event_dims=1).loss(torch.tensor([[0, 1, 2], [3, 4, -1]]))
+    tensor([4.1589, 1.3863])
     """
 
     def __init__(self, logits: Tensor, event_dims: int) -> None:
@@ -60,12 +60,13 @@ class Categorical:
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to the classes ``target`` ``[*B, *event]``, summed over the event; ``[*B]``.
 
-        A class of -1 is one that is missing and costs nothing.
+        A value outside, as -1 where there is none, is missing and costs nothing, as an encoder reads zeros.
         """
         check_shape("Categorical.loss", "target", target, self.logits.shape[:-1], "[*B, *event]")
         log_probs = torch.log_softmax(self.logits.float(), -1)
-        missing = target == -1
-        index = target.long().masked_fill(missing, 0).unsqueeze(-1)
+        index = target.long()
+        missing = (index < 0) | (index >= self.logits.shape[-1])
+        index = index.masked_fill(missing, 0).unsqueeze(-1)
         picked = log_probs.gather(-1, index).squeeze(-1).masked_fill(missing, 0.0)  # [*B, *event]
         return -(picked.flatten(-self.event_dims).sum(-1) if self.event_dims else picked)
 
@@ -209,8 +210,9 @@ class TwoHot:
 
     def loss(self, *targets: Tensor) -> Tensor:
         """Cross-entropy to the two-hot code of each target ``[*B, 1]``, added up; ``[*B]`` float32."""
+        read = self.logits if self._layer is None else self._layer.hidden  # logits of a layer are a product
         for target in targets:
-            check_shape("TwoHot.loss", "target", target, (*self.logits.shape[:-1], 1), "[*B, 1]")
+            check_shape("TwoHot.loss", "target", target, (*read.shape[:-1], 1), "[*B, 1]")
         codes = self._in_bins(torch.cat(targets, -1))
         if self._layer is not None:
             index, mass = two_hot(codes, self.bins)

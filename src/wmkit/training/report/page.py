@@ -87,13 +87,14 @@ def make_report(
         say(not_drawn("report.html", error))
 
 
-def drawn(path: str | Path) -> str:
+def drawn(path: str | Path, *, trust: bool = False) -> str:
     """What a run's report shows of imagination, in words; or why it shows nothing.
 
     Args:
         path: the run directory.
+        trust: see :meth:`RunDirectory.open`.
     """
-    run = RunDirectory.open(path)
+    run = RunDirectory.open(path, trust=trust)
     data = read_evidence(run, "imagination")
     if data is not None:
         return imagined.contents(data)
