@@ -149,7 +149,12 @@ NUMBERS = [
             "+training.replay.directory=/x",
             "+affordance.fit.checkpoint=x",
         ),
-        *("training.replay.capacity=1e15", f"run_dir={'a' * 300}", f"resume={'a' * 300}"),
+        *(
+            "training.replay.capacity=1e15",
+            "training.report={_target_: os.getpid}",
+            f"run_dir={'a' * 300}",
+            f"resume={'a' * 300}",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, tmp_path, monkeypatch):

@@ -62,8 +62,9 @@ class Trial:
 
 
 def keep(out: Path, part: str, row: dict) -> None:
+    text = json.dumps(row).replace(f"{out}{os.sep}", "")  # where it lay is no result
     with (out / f"{part}.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(text + "\n")
 
 
 def rows(out: Path, part: str) -> list[dict]:

@@ -27,7 +27,7 @@ def run(trial: Trial) -> None:
             continue
         chance = random.Random(i)
         resumed = (folder / "config.yaml").is_file()
-        where = [f"resume={folder}"] if resumed else [*TINY, *LONG, f"run_dir={folder}"]
+        where = [f"resume={folder}", LONG[0]] if resumed else [*TINY, *LONG, f"run_dir={folder}"]
         before = safe(folder)
         workers = i % 20 == 10
         pid = start(folder, "train", SYSTEM, *where, f"env.parallel={str(workers).lower()}")
@@ -47,7 +47,8 @@ def run(trial: Trial) -> None:
         orphans = len(leftover()) if workers else 0
         trial.keep(f"kill {i}", **found, **lost(folder), resumed=resumed, orphans=orphans)
     # The last: what is left can be played to an end.
-    if (folder / "config.yaml").is_file() and trial.begin("to the end"):
+    name = f"to the end after {trial.options.kills}"
+    if (folder / "config.yaml").is_file() and trial.begin(name):
         whole = lost(folder)["held"]
         pid = start(folder, "train", SYSTEM, f"resume={folder}", f"training.steps={whole + 64}")
-        trial.keep("to the end", **end(pid, folder, 120), **lost(folder))
+        trial.keep(name, **end(pid, folder, 120), **lost(folder))
