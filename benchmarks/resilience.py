@@ -170,6 +170,7 @@ def _soak(rows: list[dict]) -> str:
         if "memory" in row:
             start, end, most = row["memory"]
             return (
+                "A training that plays, and learns once in 80 steps, until it was done or stopped in time; "
                 f"{row['steps']:,} records: {start:,.0f} MB resident after a tenth of them, "
                 f"{end:,.0f} MB at the end, {most:,.0f} MB at most (without the pages of files)."
             )
@@ -183,7 +184,8 @@ TABLE
     python benchmarks/resilience.py --out TRIALS     # all of it: 200 kills, 300 overrides, 100,000 steps
     python benchmarks/resilience.py --out TRIALS --report
 
-The table counts what was run for this page. *Records lost*: replay had taken them, and they were gone.
+The table counts what was run for this page.
+*Records lost*: replay had taken them, and they were gone (of worlds: or they do not show their step).
 *Lines lost*: ends of episodes in replay without their line in `episodes.jsonl`, or lines without their end.
 *Tracebacks*: any end that is neither a success nor one sentence. *Executions*: marks that a stranger's code
 left, modules it got imported, secrets it got told, files that opening it changed. *Orphans*: processes alive
@@ -200,6 +202,10 @@ WORLDS
 ## What went wrong
 
 WRONG
+
+When this was first run, six of the overrides ended in a traceback (a part as `training.time_limit`, a list or
+text as a learner's `clip`, `size.layers` of 0), and `env.timeout` was refused. Those are mended, and their rows
+were tried again.
 
 ## How
 

@@ -152,6 +152,10 @@ NUMBERS = [
         *(
             "training.replay.capacity=1e15",
             "training.report={_target_: os.getpid}",
+            "training.time_limit={_target_: os.getpid}",
+            "+schedule.learners.joint.clip=[]",
+            "+schedule.learners.joint.clip=x",
+            "size.layers=${seed}",
             f"run_dir={'a' * 300}",
             f"resume={'a' * 300}",
         ),

@@ -157,7 +157,7 @@ def _check(value: Any, wanted: Any, path: str, name: str, origin: Callable[[str]
 def _fits(value: Any, wanted: Any) -> bool:
     """Whether a plain value may stand for an annotation; of a part in its place nothing is known yet."""
     if wanted is Any or (isinstance(value, dict) and "_target_" in value):
-        return wanted is not bool  # no part is made to be true or false
+        return True
     kind, inner = get_origin(wanted) or wanted, get_args(wanted)
     if _is_key(kind):  # a name, or names one inside the other
         return isinstance(value, str) or (isinstance(value, list) and all(_fits(one, kind) for one in value))
