@@ -158,7 +158,7 @@ def _counts(row: dict) -> str:
 
 def _worlds(rows: list[dict]) -> str:
     ends = {0: "went on to its end", 2: "stopped in a sentence", None: "did not end"}
-    table = ["| in one step of its life | the run |", "| --- | --- |"]
+    table = ["| what goes wrong | the run |", "| --- | --- |"]
     for row in rows:
         if not row.get("after"):
             table.append(f"| `{row['id']}` | {ends.get(row['code'], row['code'])} |")
@@ -170,8 +170,8 @@ def _soak(rows: list[dict]) -> str:
         if "memory" in row:
             start, end, most = row["memory"]
             return (
-                "A training that plays, and learns once in 80 steps, until it was done or stopped in time; "
-                f"{row['steps']:,} records: {start:,.0f} MB resident after a tenth of them, "
+                "A training that plays, and learns once in 80 steps, until it was done or stopped in time:\n"
+                f"{row['steps']:,} records; {start:,.0f} MB resident after a tenth of them, "
                 f"{end:,.0f} MB at the end, {most:,.0f} MB at most (without the pages of files)."
             )
     return "Not run."
@@ -204,8 +204,8 @@ WORLDS
 WRONG
 
 When this was first run, six of the overrides ended in a traceback (a part as `training.time_limit`, a list or
-text as a learner's `clip`, `size.layers` of 0), and `env.timeout` was refused. Those are mended, and their rows
-were tried again.
+text as a learner's `clip`, `size.layers` of 0), and `env.timeout` was refused. Those are mended, and
+their rows were tried again.
 
 ## How
 

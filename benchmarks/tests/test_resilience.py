@@ -9,10 +9,8 @@ import pytest
 from resilience import PARTS, page, summary, tried
 from trials.common import Trial, rows
 
-SMALL = Namespace(
-    kills=2, inputs=3, folders=2, torn=2, worlds=["nan", "raise"], limits=1, soak=200, minutes=0.3
-)
-TRIED = {"kills": 3, "inputs": 3, "hostile": 2, "torn": 2, "worlds": 2, "disk": 1, "soak": 1}
+SMALL = Namespace(kills=2, inputs=3, folders=2, torn=2, worlds=["raise"], limits=1, soak=200, minutes=0.3)
+TRIED = {"kills": 3, "inputs": 3, "hostile": 2, "torn": 2, "worlds": 1, "disk": 1, "soak": 1}
 
 
 @pytest.fixture(scope="module")

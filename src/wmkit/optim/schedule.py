@@ -95,8 +95,8 @@ class Schedule(nn.Module):
     ) -> None:
         super().__init__()
         owners = {path: name for name, spec in learners.items() for path in spec["trains"]}
-        for name, spec in learners.items():
-            check_value(f"schedule.learners.{name}.clip", spec.get("clip"), float | None, "Learner")
+        for name, learner in learners.items():
+            check_value(f"schedule.learners.{name}.clip", learner.get("clip"), float | None, "Learner")
         self.learners = {
             name: Learner(
                 _parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip")
