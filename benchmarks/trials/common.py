@@ -35,6 +35,7 @@ TINY = [
     *("size.units=16", "size.layers=1", "size.deter=32", "size.groups=2", "size.classes=4", "size.hidden=16"),
     *("batch.size=2", "batch.length=8", "controller.horizon=3", "training.time_limit=null"),
 ]
+LIMIT = 500  # steps after which CartPole-v1 truncates; nothing else here does but kills and faults
 STAGES = ("prefill", "train")  # whose episodes are kept
 SHORT = ["training.steps=64", "training.prefill=32", "training.final_episodes=1"]
 
@@ -200,15 +201,15 @@ def lost(folder: Path) -> dict[str, int]:
         run = RunDirectory.open(temporary, trust=True)  # our own
         settle(run, streams.stream_steps)  # as a resumed run does
         lines = Counter(e["length"] for e in run.episodes() if e["stage"] in STAGES and "cut" not in e)
-    closed, terminated = Counter[int](), Counter[int]()  # episodes by length
+    terminated, limited = Counter[int](), Counter[int]()  # episodes by length
     for stream in range(streams.num_streams):
         records = streams.get(streams.ids(stream))
         begin = 0
         for t in (records["done"] | records["is_init"]).flatten().nonzero().flatten().tolist():
             begin = t if records["is_init"][t] else begin
-            closed[t - begin] += int(records["done"][t])
             terminated[t - begin] += int(records["terminated"][t])
-    missing = (terminated - lines).total() + (lines - closed).total()
+            limited[t - begin] += int(records["done"][t] > records["terminated"][t]) * (t - begin == LIMIT)
+    missing = (terminated - lines).total() + (lines - terminated - limited).total()
     held = int(streams.windows(1).end.sum())
     return {"records": max(0, safe(folder) - held), "lines": missing, "held": held}
 
