@@ -1,7 +1,7 @@
 """What a run survives: kills, bad inputs, strangers' folders, torn files, bad worlds, no disk, a long run.
 
     python benchmarks/resilience.py --out TRIALS                        # all of it, at most half an hour
-    python benchmarks/resilience.py --out TRIALS --quick                # some of it, about three minutes
+    python benchmarks/resilience.py --out TRIALS --quick                # some of it, about two minutes
     python benchmarks/resilience.py --out TRIALS --only kills --kills 500
     python benchmarks/resilience.py --out TRIALS --report               # the page of what is there
 
@@ -224,7 +224,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="where rows and runs lie")
     parser.add_argument("--only", action="append", choices=PARTS, help="a part; all of them by default")
-    parser.add_argument("--quick", action="store_true", help="about three minutes")
+    parser.add_argument("--quick", action="store_true", help="about two minutes")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--inputs", type=int, default=300)
     parser.add_argument("--folders", type=int, default=1000, help="hostile folders, at most")
