@@ -281,6 +281,16 @@ def test_what_belongs_to_other_systems_is_refused(system: str, override: str, in
     assert_one_sentence(error.value, system, override.partition("=")[0], instead)
 
 
+def test_every_setting_of_an_environments_page_can_be_given() -> None:
+    pages = Path(wmkit.systems.__file__).parent.glob("conf/env/*.yaml")
+    offered = {key: (page.stem, value) for page in pages for key, value in OmegaConf.load(page).items()}
+    assert {"timeout", "restarts"} < set(offered)
+    for key, (page, value) in offered.items():
+        if isinstance(value, (int, str, type(None))):
+            given = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            assert compose("dreamer_v3_2023", [f"env={page}", f"env.{key}={given}"]).env[key] == value
+
+
 def test_a_style_on_a_page_is_that_of_its_layers() -> None:
     def activations(system: wmkit.systems.System) -> set[str]:
         system.world_model.dynamics.backbone = torch.nn.Identity()  # which has a style of its own

@@ -162,7 +162,16 @@ NUMBERS = [
             "+training.replay.directory=/x",
             "+affordance.fit.checkpoint=x",
         ),
-        *("training.replay.capacity=1e15", f"run_dir={'a' * 300}", f"resume={'a' * 300}"),
+        *(
+            "training.replay.capacity=1e15",
+            "training.report={_target_: os.getpid}",
+            "training.time_limit={_target_: os.getpid}",
+            "+schedule.learners.joint.clip=[]",
+            "+schedule.learners.joint.clip=x",
+            "size.layers=${seed}",
+            f"run_dir={'a' * 300}",
+            f"resume={'a' * 300}",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(override, tmp_path, monkeypatch):

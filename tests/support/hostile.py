@@ -8,6 +8,7 @@ what tells shows the environment variable ``SECRET`` in the report, in a message
 
 from __future__ import annotations
 
+import copy
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -216,9 +217,10 @@ def texts(marks: Path) -> dict[str, str]:
 def hostile_folders(into: Path, run: Path, marks: Path) -> list[Path]:
     """Copies of ``run``, each with another hostile ``config.yaml``, in folders of the variants' names."""
     text = (run / "config.yaml").read_text()
+    good: Any = OmegaConf.to_container(OmegaConf.create(text))
     configs = {name: text + end for name, end in texts(marks).items()}
     for name, edit in edits(marks).items():
-        config: Any = OmegaConf.to_container(OmegaConf.create(text))
+        config = copy.deepcopy(good)
         edit(config)
         configs[name] = OmegaConf.to_yaml(OmegaConf.create(config))
     for name, changed in configs.items():

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wmkit.arguments import check_range
+from wmkit.arguments import check_range, check_value
 from wmkit.errors import ConfigError
 from wmkit.optim.learner import Learner
 
@@ -95,6 +95,8 @@ class Schedule(nn.Module):
     ) -> None:
         super().__init__()
         owners = {path: name for name, spec in learners.items() for path in spec["trains"]}
+        for name, learner in learners.items():
+            check_value(f"schedule.learners.{name}.clip", learner.get("clip"), float | None, "Learner")
         self.learners = {
             name: Learner(
                 _parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip")

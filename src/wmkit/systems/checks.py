@@ -29,6 +29,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **{name: (0, 10**12) for name in ("steps", "prefill", "pretrain", "log_every", "evaluate_every")},
     **{"checkpoint_every": (0, 10**12), "final_episodes": (0, 10**6), "train_ratio": (0, 1e6)},
     **{"training.replay.capacity": (2, 10**9), "batch.context": (0, 65_536), "size.blocks": (1, 1000)},
+    **{"size.layers": (1, 1000)},  # of encoder and decoder too, which need one
     **{"horizon": (1, 10_000), "threads": (1, 4096), "lr": (0, 1e3), "clip": (0, 1e9), "discount": (0, 1)},
     **{"weight": (0, 1e9), "entropy": (0, 1e6), "free_nats": (0, 1e6), "unimix": (0, 1), "fraction": (0, 1)},
     **{name: (0, 10**9) for name in ("max_steps", "scorer_steps", "fit_updates", "iterations", "save_every")},

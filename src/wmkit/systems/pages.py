@@ -134,7 +134,7 @@ READ = {
         *("exploration", "policy", "affordance", "backbone", *SHARED),
     ),
     "batch": ("size", "length", "context"),
-    "env": ("name", "num_envs", "parallel", "options", "evaluation"),
+    "env": ("name", "num_envs", "parallel", "timeout", "restarts", "options", "evaluation"),
     "observations": ("images", "vectors", "frames"),
     "affordance": (
         *("model", "prompt", "scorer", "scorer_fit", "exploration", "unet", "frames", "save_every", "fit"),

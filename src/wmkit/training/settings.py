@@ -59,6 +59,12 @@ class Settings:
             ConfigError: a key that is not here, or a value of another type or out of range.
         """
         block = _whole(OmegaConf.to_container(config.training, resolve=True))
+        for name, value in block.items():
+            if isinstance(value, Mapping) and "_target_" in value:
+                raise ConfigError(
+                    f"training.{name} is a part: found _target_ {value['_target_']!r}, wanted a plain value; "
+                    f"correct training.{name}"
+                )
         check_arguments(cls, block, "training")
         settings = cls(**block)
         if settings.time_limit is not None and not 0 < settings.time_limit < math.inf:

@@ -1,0 +1,1 @@
+"""What `resilience.py` tries: a module for each part, with ``run(trial)``."""
