@@ -223,9 +223,13 @@ def test_the_first_interrupt_ends_a_step_that_hangs(tmp_path):
     config = toy_config(tmp_path / "run")
     trainer = Trainer(config, RunDirectory.create(config), parts=faulty_parts("hang", at=40))
     HANGING.clear()
-    threading.Thread(
-        target=lambda: HANGING.wait() and os.kill(os.getpid(), signal.SIGINT), daemon=True
-    ).start()
+
+    def interrupt():
+        HANGING.wait()
+        time.sleep(0.5)  # a signal that comes before the sleep has begun does not end it
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     summary = trainer.train()
     assert summary.interrupted and summary.steps == 80
     ours, other = kept(tmp_path / "run")
