@@ -80,7 +80,8 @@ class LastLayer:
     def cross_entropy(self, index: Tensor, mass: Tensor) -> Tensor:
         """:func:`~wmkit.fast.coded_cross_entropy` of the logits, ``[*B]``, with gradient."""
         if not self.learns:
-            return coded(self.logits, torch.softmax(self.logits, -1), index, mass)
+            logits = self.logits
+            return coded(logits, torch.softmax(logits, -1), index, mass)
         if not self._kept:
             self.reduce(lambda probs: probs[:, 0])
         layer = _rows(self.hidden), self.weight, self.bias

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.collectors import Collector
 from torchrl.data import Binary, Unbounded
 from torchrl.envs import EnvBase, TransformedEnv
@@ -126,17 +127,22 @@ def with_ends(transitions: TensorDictBase) -> TensorDictBase:
     return transitions.copy().set("next", after).exclude(*OVER, *(("next", key) for key in OVER))
 
 
+def came(transitions: TensorDictBase) -> Tensor:
+    """Which transitions ``[N, k]`` of a collector's batch came: one of reward NaN stands for none."""
+    return transitions["next", "reward"].isfinite().flatten(2).all(2)
+
+
 def that_came(transitions: TensorDictBase) -> list[tuple[TensorDictBase, list[int] | None]]:
     """A collector's batch ``[N, k]`` without the transitions whose reward is NaN: they never came.
 
     Returns:
         The batch, and None; or pieces ``[1, n]`` of it in order of time, each with its environment.
     """
-    came = transitions["next", "reward"].isfinite().flatten(2).all(2)  # [N, k]
-    if bool(came.all()):
+    arrived = came(transitions)
+    if bool(arrived.all()):
         return [(transitions, None)]
     pieces: list[tuple[TensorDictBase, list[int] | None]] = []
-    for env, flags in enumerate(came.tolist()):
+    for env, flags in enumerate(arrived.tolist()):
         start = 0
         for end in (*(t for t, flag in enumerate(flags) if not flag), len(flags)):
             if end > start:
@@ -323,16 +329,16 @@ class EpisodeTracker:
         ended, self.ended_in = [], []
         for t in range(length):
             for env in range(count):
-                came = math.isfinite(reward[env][t])  # else the episode was cut here
+                counts = math.isfinite(reward[env][t])  # else the episode was cut here
                 # What comes after the end of a prolonged episode is not counted.
-                if not self._over[env] and (came or self._lengths[env]):
-                    self._returns[env] += reward[env][t] if came else 0.0
-                    self._lengths[env] += came
+                if not self._over[env] and (counts or self._lengths[env]):
+                    self._returns[env] += reward[env][t] if counts else 0.0
+                    self._lengths[env] += counts
                     self._succeeded[env] |= bool(success[env][t]) if success is not None else False
                     if over[env][t]:
                         won = self._succeeded[env] if success is not None else None
                         unlocked = achievements(arrived[env, t])
-                        episode = Episode(self._returns[env], self._lengths[env], won, unlocked, not came)
+                        episode = Episode(self._returns[env], self._lengths[env], won, unlocked, not counts)
                         self.recent.append(episode)
                         ended.append((t, episode))
                         self.ended_in.append(env)

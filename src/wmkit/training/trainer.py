@@ -30,7 +30,7 @@ from wmkit.errors import (
 from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
 from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_state, set_rng_state
-from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes
+from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes, came
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.faults import Faults
 from wmkit.training.guard import FiniteGuard, scalars
@@ -249,11 +249,11 @@ class Trainer:
     def _lines(self, batch: Any, stage: str) -> list[Owed]:
         """Lines of the episodes that end in a batch, for when their records are in replay."""
         ended, steps = self.tracker.add(batch), self.memory.streams.stream_steps()
-        came = batch["next", "reward"].isfinite().flatten(2).all(2).cumsum(1)  # [N, k] records so far
+        records = came(batch).cumsum(1)  # [N, k] so far
         return [
             Owed(
                 env,
-                steps[env] + int(came[env, t]),
+                steps[env] + int(records[env, t]),
                 self.run.episode_line(self.step + (t + 1) * self.num_envs, stage, episode.line()),
             )
             for env, (t, episode) in zip(self.tracker.ended_in, ended, strict=True)
