@@ -8,18 +8,20 @@ import pytest
 import torch
 from torchrl.data import Composite, UnboundedDiscrete
 
-from wmkit.affordance import SmallUNet, save_affordance
+from wmkit.affordance import SmallUNet, load_affordance, save_affordance
+from wmkit.affordance.unet import SHIPPED
 from wmkit.errors import ConfigError, MissingWeightsError
 from wmkit.systems import compose
-from wmkit.training import affordance_stage, fit_only
+from wmkit.training import affordance_frames, affordance_stage, fit_only
 from wmkit.training.affordance_stage import prepare_affordance
 from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.progress import Stages
 
 
 def test_a_run_with_checkpoints_gets_no_other_model(tmp_path, monkeypatch):
     """Its policy learned from the maps of the one that is missing; a run without any goes on to make one."""
     monkeypatch.setattr(affordance_stage, "_make", lambda *_: "made")
-    run, config = SimpleNamespace(path=tmp_path), compose("ls_imagine")
+    run, config = SimpleNamespace(path=tmp_path), compose("ls_imagine", ["affordance.model=null"])
     (tmp_path / "affordance" / "scorer").mkdir(parents=True)  # interrupted after the scorer
     assert prepare_affordance(config, run, None) == "made"
     CheckpointStore(tmp_path / "checkpoints").save(8, {})
@@ -37,6 +39,21 @@ def test_a_run_with_checkpoints_gets_no_other_model(tmp_path, monkeypatch):
         assert prepare_affordance(config, run, None).prompt
 
 
+def test_quick_begins_with_the_model_that_wmkit_brings(tmp_path, monkeypatch):
+    """Copied into the run, so that a later release changes nothing in it; other tasks fit one."""
+    monkeypatch.setattr(affordance_stage, "_make", lambda *_: "made")
+    run = SimpleNamespace(path=tmp_path)
+    tools = prepare_affordance(compose("ls_imagine"), run, Stages())
+    assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 2_000_000
+    saved = load_affordance(tmp_path / "affordance" / "model")
+    frame = torch.randint(256, (1, 3, 160, 256), dtype=torch.uint8)
+    maps = tools.model.predict(frame, tools.text)
+    assert torch.equal(maps, saved.model.predict(frame, saved.text_features[0])) and maps.std() > 0
+    for other in ("env=shear_sheep", "preset=smoke", "affordance=labels", "affordance.prompt='Cut a rose'"):
+        run = SimpleNamespace(path=tmp_path / other)
+        assert prepare_affordance(compose("ls_imagine", [other]), run, Stages()) == "made"
+
+
 @pytest.mark.parametrize(
     ("affordance", "error", "words"),
     [
@@ -50,7 +67,7 @@ def test_an_environment_without_masks_is_refused_before_it_is_walked_in(
     frame = UnboundedDiscrete((3, 32, 32), dtype=torch.uint8)
     env = SimpleNamespace(observation_spec=Composite(frame=frame), is_closed=True)
     monkeypatch.setattr("wmkit.envs.make_env", lambda *_, **__: env)
-    monkeypatch.setattr(affordance_stage, "_collect", lambda *_: pytest.fail("frames were collected"))
+    monkeypatch.setattr(affordance_frames, "_collect", lambda *_: pytest.fail("frames were collected"))
     with pytest.raises(error, match=words):
         fit_only(compose("ls_imagine", [f"affordance={affordance}", f"run_dir={tmp_path / 'run'}"]))
     assert not (tmp_path / "run").exists()

@@ -6,21 +6,24 @@
     fit        the U-Net learns to predict the labels in one pass
 
 The result lies in ``RUN/affordance``: ``model`` and ``scorer`` (safetensors beside JSON), and the numbers of
-the fit. A run that already holds a model skips everything; so does ``affordance.model=PATH``. Whose model is
-gone after checkpoints were written gets no other: its policy learned from that one's maps.
+the fit. A run that already holds a model skips everything; so do ``affordance.model=PATH`` and, where wmkit
+brings a model for the task and its world, ``affordance.model=shipped``: that one is copied into the run.
+Whose model is gone after checkpoints were written gets no other: its policy learned from that one's maps.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -28,13 +31,17 @@ from wmkit.arguments import check_arguments, check_page, check_range, check_valu
 from wmkit.errors import ConfigError, MissingWeightsError
 from wmkit.places import made
 from wmkit.registry import resolve
-from wmkit.training.progress import Stage, Stages
-from wmkit.training.report.evidence import save_evidence
+from wmkit.training.affordance_frames import follow, options_of, walk
+from wmkit.training.progress import Stages
+from wmkit.training.report.evidence import read_evidence, save_evidence
 from wmkit.training.report.pictures import channels_last
 from wmkit.training.run import RunDirectory
-from wmkit.training.settings import check_num_envs, find_device, set_up
+from wmkit.training.settings import find_device, set_up
 
-COLLECTION_SEED = 2_000_000  # neither training nor evaluation meets these worlds
+if TYPE_CHECKING:
+    from wmkit.affordance.unet.save import SavedAffordance
+
+LOOKED_AT = 48  # frames on which a model that wmkit brings is shown beside the truth
 
 
 @dataclass
@@ -80,6 +87,18 @@ class AffordanceTools:
             return make(self.model, self.text, video=video, del_keys=True)
 
 
+def _shipped(config: DictConfig, prompt: str) -> Path | None:
+    """The folder of the model that wmkit brings for this task; None where it brings none that fits."""
+    from wmkit.affordance.unet import SHIPPED
+
+    options, block = options_of(config.env.get("options")), config.affordance
+    simulator, _, task = str(config.env.name).partition("/")
+    folder = SHIPPED / f"{task}_{options.get('world', 'full')}"
+    if simulator != "vizdoom" or block.get("video_score", False) or not (folder / "config.json").is_file():
+        return None
+    return folder if prompt in json.loads((folder / "config.json").read_text())["prompts"] else None
+
+
 def oracle() -> AffordanceTools:
     """The simulator's own mask in place of a model: an upper bound, and a stand-in that needs no weights."""
     from wmkit.affordance.mask import MaskAffordance
@@ -91,9 +110,9 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
     """Model and scorer for ``config.affordance``: found in the run, read from ``affordance.model``, or made.
 
     Args:
-        config: reads ``affordance.model`` (a folder, or ``mask`` for the simulator's truth), ``prompt``,
-            ``scorer``, ``scorer_fit``, ``exploration``, ``unet``, ``frames``, ``save_every``, ``fit``,
-            ``video_score``.
+        config: reads ``affordance.model`` (a folder, ``mask`` for the simulator's truth, or ``shipped``),
+            ``prompt``, ``scorer``, ``scorer_fit``, ``exploration``, ``unet``, ``frames``, ``save_every``,
+            ``fit``, ``video_score``.
         run: holds the result.
         stages: draws a progress bar per stage.
 
@@ -112,6 +131,9 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
     given = block.get("model")
     if given == "mask":
         return oracle()
+    shipped = _shipped(config, prompt) if given == "shipped" else None
+    if given == "shipped":
+        given = None
     path = Path(given) if given is not None else folder / "model"
     if given is None and not (path / "config.json").is_file():
         if any((run.path / "checkpoints").glob("step-*")):
@@ -120,10 +142,17 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
                 "the run's checkpoints learned with; restore that folder, or say where it lies with "
                 "affordance.model=FOLDER (for wmkit eval in the run's config.yaml)"
             )
-        return _make(config, run, stages, prompt)
+        if shipped is None:
+            return _make(config, run, stages, prompt)
+        path.mkdir(parents=True, exist_ok=True)
+        for name in ("model.safetensors", "config.json"):  # weights first: a folder with a config is complete
+            shutil.copyfile(shipped / name, path / name)
+        stages.say("affordance model: the one that wmkit brings (affordance.model=null fits one first)")
     from wmkit.affordance.unet import load_affordance
 
     saved = load_affordance(path)
+    if shipped is not None and read_evidence(run, "affordance") is None:
+        _look(config, run, stages, saved)
     saved.model.to(find_device(config))
     text = saved.text_features[saved.prompts.index(prompt) if prompt in saved.prompts else 0]
     scorer = _find_scorer(config, path.parent / "scorer") if block.get("video_score", False) else None
@@ -168,7 +197,7 @@ def _check(config: DictConfig) -> None:
     from wmkit.affordance.scorers import EmbeddedScorer
     from wmkit.affordance.unet.fit import fit_affordance
 
-    block = _options(config.affordance)
+    block = options_of(config.affordance)
     # Of frames one to learn from and one to judge by, in the scorer's fit as in the U-Net's.
     for name, wanted, least in (("frames", int, 2), ("save_every", float, 1)):
         check_value(f"affordance.{name}", block.get(name, least), wanted, "the stage")
@@ -202,37 +231,24 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     from wmkit.affordance.unet import save_affordance
     from wmkit.affordance.unet.dataset import label_frames
     from wmkit.affordance.unet.fit import fit_affordance
-    from wmkit.envs import make_env
 
     block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
     count = int(block.get("frames", 400))
-    options = _options(config.env.get("options"))
     scorer = None if _is_trained_here(config) else _find_scorer(config, folder / "scorer")
-    if str(config.env.name).startswith("vizdoom/"):
-        options |= {"frames": True, "masks": True}
-    env = make_env(config.env.name, num_envs=check_num_envs(config), seed=COLLECTION_SEED + seed, **options)
-    try:
-        _check_masks(config, scorer, env)
-        with stages.stage("collect frames", count, "frames") as bar:
-            frames, masks = _collect(
-                env, count, 1 / float(block.get("save_every", 10)), COLLECTION_SEED + seed, bar
-            )
-    finally:
-        if not env.is_closed:  # a batch of environments that was never stepped refuses to be closed
-            env.close()
+    frames, masks = walk(config, stages, count, None if scorer is None else scorer.reads)
     if scorer is None:
         scorer = _train_scorer(config, folder / "scorer", stages, frames, masks, prompt)
     images = frames
     if scorer.reads == "goal_mask":
         assert masks is not None
         images = masks[:, None]
-    explore = VirtualExploration(scorer, **_options(block.get("exploration")))
+    explore = VirtualExploration(scorer, **options_of(block.get("exploration")))
     with stages.stage("label frames", count, "frames") as bar:
-        labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=_follow(bar))
+        labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
     unet, options = _unet(block)
     model = unet(text_dim=text.shape[-1], **options).to(find_device(config))
-    fit = {"how": "small", **_options(block.get("fit"))}
+    fit = {"how": "small", **options_of(block.get("fit"))}
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(
             model,
@@ -242,7 +258,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
             masks=masks,
             seed=seed,
             checkpoint=folder / "fit.pt",
-            progress=_follow(bar, fit.get("budget")),
+            progress=follow(bar, fit.get("budget")),
             **fit,
         )
     save_affordance(folder / "model", model, text, prompt)
@@ -258,54 +274,6 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     return tools
 
 
-def _collect(env: Any, count: int, probability: float, seed: int, bar: Stage) -> tuple[Tensor, Tensor | None]:
-    """``count`` frames of a random agent, and their masks where the simulator has them.
-
-    Where fewer than one frame in twenty shows the goal, the agent wanders on (five times as long at
-    most) and frames without it make room: a scorer or U-Net that never sees the goal learns nothing.
-    Frames that show it are spread evenly, so that every split has its share.
-    """
-    from wmkit.affordance.unet.dataset import collect_frames
-
-    enough = max(6, count // 20)
-    found: list[Any] = []
-    for attempt in range(5):
-        found.append(
-            collect_frames(
-                env, count, save_probability=probability, seed=seed + 10_000 * attempt, progress=_follow(bar)
-            )
-        )
-        if found[-1].masks is None:
-            return found[-1].frames, None
-        masks = torch.cat([part.masks for part in found])
-        seen = masks.flatten(1).any(1)
-        if int(seen.sum()) >= enough:
-            break
-    frames = torch.cat([part.frames for part in found])
-    shown, hidden = seen.nonzero()[:count, 0], (~seen).nonzero()[:, 0]
-    hidden = hidden[: count - len(shown)]
-    place = [(torch.arange(len(rows)) + at) / max(len(rows), 1) for rows, at in ((shown, 1.0), (hidden, 0.5))]
-    order = torch.cat([shown, hidden])[torch.cat(place).argsort()]
-    return frames[order], masks[order]
-
-
-def _check_masks(config: DictConfig, scorer: Any | None, env: Any) -> None:
-    """Refuse what needs object masks in an environment that shows none, before it is walked in."""
-    shown = env.observation_spec.keys()
-    if "frame" not in shown or "goal_mask" in shown:  # without frames nothing at all, as collecting says
-        return
-    if scorer is None:
-        raise MissingWeightsError(
-            "scorer 'embedded' has no weights: found none and an environment without object masks to train "
-            "on, wanted either; give affordance.scorer.path=FOLDER or use affordance=hf_clip"
-        )
-    if scorer.reads == "goal_mask":
-        raise ConfigError(
-            f"scorer {_scorer(config)[0]!r} reads object masks: found an environment without goal_mask, "
-            "wanted one with it; use a scorer that reads frames"
-        )
-
-
 def _train_scorer(
     config: DictConfig, folder: Path, stages: Stages, frames: Tensor, masks: Tensor | None, prompt: str
 ) -> Any:
@@ -315,11 +283,11 @@ def _train_scorer(
     assert masks is not None
     block = config.affordance
     scorer = EmbeddedScorer(**_scorer(config)[2])
-    fit = {"steps": 300, **_options(block.get("scorer_fit"))}
+    fit = {"steps": 300, **options_of(block.get("scorer_fit"))}
     sparse = torch.ones(len(frames), dtype=torch.bool)  # kept frames are too far apart to be a walk
     with stages.stage("train scorer", int(fit["steps"]), "updates") as bar:
         source = ClipSource(frames, masks[:, None], prompt, sparse)
-        scorer.fit(source, seed=int(config.get("seed", 0)), progress=_follow(bar), **fit)
+        scorer.fit(source, seed=int(config.get("seed", 0)), progress=follow(bar), **fit)
     scorer.save(folder)
     return scorer
 
@@ -340,7 +308,7 @@ def _unet(block: DictConfig) -> tuple[Any, dict[str, Any]]:
     """The class of the U-Net that is asked for, and its options."""
     from wmkit.affordance import unet
 
-    options = _options(block.get("unet"))
+    options = options_of(block.get("unet"))
     kind, kinds = options.pop("name", "small"), {"small": "SmallUNet", "swin": "SwinUNet"}
     if kind not in kinds:
         raise ConfigError(
@@ -349,28 +317,34 @@ def _unet(block: DictConfig) -> tuple[Any, dict[str, Any]]:
     return getattr(unet, kinds[kind]), options
 
 
+def _look(config: DictConfig, run: RunDirectory, stages: Stages, saved: SavedAffordance) -> None:
+    """Maps of a model that was not fitted here, beside the simulator's truth, for the report."""
+    from wmkit.affordance.unet.agreement import truth
+    from wmkit.affordance.unet.fit_report import examples
+
+    frames, masks = walk(config, stages, LOOKED_AT, "frame")
+    text = saved.text_features[0]
+    maps = torch.cat([saved.model.predict(part, text) for part in frames.split(16)])
+    shown = examples(masks, len(frames), 8)
+    panels = {"frame": frames[shown], "prediction": (255 * maps[shown]).round().to(torch.uint8)}
+    if masks is not None:
+        panels["mask"] = masks[shown]
+        numbers = truth(maps, masks)
+        run.log(0, "affordance", {f"affordance/truth_{k}": v for k, v in numbers.items()})
+    _show(run, panels)
+
+
 def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:
-    """Held-out examples for the report."""
+    """Examples for the report."""
     if not panels:
         return
     arrays = {"frames": channels_last(panels["frame"])}
-    arrays |= {
-        key: panels[name].numpy() / 255.0 for key, name in (("labels", "label"), ("maps", "prediction"))
-    }
+    for key, name in (("labels", "label"), ("maps", "prediction")):
+        if name in panels:
+            arrays[key] = panels[name].numpy() / 255.0
     if "mask" in panels:
         arrays["masks"] = panels["mask"].bool().numpy()
     save_evidence(run, "affordance", **arrays)
-
-
-def _follow(bar: Stage, budget: float | None = None) -> Any:
-    """Progress of the affordance room (done, total, numbers) as a stage's; ``budget`` seconds end it."""
-
-    def progress(done: int, total: int, numbers: dict[str, float]) -> None:
-        if budget:
-            bar.limit = lambda: budget - numbers["seconds"]
-        bar.reach(done, total, **{k: v for k, v in numbers.items() if k in ("loss", "accuracy")})
-
-    return progress
 
 
 def _prompt(config: DictConfig) -> str:
@@ -384,17 +358,10 @@ def _prompt(config: DictConfig) -> str:
 
 def _scorer(config: DictConfig) -> tuple[str, str | None, dict[str, Any]]:
     """Name, path and options of the scorer that is asked for."""
-    options = _options(config.affordance.get("scorer"))
+    options = options_of(config.affordance.get("scorer"))
     return str(options.pop("name", "embedded")), options.pop("path", None) or None, options
 
 
 def _is_trained_here(config: DictConfig) -> bool:
     name, path, _ = _scorer(config)
     return name == "embedded" and path is None
-
-
-def _options(block: Any) -> dict[str, Any]:
-    if block is None:
-        return {}
-    options: Any = OmegaConf.to_container(block, resolve=True)
-    return options

@@ -9,11 +9,13 @@
 ``dataset``            frames with labels, collected and on disk
 ``fit``, ``recipes``   training, ``augment`` included
 ``fit_report``         how good a fit is, by ``agreement``
+``shipped/``           models that wmkit brings, a folder per task and world
 =====================  ==========================================================
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +35,11 @@ _HOMES = {
     "save_affordance": "save",
 }
 
+SHIPPED = Path(__file__).parent / "shipped"
+"""Folder of the models that wmkit brings, each as :func:`save_affordance` writes it, named TASK_WORLD."""
+
 __all__ = [
+    "SHIPPED",
     "AffordanceUNet",
     "SavedAffordance",
     "SmallUNet",

@@ -89,7 +89,7 @@ def judge(
         predictions.append(model.predict(frames, text).cpu())
     maps, labels = torch.cat(predictions), data.labels[held].float() / 255  # [N, H, W] each
     masks = None if data.masks is None else data.masks[held]
-    shown = _examples(masks, len(held), panels)
+    shown = examples(masks, len(held), panels)
     pictures = {
         "index": held[shown],
         "frame": data.frames[held[shown]],
@@ -109,7 +109,7 @@ def judge(
     )
 
 
-def _examples(masks: Tensor | None, n: int, count: int) -> Tensor:
+def examples(masks: Tensor | None, n: int, count: int) -> Tensor:
     """Indices of frames worth looking at: spread over time, three quarters of them with the goal in view."""
     everything = torch.arange(n)
     if masks is None:

@@ -88,12 +88,12 @@ def affordance(run: RunDirectory) -> str:
     numbers = next(iter(run.metrics("affordance")), {})
     known = (
         ("agreement_correlation", "correlation with virtual exploration"),
-        ("agreement_iou", "overlap (IoU) with it"),
-        ("truth_iou", "with the true mask"),
+        ("agreement_iou", "overlap (IoU) with virtual exploration"),
+        ("truth_iou", "overlap (IoU) with the true mask"),
         ("truth_window_hit_rate", "zoom window touches the goal"),
     )
     found = [(text, numbers.get(f"affordance/{name}")) for name, text in known]
-    note += " On held-out frames: " if any(value is not None for _, value in found) else ""
+    note += " On frames that it never learned from: " if any(value is not None for _, value in found) else ""
     note += ", ".join(f"{text} {value:.2f}" for text, value in found if value is not None)
     return section("Affordance maps", note, body)
 
