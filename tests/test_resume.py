@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,4 +111,36 @@ def test_interrupted(tmp_path, monkeypatch, system, count):
     assert train(configured(system, folder, "CartPole-v1", count)).interrupted
     assert train(read_config(system, [f"resume={folder}"])).interrupted
     assert not train(read_config(system, [f"resume={folder}"])).interrupted
+    equal_runs(tmp_path / "whole", folder)
+
+
+KILLED = """
+import os, signal, sys
+from wmkit.training.checkpoints import CheckpointStore
+save, saves = CheckpointStore.save, []
+
+def saved(*arguments, **options):
+    path = save(*arguments, **options)
+    saves.append(path)
+    if len(saves) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return path
+
+CheckpointStore.save = saved
+sys.path.insert(0, sys.argv[1])
+from test_resume import configured
+from wmkit.training.trainer import train
+from pathlib import Path
+train(configured(sys.argv[2], Path(sys.argv[3]), "Pendulum-v1", 2))
+"""
+
+
+def test_killed_at_a_checkpoint(tmp_path, system="dreamer_v3"):
+    """By SIGKILL; in an environment whose actions are scaled."""
+    folder = tmp_path / "stopped"
+    arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), system, str(folder)]
+    found = subprocess.run(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    train(configured(system, tmp_path / "whole", "Pendulum-v1", 2))
+    train(read_config(system, [f"resume={folder}"]))
     equal_runs(tmp_path / "whole", folder)

@@ -35,7 +35,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
             "left": trainer.ratio.left,
             "score": trainer.score,
             "replay_steps": trainer.memory.env_steps,
-            "since": {name: every.since for name, every in trainer.due.items()},
+            "since": trainer.since | {name: every.since for name, every in trainer.due.items()},
         },
         "tracker": trainer.tracker.state_dict(),
         "means": trainer.guard.state_dict(),

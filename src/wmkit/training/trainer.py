@@ -345,7 +345,8 @@ class Trainer:
         for episode in result.episodes:
             self.run.episode(self.step, stage, episode.line())
         if result.episodes:
-            self.score = (headline(result.numbers()) or (None, None))[1]
+            if result.whole:  # by one stopped early no checkpoint is called the best
+                self.score = (headline(result.numbers()) or (None, None))[1]
             assert result.protocol is not None
             self.run.score(self.step, stage, result.numbers(), result.protocol.record())
         self._look_for_faults()

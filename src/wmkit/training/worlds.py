@@ -155,11 +155,12 @@ class Worlds:
     def _as_the_environment_sees(self, actions: Tensor) -> Tensor:
         """Actions ``[n, A]`` of the policy, through the transforms on their way in."""
         env: Any = self._env
-        taken = TensorDict({"action": actions}, batch_size=[len(actions)])
+        batch = [len(actions), *env.batch_size]
+        taken = TensorDict({"action": actions[:, None].expand(*batch, -1)}, batch_size=batch)
         while isinstance(env, TransformedEnv):
             taken = env.transform.inv(taken)
             env = env.base_env
-        return taken["action"].to(env.full_action_spec["action"].dtype)
+        return taken["action"][:, 0].to(env.full_action_spec["action"].dtype)
 
 
 def _open_episode(streams: ReplayStreams, stream: int, begins: Tensor) -> tuple[Tensor, Tensor] | None:
