@@ -25,8 +25,9 @@ from wmkit.systems import build_from, compose
 from wmkit.systems.system import System
 from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.evaluate import Evaluation
+from wmkit.training.keeping import restore_system
 from wmkit.training.run import RunDirectory
-from wmkit.training.trainer import Summary, restore_system
+from wmkit.training.trainer import Summary
 
 SMALL = (
     "preset=smoke",

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 from torchrl.envs import SerialEnv
 from typer.testing import CliRunner
 
-from support.toy import LENGTH, ToySystem, toy_config, toy_parts
+from support.toy import LENGTH, ToyPolicy, ToySystem, toy_config, toy_parts
 from wmkit.data import ReplayStreams
 from wmkit.data.repair import not_finite
 from wmkit.envs.counting import CountingEnv
@@ -28,6 +28,9 @@ from wmkit.envs.guarded import Guard, Guarded
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, SpecError
 from wmkit.training.checkpoints import CheckpointStore
+from wmkit.training.collect import with_carry
+from wmkit.training.evaluate import evaluate
+from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
 from wmkit.training.trainer import Trainer, train
 
@@ -248,6 +251,14 @@ def test_an_interrupt_ends_no_call_of_another_thread():
     thread.start()
     thread.join()
     assert seen == [1, None]
+
+
+def test_an_episode_that_failed_counts_in_no_evaluation():
+    policy = ToyPolicy(3)
+    env = with_carry(serial(Guard("faulty", restarts=5), partial(Faulty, "nan"), CountingEnv), policy)
+    played = evaluate(policy, env, EvaluationProtocol("counting", 6))
+    assert [e.episode_return for e in played.episodes] == [28.0, 28.0, 28.0, 28.0, 28.0] and played.whole
+    assert str(played.protocol).startswith("5 of 6 episodes")
 
 
 def test_an_episode_without_an_end_is_cut_in_an_evaluation(tmp_path):

@@ -31,8 +31,8 @@ from wmkit.envs import make_env
 from wmkit.errors import CheckpointError
 from wmkit.systems import System, dreamerv3_jax_parameters
 from wmkit.systems.convert.dreamerv3_jax import COUNT
+from wmkit.training.keeping import restore_system
 from wmkit.training.parts import default_parts
-from wmkit.training.trainer import restore_system
 
 SHAPES = json.loads((Path(__file__).parent / "dreamerv3_jax_parameters.json").read_text(encoding="utf-8"))
 SIX, CLASSES, GROUPS = Bounded(-1, 1, (6,)), 4, 32

@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from support.toy import ToySystem, queued_config, toy_config, toy_env, toy_parts
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
 from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
+from wmkit.training.keeping import restore_system
 from wmkit.training.parts import make_memory
 from wmkit.training.run import RunDirectory
-from wmkit.training.trainer import restore_system, train
+from wmkit.training.trainer import train
 
 
 def test_a_checkpoint_of_another_shape_names_the_parameter(tmp_path):

@@ -168,6 +168,18 @@ def test_an_evaluation_cut_short_says_how_many_episodes_it_is_of():
     assert whole.protocol == protocol and len(whole.episodes) == 6
 
 
+def test_an_evaluation_cut_short_makes_no_checkpoint_the_best(tmp_path):
+    trainer = Trainer(config := toy_config(tmp_path / "run"), RunDirectory.create(config), parts=toy_parts())
+    trainer.deadline.playing_over = lambda: bool(list(trainer.run.episodes("final")) or trainer.step == 160)
+    trainer.train()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    assert store.meta(store.latest())["score"] == 28.0 and not list(trainer.run.metrics("final"))
+    trainer.score = None
+    calls = iter([False] * LENGTH)
+    trainer.deadline.playing_over = lambda: next(calls, True)
+    assert len(trainer._evaluate(3, "evaluate").episodes) == 2 and trainer.score is None
+
+
 @pytest.mark.parametrize(("windows", "waited"), [(0, 0), (9, 16), ("batch", 16), (13, 24)])
 def test_learning_waits_for_windows_and_the_page_says_who_acts(tmp_path, monkeypatch, windows, waited):
     """After 8, 16, 24 steps two streams hold 2, 12, 20 windows of 5 records; a batch has 8 steps."""

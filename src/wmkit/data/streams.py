@@ -23,6 +23,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from wmkit.data.files import LARGEST, need
+from wmkit.data.reservation import Reservation
 from wmkit.data.samplers import Sampler, Uniform, Windows
 from wmkit.data.schema import (
     Field,
@@ -37,7 +38,7 @@ from wmkit.data.schema import (
     plain,
     save_schema,
 )
-from wmkit.data.storage import ADVICE, Column, Counters, Room, reserve
+from wmkit.data.storage import ADVICE, Column, Counters, reserve
 from wmkit.errors import CheckpointError, SpecError
 
 NOBODY = -1
@@ -139,8 +140,7 @@ class ReplayStreams:
         self._signature: tuple = ()
         self._reopened = fields is not None
         self._counters = Counters(3 * self.num_streams + len(options.sparse))
-        self._rooms: list[Room] = []
-        self._group_rooms: dict[str, Room] = {}
+        self._place: Reservation | None = None
         self._to_set_aside = False
         if fields is not None:
             self._allocate(fields, create=False)
@@ -175,13 +175,14 @@ class ReplayStreams:
         self._counters = Counters(3 * self.num_streams + len(self.options.sparse), path, create=create)
         if not create:
             self._check_counters()
-        self._rooms = [
-            Room(aside, stream * self.capacity, self.capacity, int(first))
-            for stream, first in enumerate(self._begin)
-        ]
-        for name in self._groups:
-            size, used = self.options.sparse[name], int(self._used[list(self.options.sparse).index(name)])
-            self._group_rooms[name] = Room(self._sparse[name], 0, size, max(0, used - size))
+        self._place = Reservation(
+            aside,
+            self.capacity,
+            self._begin.tolist(),
+            {name: self._sparse.get(name, []) for name in self.options.sparse},
+            self.options.sparse,
+            self._used.tolist(),
+        )
         self._to_set_aside = not create
         if create and directory is not None:
             save_schema(directory, self.options, fields)
@@ -213,11 +214,12 @@ class ReplayStreams:
     def _set_aside(self) -> None:
         """The place of records that a replay held when it was opened, which a copy may have lost."""
         self._to_set_aside = False
-        for room, end in zip(self._rooms, self._end.tolist(), strict=True):
-            room.ensure(end)
-        for used, name in enumerate(self.options.sparse):
-            if name in self._groups:
-                self._group_rooms[name].ensure(int(self._used[used]))
+        for stream, end in enumerate(self._end.tolist()):
+            self._set_aside_until(stream, end, self._used)
+
+    def _set_aside_until(self, stream: int, end: int, used: np.ndarray) -> None:
+        assert self._place is not None  # since there is a schema
+        self._place.ensure(stream, end, used.tolist())
 
     @property
     def _begin(self) -> np.ndarray:
@@ -355,10 +357,7 @@ class ReplayStreams:
             return torch.from_numpy(index)
         if self._to_set_aside:
             self._set_aside()
-        self._rooms[stream].ensure(end + n)
-        for used, name in enumerate(self.options.sparse):
-            if name in self._groups:
-                self._group_rooms[name].ensure(int(self._used[used]) + n)
+        self._set_aside_until(stream, end + n, self._used + n)
         oldest = end + n - self.capacity
         if oldest > self._begin[stream]:
             self._begin[stream] = oldest

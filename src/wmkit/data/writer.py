@@ -26,6 +26,9 @@ class Streams(Protocol):
     def patch(self, indices: Tensor, values: TensorDictBase) -> int:
         """Overwrite keys of records."""
 
+    def ids(self, stream: int) -> Tensor:
+        """Ids of the records held, oldest first."""
+
 
 class Pairs(Protocol):
     """The part of :class:`wmkit.data.PendingPairs` that :class:`StreamWriter` uses."""
@@ -125,6 +128,11 @@ class StreamWriter:
             exclude=self.exclude,
         )
         return [self._write(chunk, stream) for chunk, stream in zip(chunks, streams, strict=True)]
+
+    def go_on(self) -> None:
+        """The next batch joins what the streams hold, as if this writer had written it."""
+        held = {stream: self.streams.ids(stream)[-1:] for stream in range(self.streams.num_streams)}
+        self._last = {stream: last for stream, last in held.items() if len(last)}
 
     def _write(self, chunk: Chunk, stream: int) -> Written:
         records = chunk.records

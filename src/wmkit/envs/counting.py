@@ -101,5 +101,8 @@ class CountingEnv(EnvBase):
         reward = torch.full((1,), float(self._t))
         return TensorDict({**self._observation(), "reward": reward, **self._done()}, batch_size=[])
 
+    def enter(self, episode: int) -> None:
+        """All episodes are alike (:mod:`wmkit.envs.episodes`)."""
+
     def _set_seed(self, seed: int | None) -> None:
         return None

@@ -24,6 +24,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import DMControlWrapper
 
 from wmkit.envs.adapters import channels_first, needs, unknown
+from wmkit.envs.episodes import episode_seed
 from wmkit.errors import ConfigError
 
 CAMERAS = {"quadruped": 2}  # 0 elsewhere: the one that shows what the task is about
@@ -32,7 +33,21 @@ RENDERERS = ("egl", "osmesa", "off")
 HINT = " with Python 3.12 or older (labmaze, which dm_control asks for, has no newer wheel)"
 
 
-class ProprioEnv(DMControlWrapper):
+class NumberedEnv(DMControlWrapper):
+    """A task whose episodes follow from its seed and their number (:mod:`wmkit.envs.episodes`)."""
+
+    _stream: int | None = None
+
+    def enter(self, episode: int) -> None:
+        """The next reset begins this episode of the stream of its seed."""
+        self._env.task.random.seed(episode_seed(self._stream, episode) % 2**32)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._stream = seed
+        super()._set_seed(seed)
+
+
+class ProprioEnv(NumberedEnv):
     """A task seen by its numbers: each of its observations under its own name, float32 ``[D]``."""
 
     def _make_specs(self, env: Any) -> None:
@@ -59,7 +74,7 @@ class JoinedProprioEnv(ProprioEnv):
         return {"observation": np.concatenate(list(values.values()))}, *rest
 
 
-class VisionEnv(DMControlWrapper):
+class VisionEnv(NumberedEnv):
     """A task seen by a camera: ``pixels`` uint8 ``[3, side, side]``."""
 
     def _make_specs(self, env: Any) -> None:

@@ -54,6 +54,7 @@ class Guard:
     Attributes:
         over: the sentence with which stepping ends; None as long as it goes on.
         stopping: asked while a worker is waited for; true gives it a second more and no restart.
+        numbered: resets enter episode after episode by number, see :mod:`wmkit.envs.episodes`.
         busy: the number of the call that an environment in the main thread is in; None outside of
             one. An interrupt cannot end a call of another thread (``collect_ahead``).
 
@@ -76,6 +77,7 @@ class Guard:
         self.faults: list[Fault] = []
         self.over: str | None = None
         self.stopping: Callable[[], bool] = lambda: False
+        self.numbered = False
         self.busy: int | None = None
         self._calls, self._cut = 0, False
         self._times: deque[float] = deque(maxlen=max(restarts, 1))
@@ -241,6 +243,9 @@ class Guarded(EnvBase):
         number: which of the batch.
         guard: of the batch.
 
+    Attributes:
+        episode: that the next reset begins, where the guard numbers them.
+
     Raises:
         ConfigError: it has a batch of its own.
 
@@ -259,7 +264,8 @@ class Guarded(EnvBase):
         self.full_done_spec = env.full_done_spec.clone()
         if len(env.full_state_spec.keys()):
             self.full_state_spec = env.full_state_spec.clone()
-        self._create, self._number, self._watch = create, number, guard
+        self._create, self.number, self._watch = create, number, guard
+        self.episode = 0
         self._expected = expected
         self.__dict__["_env"] = env  # not a module of this one's
         self._last: TensorDictBase | None = None
@@ -289,10 +295,10 @@ class Guarded(EnvBase):
         except Exception as error:
             self._broken = True
             if not isinstance(error, _Cut):
-                guard.failed(self._number, self._where(), told(error), fresh=self._fresh)
+                guard.failed(self.number, self._where(), told(error), fresh=self._fresh)
             return self._expected.stand_in(self._known())
         if bad:
-            guard.not_finite(self._number, self._where(), bad)
+            guard.not_finite(self.number, self._where(), bad)
             return self._expected.stand_in(self._known())
         self._last, self._fresh = out, False
         return out
@@ -307,17 +313,20 @@ class Guarded(EnvBase):
                     return self._begun(tensordict)
                 try:
                     with guard.calling():
+                        if guard.numbered and self.enters:
+                            self._env.enter(self.episode)
+                            self.episode += 1
                         out = self._env._reset(tensordict, **kwargs)
                     bad = self._expected.check(out, step=False)
                 except Exception as error:
                     self._broken, out = True, None
                     if not isinstance(error, _Cut):
-                        guard.failed(self._number, "reset", told(error), fresh=self._fresh)
+                        guard.failed(self.number, "reset", told(error), fresh=self._fresh)
             if not bad:
                 self._last = out
                 return out
-            guard.not_finite(self._number, "reset", bad)
-        guard.never_finite(self._number, bad)
+            guard.not_finite(self.number, "reset", bad)
+        guard.never_finite(self.number, bad)
         return self._begun(tensordict)
 
     def _renew(self) -> bool:
@@ -329,18 +338,19 @@ class Guarded(EnvBase):
             with guard.calling():
                 self.__dict__["_env"] = self._create()
                 if self._seeded is not None:
-                    self._seeded += NEW_STREAM
+                    if not (guard.numbered and self.enters):  # else the next episode is another one anyway
+                        self._seeded += NEW_STREAM
                     self._env.set_seed(self._seeded)
         except Exception as error:
             if not isinstance(error, _Cut):
-                guard.failed(self._number, "being made anew", told(error), fresh=True)
+                guard.failed(self.number, "being made anew", told(error), fresh=True)
             return False
         self._broken, self._fresh, self._steps = False, True, 0
         return True
 
     def _known(self) -> TensorDictBase:
         if self._last is None:
-            found = self._watch.over or f"environment {self._number} has not begun: wanted a reset first"
+            found = self._watch.over or f"environment {self.number} has not begun: wanted a reset first"
             raise EnvironmentCrashError(found)
         return self._last
 
@@ -352,6 +362,25 @@ class Guarded(EnvBase):
             out.set(key, torch.zeros(shape, dtype=torch.bool))
         self._broken = True
         return out
+
+    @property
+    def enters(self) -> bool:
+        """Whether the environment can begin any of its episodes."""
+        return callable(getattr(self._env, "enter", None))
+
+    @property
+    def broken(self) -> bool:
+        """Whether it has failed and was not made anew."""
+        return self._broken
+
+    def begin(self, episode: int) -> TensorDictBase:
+        """Reset to the beginning of an episode; what it shows, ``[]``."""
+        self.episode = episode
+        return self._reset()
+
+    def take(self, action: torch.Tensor) -> TensorDictBase:
+        """One step; what it shows, with ``reward``."""
+        return self._step(TensorDict({"action": action}, []))
 
     def _where(self) -> str:
         return f"step {self._steps} ({self._age} of its episode)"

@@ -17,6 +17,7 @@ from gymnasium.spaces import Box, Dict, Graph, OneOf, Sequence, Space, Tuple
 from torchrl.envs import EnvBase, GymWrapper
 
 from wmkit.envs.adapters import channels_first, fit_image, making
+from wmkit.envs.episodes import episode_seed
 from wmkit.envs.gymnasium_images import turned
 from wmkit.envs.gymnasium_values import shown, taken
 from wmkit.envs.names import register_ids
@@ -74,9 +75,11 @@ def gymnasium_env(
             game = _make_drawn(name, env_id, options)
         else:
             game = gymnasium.make(env_id, disable_env_checker=True, **options)
-        env = GymWrapper(HandedOver(game, name, image_size if pixels else None, resize))
+        shown_game = HandedOver(game, name, image_size if pixels else None, resize)
+        env = GymWrapper(shown_game)
         env._seed_calls_reset = True  # what TorchRL would find out by a reset that may fail for other reasons
         env.set_seed(seed)  # which resets
+        env.enter = shown_game.enter
     return env
 
 
@@ -96,6 +99,8 @@ class HandedOver(gymnasium.Wrapper):
     def __init__(self, env: Any, name: str, side: int | None = None, resize: int | None = None) -> None:
         super().__init__(env)
         self._name, self._side = name, side
+        self._seed: int | None = None
+        self._next: int | None = None  # the seed of the next reset
         self.action_space, self._write = taken(env.action_space)
         _check_spaces(name, actions=self.action_space)
         if side is not None:
@@ -109,6 +114,10 @@ class HandedOver(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """As gymnasium's."""
+        if seed is not None:
+            self._seed = seed
+        else:
+            seed, self._next = self._next, None
         try:
             handed = self.env.reset(seed=seed, options=options)
         except TypeError as error:
@@ -121,6 +130,10 @@ class HandedOver(gymnasium.Wrapper):
             found = f"a reset that gives {_count(handed)}"
             raise self._older(found, TWO)
         return self._show(handed[0]), handed[1] or {}
+
+    def enter(self, episode: int) -> None:
+        """The next reset begins this episode of the stream of its seed (:mod:`wmkit.envs.episodes`)."""
+        self._next = episode_seed(self._seed, episode)
 
     def step(self, action: Any) -> Any:
         """As gymnasium's."""

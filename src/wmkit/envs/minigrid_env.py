@@ -20,6 +20,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, OneHot, Tensor
 from torchrl.envs import EnvBase
 
 from wmkit.envs.adapters import channels_first, ends, ends_spec, fit_image, needs, unknown
+from wmkit.envs.episodes import episode_seed
 
 TILE = 16  # pixels per square, before the image is made smaller
 
@@ -61,6 +62,7 @@ class MinigridEnv(EnvBase):
         super().__init__(device="cpu", batch_size=torch.Size([]))
         self._game = _make(env_id, options)
         self._missions = _missions(self._game.observation_space["mission"])
+        self._stream: int | None = seed
         self._seed: int | None = seed
         self.pixels, self.image_size = pixels, image_size
         spec: dict[str, TensorSpec] = {"success": Binary(1, dtype=torch.bool)}
@@ -108,7 +110,11 @@ class MinigridEnv(EnvBase):
         return out
 
     def _set_seed(self, seed: int | None) -> None:
-        self._seed = 0 if seed is None else int(seed)  # used by the next reset
+        self._stream = self._seed = 0 if seed is None else int(seed)  # used by the next reset
+
+    def enter(self, episode: int) -> None:
+        """The next reset begins this episode of the stream of its seed (:mod:`wmkit.envs.episodes`)."""
+        self._seed = episode_seed(self._stream, episode)
 
 
 def _make(env_id: str, options: dict[str, Any]) -> Any:

@@ -18,9 +18,10 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
+from wmkit.envs.episodes import episode_seed
 from wmkit.envs.guarded import NEW_STREAM, RESETS, Guard
 from wmkit.envs.worker import CLOSE, GOOD, RESET, SEED, STEP, WRONG, Layout, Worker
 from wmkit.errors import EnvironmentCrashError
@@ -55,6 +56,7 @@ class ParallelWorlds(EnvBase):
             self.full_state_spec = probe.full_state_spec.expand(
                 len(constructors), *probe.full_state_spec.shape
             )
+        self._enters = callable(getattr(probe, "enter", None))
         probe.close()
         self.guard = guard or Guard(name)
         self._strict = guard is None
@@ -95,7 +97,7 @@ class ParallelWorlds(EnvBase):
                 break
             for worker in asked:
                 worker.age = 0
-                worker.ask(RESET)
+                worker.ask(RESET + self._next_episode(worker))
             bad = self._await(asked, "reset", self.guard.timeout)
             for worker, keys in bad.items():
                 tries[worker] += 1
@@ -108,6 +110,17 @@ class ParallelWorlds(EnvBase):
         for worker in waiting:  # the last observation once more; nothing is kept that comes after it
             self._abandon(worker)
         return self._layout.get(step=False)
+
+    def _next_episode(self, worker: Worker) -> bytes:
+        if not self.guard.numbered:
+            return b""
+        episode, worker.episode = worker.episode, worker.episode + 1
+        return json.dumps([episode, episode_seed(self._seeds[worker.number], episode)]).encode()
+
+    @property
+    def worlds(self) -> list[_Seat]:
+        """Its environments, see :mod:`wmkit.envs.episodes`."""
+        return [_Seat(self, worker) for worker in self._workers]
 
     def _await(
         self, asked: Iterable[Worker], where: str | None, timeout: float | None
@@ -168,8 +181,10 @@ class ParallelWorlds(EnvBase):
         worker.start()
         self._await([worker], "being made anew", self._making())
         if not worker.broken and (seed := self._seeds[number]) is not None:
-            self._seeds[number] = seed + NEW_STREAM
-            worker.ask(SEED + json.dumps([seed + NEW_STREAM, False]).encode())
+            if not (self.guard.numbered and self._enters):  # else the next episode is another one anyway
+                seed += NEW_STREAM
+            self._seeds[number] = seed
+            worker.ask(SEED + json.dumps([seed, False]).encode())
             self._await([worker], "being made anew", self.guard.timeout)
         return not worker.broken
 
@@ -212,3 +227,38 @@ class ParallelWorlds(EnvBase):
         for worker in self.__dict__.get("_workers", ()):
             with suppress(Exception):
                 worker.kill()
+
+
+class _Seat:
+    """One environment of a batch of processes, as :class:`wmkit.envs.episodes.World`."""
+
+    def __init__(self, batch: ParallelWorlds, worker: Worker) -> None:
+        self._batch, self._worker = batch, worker
+        self.number, self.enters = worker.number, batch._enters
+
+    @property
+    def episode(self) -> int:
+        return self._worker.episode
+
+    @episode.setter
+    def episode(self, number: int) -> None:
+        self._worker.episode = number
+
+    @property
+    def broken(self) -> bool:
+        return self._worker.broken
+
+    def begin(self, episode: int) -> TensorDictBase:
+        self.episode = episode
+        mask = torch.arange(len(self._batch._workers)) == self.number
+        return self._batch._reset(TensorDict({"_reset": mask[:, None]}, mask.shape))[self.number]
+
+    def take(self, action: torch.Tensor) -> TensorDictBase:
+        batch, worker = self._batch, self._worker
+        batch._layout.views["in"]["action"][self.number] = action
+        worker.taken += 1
+        worker.age += 1
+        worker.ask(STEP)
+        bad = batch._await([worker], None, batch.guard.timeout)
+        worker.fresh &= worker.broken or bool(bad)
+        return batch._layout.get(step=True)[self.number]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -138,6 +140,7 @@ class Worker:
     def __init__(self, create: Callable[[], EnvBase], number: int, layout: Layout) -> None:
         self.create, self.number, self.layout = create, number, layout
         self.answer: list[Any] = []
+        self.episode = 0  # that the next reset begins, where they are numbered
         self.start()
 
     def start(self) -> None:
@@ -225,10 +228,21 @@ def work(create: bytes, number: int, layout: Layout, pipe: Any, parent: int | No
 def _do(env: EnvBase, number: int, layout: Layout, what: bytes) -> list[Any] | None:
     if what == STEP:
         return layout.answer(number, env.step(layout.given(number)).get("next"), step=True) or None
-    if what == RESET:
+    if what[:1] == RESET:
+        if what[1:]:
+            _enter(env, *json.loads(what[1:]))
         return layout.answer(number, env.reset(), step=False) or None
     seed, static = json.loads(what[1:])
     return [env.set_seed(seed, static)]
+
+
+def _enter(env: EnvBase, episode: int, seed: int) -> None:
+    """Let the next reset begin an episode, and the chance of this process with it."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if callable(enter := getattr(env, "enter", None)):
+        enter(episode)
 
 
 def _answered(pipe: Any, call: Callable[[], Any]) -> Any:

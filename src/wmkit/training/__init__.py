@@ -5,6 +5,8 @@ checkpoints.py       whole or absent, newest two and the best
 checkpoint_files.py  safetensors, JSON and a checksum of each
 owed.py              lines of episodes that no kill loses
 trainer.py           the recipe; read this first
+keeping.py           what a checkpoint holds, and how a run is taken up again
+worlds.py            environments brought back to where they were
 settings.py          what a run is told, as typed values
 parts.py             how a configuration becomes environments, system and replay
 affordance_stage.py  scorer, random frames, labels, U-Net

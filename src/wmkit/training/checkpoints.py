@@ -216,7 +216,7 @@ def _check_contents(state: Mapping[str, Any], source: str) -> None:
     def check(fits: bool, name: str, found: Any, wanted: str) -> None:
         need(fits, f"{name!r} of {source}", found, wanted, ADVICE)
 
-    for name in {*RUN, "transform"} & state.keys():
+    for name in {*RUN, "transform", "means", "worlds"} & state.keys():
         check(isinstance(state[name], dict), name, state[name], "a mapping")
     if (counters := state.get("counters")) is not None:
         for name in COUNTS:
@@ -224,10 +224,41 @@ def _check_contents(state: Mapping[str, Any], source: str) -> None:
         owed, score = counters.get("owed"), counters.get("score")
         check(is_number(owed) and abs(owed) < 2**31, "counters/owed", owed, "a number of updates")
         check(score is None or is_number(score), "counters/score", score, "a number or null")
+        left, since = counters.get("left"), counters.get("since", {})
+        check(left is None or (is_count(left) and left < 2**31), "counters/left", left, "a number of updates")
+        fits = isinstance(since, dict) and all(map(is_count, since.values()))
+        check(fits, "counters/since", since, "steps")
+    check(_are_sums(state.get("means", {})), "means", state.get("means"), "sums of the log")
     if (tracker := state.get("tracker")) is not None:
         recent = tracker.get("recent")
         fits = isinstance(recent, list) and all(map(_is_episode, recent))
         check(fits, "tracker/recent", recent, "a list of return, length, success and achievements")
+        check(_are_sums(tracker.get("sums", {})), "tracker/sums", tracker.get("sums"), "sums of the log")
+        check(_are_open(tracker.get("open", _NONE)), "tracker/open", tracker["open"], "unfinished episodes")
+
+
+_NONE: list[list[Any]] = [[], [], [], []]
+
+
+def _are_sums(sums: Any) -> bool:
+    """Whether these are values of metrics by name, ``[n]`` each."""
+    return isinstance(sums, dict) and all(
+        isinstance(one, Tensor) and one.is_floating_point() and one.ndim == 1 and len(one)
+        for one in sums.values()
+    )
+
+
+def _are_open(lists: Any) -> bool:
+    """Whether these are returns, lengths, successes and ends of unfinished episodes."""
+    if not isinstance(lists, list) or len(lists) != 4 or not all(isinstance(one, list) for one in lists):
+        return False
+    returns, lengths, *flags = lists
+    kinds = all(map(is_number, returns)) and all(map(is_count, lengths))
+    return (
+        kinds
+        and all(isinstance(flag, bool) for one in flags for flag in one)
+        and (len({len(one) for one in lists}) == 1)
+    )
 
 
 def _is_episode(entry: Any) -> bool:

@@ -260,6 +260,21 @@ class Collection:
         if self._pending is not None:
             wait([self._pending])
 
+    @property
+    def carried(self) -> TensorDictBase | None:
+        """What the next step starts from, ``[N]``: observations, the policy's carry; None with ``ahead``."""
+        return None if self._worker is not None else self._collector._carrier.exclude("collector")
+
+    def carry(self, carried: TensorDictBase) -> None:
+        """Start the next step from this; the environments are where it says."""
+        now = self._collector._carrier
+        carried = carried if now.device is None else carried.to(now.device)
+        self._collector._carrier = carried.update(now.select("collector", strict=False))
+
+    def restart(self) -> None:
+        """Reset every environment."""
+        self._collector.reset()
+
     def _next(self) -> TensorDictBase:
         if self._batches is None:
             self._batches = iter(self._collector)
@@ -303,6 +318,8 @@ class EpisodeTracker:
         self.recent: deque[Episode] = deque(maxlen=window)
         self.ended_in: list[int] = []  # environments of the episodes that the last call returned
         self._sums: dict[str, list[torch.Tensor]] = {}
+
+    _OPEN = ("_returns", "_lengths", "_succeeded", "_over")  # of unfinished episodes, a list per number
 
     @property
     def success_rate(self) -> float | None:
@@ -348,17 +365,29 @@ class EpisodeTracker:
                     self._succeeded[env] = self._over[env] = False
         return ended
 
-    def numbers(self) -> dict[str, float]:
-        """Means since the last call, and :func:`means` over the window."""
-        sums, self._sums = self._sums, {}
+    def numbers(self, keep: bool = False) -> dict[str, float]:
+        """Means since the last call (which this is not, with ``keep``), and :func:`means` over the window."""
+        sums = self._sums
+        if not keep:
+            self._sums = {}
         names = {"jump": "jump_rate", "is_zoomed": "zoom_rate"}
         numbers = {f"collect/{names.get(k, k)}": torch.stack(v).mean().item() for k, v in sums.items()}
         return numbers | means(self.recent)
 
     def state_dict(self) -> dict[str, Any]:
-        """The window; unfinished episodes are not kept, since a resumed run resets its environments."""
-        return {"recent": [list(vars(e).values()) for e in self.recent]}
+        """The window, sums and unfinished episodes."""
+        return {
+            "recent": [list(vars(e).values()) for e in self.recent],
+            "sums": {key: torch.stack(values) for key, values in self._sums.items()},
+            "open": [list(getattr(self, name)) for name in self._OPEN],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
+        """Undo :meth:`state_dict` but for unfinished episodes, see :meth:`go_on`."""
         self.recent.extend(Episode(*entry) for entry in state["recent"])
+        self._sums = {key: list(values) for key, values in state.get("sums", {}).items()}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take up the unfinished episodes of a state too: the environments are still in them."""
+        for name, values in zip(self._OPEN, state["open"], strict=True):
+            setattr(self, name, list(values))

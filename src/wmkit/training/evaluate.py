@@ -102,6 +102,7 @@ class Evaluation:
     trajectories: list[TensorDictBase] = field(default_factory=list)
     views: list[TensorDictBase] = field(default_factory=list)
     protocol: EvaluationProtocol | None = None
+    whole: bool = False  # not stopped early
 
     def numbers(self) -> dict[str, float]:
         """Means over the episodes; empty when none was finished."""
@@ -175,7 +176,7 @@ def evaluate(
         on_episode: called with each finished episode.
 
     Returns:
-        One record per reset.
+        One record per reset; none of an episode whose environment failed, which is not played again.
     """
     keys = {*RECORD_KEYS, *getattr(policy, "observations", ("observation",))}
     policy, count = for_env(policy, env), env.batch_size[0]
@@ -211,17 +212,18 @@ def evaluate(
                 totals[index] += reward[index] if came[index] else 0.0
                 lengths[index] += came[index]
                 succeeded[index] |= success is not None and success[index]
-                cut = not came[index] or (lengths[index] >= limit and not done[index])
-                if cut and not done[index]:
+                cut = lengths[index] >= limit and not done[index]
+                if not done[index] and (cut or not came[index]):
                     tired[index] = done[index] = True
                 if done[index]:
                     quota[index] -= 1
-                    won = succeeded[index] if success is not None else None
-                    unlocked = achievements(arrived[index])
-                    result.episodes.append(Episode(totals[index], lengths[index], won, unlocked, cut))
-                    on_episode(result.episodes[-1])
+                    if came[index]:
+                        won = succeeded[index] if success is not None else None
+                        unlocked = achievements(arrived[index])
+                        result.episodes.append(Episode(totals[index], lengths[index], won, unlocked, cut))
+                        on_episode(result.episodes[-1])
                     totals[index], lengths[index], succeeded[index] = 0.0, 0, False
-            finished = [r for r in recorders if done[r.env]]
+            finished = [r for r in recorders if done[r.env] and came[r.env]]
             recorders = [r for r in recorders if not done[r.env]]
             _keep(result, finished)
             if any(tired) and any(quota):
@@ -230,7 +232,8 @@ def evaluate(
                 )
                 tired = [False] * count
     cut_off = sum(episode.cut for episode in result.episodes) or None
-    result.protocol = replace(protocol, played=len(result.episodes) if any(quota) else None, cut=cut_off)
+    played, result.whole = len(result.episodes), not any(quota)
+    result.protocol = replace(protocol, played=None if played == protocol.episodes else played, cut=cut_off)
     return result
 
 

@@ -78,11 +78,21 @@ class FiniteGuard:
             )
         self._copy()
 
-    def means(self) -> dict[str, float]:
-        """Check, return the mean of each metric since the last call, and start anew."""
+    def means(self, keep: bool = False) -> dict[str, float]:
+        """Check, return the mean of each metric since the last call, and, unless ``keep``, start anew."""
         self.check()
-        sums, self._sums = self._sums, {}
+        sums = self._sums
+        if not keep:
+            self._sums = {}
         return {name: sum(values) / len(values) for name, values in sums.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was looked at since the last :meth:`means`, by metric, float64 ``[n]``."""
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Undo :meth:`state_dict`."""
+        self._sums = {name: values.tolist() for name, values in state.items()}
 
     def _copy(self) -> None:
         now = time.monotonic()

@@ -165,14 +165,18 @@ class ReplayMemory:
         length = latents["state" if "state" in latents.keys() else "belief"].shape[1]
         self.streams.patch(index[:, index.shape[1] - length :], latents)
 
-    def numbers(self) -> dict[str, float]:
-        """For the log: records held, and what became of the jump pairs."""
+    def go_on(self) -> None:
+        """The next batch goes on with the episodes that replay ends in: the environments still do."""
+        self.writer.go_on()
+
+    def numbers(self, keep: bool = False) -> dict[str, float]:
+        """For the log: records held, and what became of jump pairs since the last call without ``keep``."""
         numbers = {"replay/records": float(len(self.streams))}
         if self.pairs is not None:
             numbers |= {f"pairs/{name}": float(value) for name, value in self.pairs.counts().items()}
             if self._spans:
                 numbers["pairs/span_mean"] = torch.cat(self._spans).mean().item()
-                self._spans = []
+                self._spans = self._spans if keep else []
         return numbers
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,6 +184,7 @@ class ReplayMemory:
         state: dict[str, Any] = {"streams": self.streams.state_dict()}
         if self.pairs is not None:
             state["pairs"] = self.pairs.state_dict()
+            state["spans"] = torch.cat(self._spans) if self._spans else torch.zeros(0)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,6 +198,10 @@ class ReplayMemory:
         need(fits, "'memory/streams' of a checkpoint", streams, "a sampler's state for this replay", ADVICE)
         if self.pairs is not None and pairs is not None:
             need(_are_pairs(pairs), "'memory/pairs' of a checkpoint", pairs, "jump pairs that wait", ADVICE)
+        spans = state.get("spans", torch.zeros(0))
+        fits = isinstance(spans, Tensor) and spans.ndim == 1
+        need(fits, "'memory/spans' of a checkpoint", spans, "lengths of jumps", ADVICE)
+        self._spans = [spans] if len(spans) else []
         try:
             self.streams.load_state_dict(dict(streams or {}))
             if self.pairs is not None and pairs is not None:

@@ -10,13 +10,13 @@ import torch
 from wmkit.training.checkpoints import RUN, CheckpointStore
 from wmkit.training.collect import closing
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
+from wmkit.training.keeping import restore_system
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
 from wmkit.training.report import gather_evidence, write_report
 from wmkit.training.run import RunDirectory
 from wmkit.training.settings import Settings, set_up
-from wmkit.training.trainer import restore_system
 
 
 class Opened(NamedTuple):

@@ -30,6 +30,7 @@ class UpdateRatio:
     def __init__(self, train_ratio: float, batch_steps: int) -> None:
         self.per_step = train_ratio / batch_steps
         self.owed = 0.0
+        self.left = 0  # whole updates that an interrupt left
 
     def due(self, steps: int) -> int:
         """Count ``steps`` environment steps and return the whole updates they pay for."""
@@ -37,6 +38,17 @@ class UpdateRatio:
         whole = int(self.owed + 1e-9)
         self.owed -= whole
         return whole
+
+    def take_left(self) -> int:
+        """The updates that an interrupt left; none are left then."""
+        left, self.left = self.left, 0
+        return left
+
+    def restore(self, owed: float, left: int | None) -> None:
+        """What a checkpoint knows; older ones count what is left among what is owed."""
+        self.owed, self.left = owed, left or 0
+        if left is None:
+            self.left = self.due(0)
 
 
 class Every:
@@ -46,20 +58,22 @@ class Every:
         interval: 0 means never.
         start: the step counting begins at.
 
+    Attributes:
+        since: the step of the last true answer, or where counting began.
+
     >>> every = Every(10)
-    >>> [every(step) for step in (4, 12, 16, 20)]
-    [False, True, False, True]
+    >>> [every(step) for step in (4, 12, 16, 20)], every.since
+    ([False, True, False, True], 20)
     """
 
     def __init__(self, interval: int, start: int = 0) -> None:
-        self.interval = int(interval)
-        self._last = start // self.interval if self.interval else 0
+        self.interval, self.since = int(interval), start
 
     def __call__(self, step: int) -> bool:
         """Whether a multiple of the interval was passed since the last true answer."""
-        if not self.interval or step // self.interval == self._last:
+        if not self.interval or step // self.interval == self.since // self.interval:
             return False
-        self._last = step // self.interval
+        self.since = step
         return True
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -107,6 +109,8 @@ def set_up(config: DictConfig) -> tuple[torch.device, int]:
         check_range("threads", threads, 1)
         torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    random.seed(seed)  # which environments may draw from, as from NumPy's
+    np.random.seed(seed)
     return find_device(config), seed
 
 

@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wmkit.data.repair import clear_latents, not_finite
 from wmkit.errors import (
-    CheckpointError,
     ConfigError,
     EnvironmentCrashError,
     NonFiniteLossError,
@@ -29,12 +27,13 @@ from wmkit.errors import (
 )
 from wmkit.fast import keep_freed_memory
 from wmkit.optim.captured import make_update
-from wmkit.training.checkpoints import RUN, CheckpointStore, check_shapes, rng_state, set_rng_state
+from wmkit.training import keeping
+from wmkit.training.checkpoints import CheckpointStore, rng_state, set_rng_state
 from wmkit.training.collect import Collection, EpisodeTracker, ProlongEpisodes, came
 from wmkit.training.evaluate import Episode, Evaluation, evaluate, headline, means
 from wmkit.training.faults import Faults
 from wmkit.training.guard import FiniteGuard, scalars
-from wmkit.training.owed import Owed, owing, settle
+from wmkit.training.owed import Owed, owing
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
@@ -42,6 +41,7 @@ from wmkit.training.run import RunDirectory
 from wmkit.training.schedule import Deadline, Every, Interrupt, UpdateRatio
 from wmkit.training.settings import Settings, set_up
 from wmkit.training.summary import Summary, summarise
+from wmkit.training.worlds import Worlds
 
 
 class Trainer:
@@ -73,6 +73,8 @@ class Trainer:
         self.step = 0  # environment steps, over all environments and sessions
         self.updates = 0
         self.score: float | None = None  # of the newest evaluation: success rate, or return without flags
+        self.due: dict[str, Every] = {}  # what comes now and then, from the first update on
+        self.since: dict[str, int] = {}  # when each of it was last due, in the session before
         self._evaluation_env: Any = None
         self._opened: list[Any] = []
 
@@ -92,11 +94,11 @@ class Trainer:
         self.affordance = self.parts.prepare_affordance(self.config, self.run, self.stages)
         try:
             self._open_worlds()
-            self._restore()
+            keeping.restore(self)
             self.run.write_config()  # a resumed run's may have changed, and now it is known to fit
             with self.interrupt.watching():
                 self._learn()
-                self._save()
+                keeping.save(self)
                 if not (self.updates or self._stopping()):
                     self._say_nothing_was_learned()
                 evaluation = None if self.interrupt.requested else self._finish()
@@ -112,7 +114,6 @@ class Trainer:
     def _open_worlds(self) -> None:
         base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
         self._opened.append(base)
-        base.set_seed(self.seed)
         self.faults.watch(base)
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
@@ -130,6 +131,7 @@ class Trainer:
                 "from what is collected (labels of jumps, prolonged episodes), wanted one that does not; "
                 "leave it false"
             )
+        self.worlds = Worlds(self.env, self.transform, self.seed)
         self.collection = Collection(self.env, self.system.policy, self.settings.collect_length, ahead)
         self._opened.append(self.collection)
         self.memory = self.parts.make_memory(self.config, self.run, self.system, self.num_envs)
@@ -140,7 +142,7 @@ class Trainer:
         windows = self.settings.prefill_windows
         self._windows = replayed if windows == "batch" else windows
         self._check_room()
-        self.guard = FiniteGuard(self._state, self.settings.check_every)
+        self.guard = FiniteGuard(lambda: keeping.state_of(self), self.settings.check_every)
 
     def _check_room(self) -> None:
         """Refuse a replay that never holds the windows which the first update waits for."""
@@ -158,7 +160,7 @@ class Trainer:
         settings = self.settings
         prefill, steps = min(settings.prefill, settings.steps), settings.steps
         random = settings.prefill_actions == "random"
-        if self.updates and self.step >= steps:
+        if self.updates and self.step >= steps and not self.ratio.left:
             self.stages.say(
                 f"nothing is left to learn: found {self.step:,} steps, wanted {steps:,}; set training.steps "
                 "higher to go on"
@@ -170,32 +172,33 @@ class Trainer:
                 bar.start_at(self.step)
                 while self._filling(prefill, steps) and not self._stopping():
                     self._collect(bar, "prefill", random=random)
-        if self.step >= steps or self._stopping():
+        if (self.step >= steps and not self.ratio.left) or self._stopping():
             return
-        log, evaluation, save = (
-            Every(every, self.step)
-            for every in (settings.log_every, settings.evaluate_every, settings.checkpoint_every)
-        )
+        for name in ("log", "evaluate", "checkpoint"):
+            self.due[name] = Every(getattr(settings, f"{name}_every"), self.since.get(name, self.step))
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
         if settings.compile:
             self.stages.say("compile: the first update is compiled before it runs, which takes minutes")
         if not self.updates:
-            self._save()  # there is a good state from here on
+            keeping.save(self)  # there is a good state from here on
         self._pretrain()
-        self._update(self.ratio.due(0))  # what an interrupt left
         with self.stages.stage("train", steps, limit=self.deadline.learning_left) as bar:
             bar.start_at(self.step)
+            self._learn_from(self.ratio.take_left())  # what an interrupt left
             while self.step < steps and not self._stopping():
-                collected = self._collect(bar, "train")
-                self._update(self.ratio.due(collected))
-                if log(self.step):
-                    self._log()
-                if evaluation(self.step) and self.step < steps and not self._stopping():
-                    self._evaluate(settings.evaluate_episodes, "evaluate")
-                if save(self.step):
-                    self._save()
+                self._learn_from(self.ratio.due(self._collect(bar, "train")))
             if self._logged_at != self.step:
-                self._log()
+                self._log(keep=True)
+
+    def _learn_from(self, updates: int) -> None:
+        """Updates, and what is due after them; what an interrupt leaves is due in the next session."""
+        self._update(updates)
+        if not self.ratio.left and self.due["log"](self.step):
+            self._log()
+        if not self._stopping() and self.step < self.settings.steps and self.due["evaluate"](self.step):
+            self._evaluate(self.settings.evaluate_episodes, "evaluate")
+        if not self._stopping() and self.due["checkpoint"](self.step):
+            keeping.save(self)
 
     def _say_nothing_was_learned(self) -> None:
         length, settings = self.memory.length, self.settings
@@ -221,7 +224,7 @@ class Trainer:
                 bar.advance(1)
                 if save(self.updates):
                     self._log()
-                    self._save()
+                    keeping.save(self)
 
     def _filling(self, prefill: int, steps: int) -> bool:
         """Whether the first update still has to wait, for steps or for windows to draw from."""
@@ -235,7 +238,7 @@ class Trainer:
         except EnvironmentCrashError as error:
             if self.interrupt.requested:  # Ctrl-C ended the first reset
                 return 0
-            raise self._stopped(error) from None
+            raise keeping.stopped(self, error) from None
         with owing(self.run, self._lines(batch, stage)):
             self.memory.write(batch)
         if self.prolong is not None:
@@ -263,12 +266,12 @@ class Trainer:
         try:
             self.faults.look()
         except (EnvironmentCrashError, SpecError) as error:
-            raise self._stopped(error) from None
+            raise keeping.stopped(self, error) from None
 
     def _update(self, count: int, uniform: bool = False) -> None:
         for made in range(count):
             if self.interrupt.requested:
-                self.ratio.owed += 0 if uniform else count - made  # a resumed run pays first
+                self.ratio.left += 0 if uniform else count - made  # a resumed run pays first
                 return
             if not self.memory.ready():
                 return
@@ -284,16 +287,17 @@ class Trainer:
             try:
                 self.guard.add(scalars(metrics.exclude("replay_context")))
             except NonFiniteLossError as error:
-                raise self._rescued(error) from None
+                raise keeping.rescued(self, error) from None
 
     # ------------------------------------------------------------------------------------------ bookkeeping
 
     def _stopping(self) -> bool:
         return self.interrupt.requested or self.deadline.learning_over()
 
-    def _log(self) -> None:
+    def _log(self, keep: bool = False) -> None:
+        """Means since the last line; one with ``keep`` is beside the others, which stay as they would be."""
         wall, updates = self.run.wall, self.updates
-        numbers = {**self._checked_means(), **self.tracker.numbers(), **self.memory.numbers()}
+        numbers = {**self._checked_means(keep), **self.tracker.numbers(keep), **self.memory.numbers(keep)}
         numbers |= self.faults.numbers()
         seconds = max(wall - self._logged_wall, 1e-9)
         numbers["speed/steps_per_second"] = (self.step - self._logged_at) / seconds
@@ -302,11 +306,11 @@ class Trainer:
         self._logged_wall, self._logged_at, self._logged_updates = wall, self.step, updates
         self.run.log(self.step, "train", numbers)
 
-    def _checked_means(self) -> dict[str, float]:
+    def _checked_means(self, keep: bool) -> dict[str, float]:
         try:
-            return self.guard.means()
+            return self.guard.means(keep)
         except NonFiniteLossError as error:
-            raise self._rescued(error) from None
+            raise keeping.rescued(self, error) from None
 
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
         self.collection.settle()  # TorchRL keeps one kind of exploration for all threads
@@ -335,13 +339,14 @@ class Trainer:
             )
         except EnvironmentCrashError as error:
             if not self.interrupt.requested:
-                raise self._stopped(error) from None
+                raise keeping.stopped(self, error) from None
         finally:
             set_rng_state(states)
         for episode in result.episodes:
             self.run.episode(self.step, stage, episode.line())
         if result.episodes:
-            self.score = (headline(result.numbers()) or (None, None))[1]
+            if result.whole:  # by one stopped early no checkpoint is called the best
+                self.score = (headline(result.numbers()) or (None, None))[1]
             assert result.protocol is not None
             self.run.score(self.step, stage, result.numbers(), result.protocol.record())
         self._look_for_faults()
@@ -375,7 +380,7 @@ class Trainer:
         limit = self.deadline.playing_left
         with self.stages.stage("final evaluation", episodes, "episodes", limit) as bar:
             evaluation = self._evaluate(episodes, "final", record=2, bar=bar)
-        self._save()
+        keeping.save(self)
         if self.settings.report and not self.interrupt.requested:
             from wmkit.training.report import make_report
 
@@ -383,112 +388,11 @@ class Trainer:
             make_report(self.run, self.system, *shown, say=self.stages.say)
         return evaluation
 
-    # ------------------------------------------------------------------------------------------ saving
-
-    def _state(self) -> dict[str, Any]:
-        state = {
-            "system": self.system.state_dict(),
-            "counters": {
-                "step": self.step,
-                "updates": self.updates,
-                "owed": self.ratio.owed,
-                "score": self.score,
-                "replay_steps": self.memory.env_steps,
-            },
-            "tracker": self.tracker.state_dict(),
-            "memory": self.memory.state_dict(),
-            "rng": rng_state(),
-        }
-        if self.transform is not None:
-            state["transform"] = dict(self.transform.state_dict())
-        return state
-
-    def _save(self) -> None:
-        try:
-            if self.updates:
-                self.guard.check()
-            self.checkpoints.save(self.step, self._state(), self.score)
-        except NonFiniteLossError as error:
-            raise self._rescued(error) from None
-
-    def _rescued(self, error: NonFiniteLossError) -> NonFiniteLossError:
-        """Save the last good state, clean what a bad one wrote to replay, and say where it lies."""
-        if self.guard.good is not None:
-            with contextlib.suppress(NonFiniteLossError):  # losses may stay finite when weights do not
-                self.checkpoints.save(self.guard.good["counters"]["step"], self.guard.good, self.score)
-        latest = self.checkpoints.latest()
-        found = not_finite(self.memory.streams, latents=True)
-        clear_latents(self.memory.streams, found.latents)  # a resumed run would start windows from them
-        if found.shown:
-            return NonFiniteLossError(f"{error.args[0].partition(';')[0]}; {found.advice(self.run.path)}")
-        return NonFiniteLossError(f"{error} (saved in {latest})")
-
-    def _stopped(self, error: EnvironmentCrashError | SpecError) -> EnvironmentCrashError | SpecError:
-        """Save, then say where it lies and how to go on."""
-        self._save()
-        return type(error)(
-            f"{error} (saved in {self.checkpoints.latest()}; go on with resume={self.run.path})"
-        )
-
-    def _restore(self) -> None:
-        settle(self.run, self.memory.streams.stream_steps())
-        if found := not_finite(self.memory.streams):
-            raise CheckpointError(found.advice(self.run.path))
-        path = self.checkpoints.latest()
-        if path is None:
-            self.step = (
-                self.memory.env_steps
-            )  # killed before the first checkpoint: the replay is all there is
-            return
-        state = self.checkpoints.load(path, RUN)
-        restore_system(self.system, state["system"], str(path))
-        counters = state["counters"]
-        self.updates, self.ratio.owed, self.score = counters["updates"], counters["owed"], counters["score"]
-        # Steps written after the checkpoint are in the replay and count; they owe no updates.
-        later = self.memory.env_steps - counters["replay_steps"]
-        self.step = counters["step"] + max(later, 0)
-        if later < 0:
-            self.stages.say(
-                f"replay in {str(self.run.path)!r} is not whole: found {self.memory.env_steps:,} steps, "
-                f"wanted the {counters['replay_steps']:,} that its checkpoint knows of; what is missing is "
-                "not learned from again"
-            )
-        self.guard.updates = self.updates
-        self.tracker.load_state_dict(state["tracker"])
-        self.memory.load_state_dict(state["memory"])
-        if self.transform is not None and "transform" in state:
-            check_shapes(state["transform"], self.transform.state_dict(), str(path), "transform/")
-            self.transform.load_state_dict(state["transform"])
-        set_rng_state(state["rng"])
-        self.env.set_seed(self.seed + self.step)  # new worlds, not the ones the run began with
-
     def _close(self) -> None:
         for opened in reversed(self._opened):  # the collection closes its environments itself
             with contextlib.suppress(Exception):  # an environment that died must not hide the first error
                 opened.close()
         self.run.close()
-
-
-def restore_system(system: Any, state: dict[str, Any], source: str) -> None:
-    """Load a system's state after comparing every shape: what was learned, and how far; options stay its own.
-
-    Raises:
-        CheckpointError: names the first parameter that does not fit.
-    """
-    wanted = system.state_dict()
-    options = {name for name, _ in system.named_buffers()} - wanted.keys()  # which older checkpoints have
-    state = getattr(system, "renamed", dict)(state)
-    state = {name: value for name, value in state.items() if name not in options}
-    check_shapes(state, wanted, source)
-    try:
-        system.load_state_dict(state)
-    except CheckpointError:
-        raise
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"checkpoint {source!r} does not fit: found {' '.join(str(error).split())}, wanted all that the "
-            "system keeps; use the size and parts of the run's own config.yaml"
-        ) from error
 
 
 def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | None = None) -> Summary:

@@ -72,6 +72,10 @@ class VizdoomEnv(EnvBase):
         out["done"] = out["terminated"] | out["truncated"]
         return TensorDict._new_unsafe(out, batch_size=torch.Size([]))
 
+    def enter(self, episode: int) -> None:
+        """The next reset begins this episode of the stream of its seed (:mod:`wmkit.envs.episodes`)."""
+        self.simulator.episode = episode - 1
+
     def _set_seed(self, seed: int | None) -> None:
         self.simulator.seed(0 if seed is None else seed)
 
