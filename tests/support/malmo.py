@@ -8,6 +8,7 @@ until the reply is 1, ``<Peek/>``, then steps; MineDojo opens another one at eve
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import socket
@@ -50,6 +51,8 @@ class Malmo:
 
     def close(self):
         self._hanging.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who accepts
         self._listener.close()
 
     @property
@@ -209,6 +212,7 @@ class Player:
             **{"xpos": x, "ypos": y, "zpos": z, "yaw": yaw, "pitch": pitch},
             **{"life": self.life, "food": 20, "saturation": 5.0, "air": 300, "armor": 0, "xp": 0},
             "stat": {},
+            "voxels": ["air", 0, False, True, False, False, False, False, False, 0.0] * 27,
         }
 
     def read(self):

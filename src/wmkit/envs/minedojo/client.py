@@ -88,7 +88,7 @@ class MineDojoServer:
             "folder": folder,
             "port": port,
             "malmo": None if malmo is None else str(Path(malmo).absolute()),
-            "patience": step_timeout,
+            "patience": [0.8 * step_timeout, 0.8 * reset_timeout],  # so that MineDojo speaks first
             "hud": np.packbits(hud_mask()).tobytes().hex() if recipe.get("hud") == "inpaint" else "",
         }
         environ = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

@@ -17,8 +17,8 @@ class MineDojoHere:
         recipe: see :mod:`wmkit.envs.minedojo.far.world`.
         port: of a Malmo that runs already; None starts Minecraft.
         malmo: the folder that starts Minecraft; None is MineDojo's own.
-        step_timeout: seconds in which Malmo must answer to a message.
-        reset_timeout: not used here.
+        step_timeout: seconds in which Malmo must answer a message of a step.
+        reset_timeout: the same of a reset.
         raw: have reports bring what the game said.
 
     Raises:
@@ -42,7 +42,7 @@ class MineDojoHere:
                 recipe,
                 port=port,
                 malmo=None if malmo is None else str(malmo),
-                patience=step_timeout,
+                patience=(step_timeout, reset_timeout),
                 mask=mask,
             )
         except (ImportError, AttributeError) as error:

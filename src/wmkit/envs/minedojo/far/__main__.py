@@ -116,7 +116,10 @@ class Server:
     def _make(self, recipe: dict[str, Any]) -> None:
         given = self._given
         self.close()
-        self._world = import_module("far.world").World(
+        world = import_module("far.world")
+        if "id" not in recipe:
+            world.skip_descriptions()
+        self._world = world.World(
             recipe,
             port=given["port"],
             malmo=given["malmo"],

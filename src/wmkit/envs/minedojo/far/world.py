@@ -14,9 +14,12 @@ wheel's faults two are mended: a task's id can be made twice, and no other proce
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import os
 import socket
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +40,8 @@ class World:
         recipe: see above.
         port: of a Malmo that runs already; None starts Minecraft.
         malmo: the folder with ``launchClient.sh`` that is started; None is MineDojo's own.
-        patience: seconds in which Malmo must answer.
-        launched: told the process group of a Minecraft that was started.
+        patience: seconds in which Malmo must answer a message, in a step and in a reset.
+        launched: told the process group of a Minecraft that was started, and then responsible for its end.
         mask: bool ``[H, W]``, what ``hud="inpaint"`` paints over.
     """
 
@@ -48,7 +51,7 @@ class World:
         *,
         port: int | None = None,
         malmo: str | None = None,
-        patience: float = 240.0,
+        patience: tuple[float, float] = (240.0, 240.0),
         launched: Callable[[int], None] | None = None,
         mask: Any = None,
     ) -> None:
@@ -63,7 +66,7 @@ class World:
         self._quick = _find(self._env, "_reset_cmds")
         self._task = _find(self._env, "_success_criteria")
         bridge = self._sim._bridge_env
-        bridge.SOCKTIME = patience
+        self._patience, bridge.SOCKTIME = patience[0], patience[1]
         bridge._get_new_instance = self._instance
         bridge.step = _or_raise(bridge.step)
         self.has_begun = False
@@ -74,11 +77,16 @@ class World:
             self._seed(seed)
         if self._quick is not None and (full or self._sim.is_terminated or not self.has_begun):
             self._quick._server_start = False
-        obs = self._env.reset()
+        try:
+            obs = self._env.reset()
+        except socket.timeout as error:  # noqa: UP041  (in Python 3.9 it is not TimeoutError)
+            raise SimulatorError("Malmo did not answer in time") from error
         for _ in range(BLANKS):
             if np.any(obs["rgb"]):
                 break
             obs, _, _, _ = self._sim.step(self._sim.action_space.no_op())  # no picture was ready
+        for instance in self._sim._bridge_env._instances:
+            instance.client_socket.settimeout(self._patience)
         self.has_begun = True
         return self._report(obs, 0.0, self._sim.prev_info)
 
@@ -136,11 +144,14 @@ class World:
         """In place of MineDojo's manager, which looks through the sockets of the whole machine."""
         from minedojo.sim.bridge.mc_instance import MinecraftInstance
         from minedojo.sim.bridge.mc_instance import instance as module
+        from minedojo.sim.bridge.utils import watchdog
 
         if self._malmo is not None:
             module.MC_DIR = self._malmo
             schemas = os.path.join(os.path.dirname(self._malmo), "Schemas")
             module.SCHEMAS_DIR = schemas if os.path.isdir(schemas) else module.SCHEMAS_DIR
+        if self._launched is not None:  # one keeper is enough, and MineDojo's takes seconds
+            watchdog.launch = lambda *_: None
         found = MinecraftInstance(self._port or _free_port(), existing=self._port is not None)
         launch = found._launch_minecraft
 
@@ -173,9 +184,9 @@ def _make(recipe: dict[str, Any]) -> Any:
     size = (int(recipe["height"]), int(recipe["width"]))
     common = {"image_size": size, "seed": recipe.get("seed"), "world_seed": recipe.get("world_seed")}
     common = {key: value for key, value in common.items() if value is not None}
-    from minedojo import tasks
-
     if "id" in recipe:
+        from minedojo import tasks
+
         name = str(recipe["id"])
         kept = copy.deepcopy(tasks.ALL_TASKS_SPECS.get(name))  # the wheel takes entries out of its table
         try:
@@ -186,6 +197,7 @@ def _make(recipe: dict[str, Any]) -> Any:
             if kept is not None:
                 tasks.ALL_TASKS_SPECS[name] = kept
     from minedojo.sim import InventoryItem
+    from minedojo.tasks.meta.harvest import HarvestMeta
 
     options: dict[str, Any] = {}
     if recipe.get("tool"):
@@ -201,8 +213,7 @@ def _make(recipe: dict[str, Any]) -> Any:
         )
     if recipe.get("biome"):
         options["specified_biome"] = recipe["biome"]
-    return tasks._meta_task_make(
-        "harvest",
+    return HarvestMeta(
         target_names=recipe["target"],
         target_quantities=1,
         reward_weights=1.0,
@@ -212,6 +223,22 @@ def _make(recipe: dict[str, Any]) -> Any:
         **options,
         **common,
     )
+
+
+def skip_descriptions() -> None:
+    """Have what :class:`World` needs for LS-Imagine's tasks imported without MineDojo's 3,131 descriptions.
+
+    They take most of the time that a start takes. Tasks by id cannot be made in this process afterwards.
+    """
+    spec = importlib.util.find_spec("minedojo")
+    if spec is None:
+        raise SimulatorError("no module 'minedojo'")
+    for name in ("minedojo", "minedojo.tasks"):
+        module = types.ModuleType(name)
+        module.__path__ = [
+            os.path.join(root, *name.split(".")[1:]) for root in spec.submodule_search_locations or ()
+        ]
+        sys.modules[name] = module
 
 
 def _or_raise(step: Callable[..., Any]) -> Callable[..., Any]:
