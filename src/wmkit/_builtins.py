@@ -85,6 +85,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "dmc_proprio": "wmkit.envs.dmc:dmc_proprio",
         "dmc_vision": "wmkit.envs.dmc:dmc_vision",
         "gym": "wmkit.envs.gymnasium_env:gymnasium_env",
+        "minedojo": "wmkit.envs.minedojo:MineDojoEnv",
         "minigrid": "wmkit.envs.minigrid_env:MinigridEnv",
         "vizdoom/harvest_log_in_plains": "wmkit.envs.vizdoom.env:harvest_log_in_plains",
         "vizdoom/harvest_sand": "wmkit.envs.vizdoom.env:harvest_sand",

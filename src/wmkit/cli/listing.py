@@ -51,6 +51,9 @@ def _environments() -> Iterator[tuple[str, str]]:
         chosen = next((key for key in ("game", "task") if key in page), "name")
         more = "" if page["name"] in available("env") else f" env.{chosen}={page[chosen]}"
         yield path.stem, f"env={path.stem}{more}"
+    for path in find_pages("env/*/*"):  # of a family, whole
+        name = f"{path.parent.name}/{path.stem}"
+        yield name, f"env={name}"
     for name in available("env"):
         if name not in reached:
             yield name, f"env=gym env.name={name}"

@@ -49,6 +49,8 @@ def choices(group: str, system: str) -> dict[str, str]:
     names = {path.stem: path.stem for path in find_pages(f"{group}/*") if _fits(group, path, system)}
     if group == "backbone":
         names |= {name: name for name in available("backbone")}
+    if group == "env":  # families have folders: minedojo/harvest_sand
+        names |= {name: name for path in find_pages("env/*/*") if (name := f"{path.parent.name}/{path.stem}")}
     names |= {path.stem: f"{system}/{path.stem}" for path in find_pages(f"{group}/{system}/*")}
     return dict(sorted(names.items()))
 

@@ -110,6 +110,8 @@ def make_training_env(
     if config.env.name.startswith("vizdoom/"):
         masks = evaluation or (affordance is not None and "goal_mask" in affordance.reads)
         options = {"frames": evaluation or affordance is not None, "masks": masks, **options}
+    elif config.env.name.startswith(("minedojo/", "craftground/")):
+        options = {"frames": evaluation or affordance is not None, **options}
     with placing("env"):
         env = make_env(
             config.env.name,

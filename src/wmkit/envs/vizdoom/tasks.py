@@ -114,13 +114,18 @@ def find_task(name: str) -> Task:
 def task_prompt(env_name: str) -> str:
     """The prompt of an environment for the affordance scorer.
 
-    The instruction of a ViZDoom task; for any other environment its own name in words.
+    The instruction of one of the five tasks, in whichever simulator; for any other environment its own name
+    in words.
 
     >>> task_prompt("vizdoom/harvest_log_in_plains")
     'Cut a tree'
+    >>> task_prompt("minedojo/harvest_sand")
+    'Obtain sand'
     >>> task_prompt("gym/CartPole-v1")
     'CartPole v1'
     """
-    if env_name.startswith(PREFIX) or env_name in TASKS:
+    if env_name.startswith(PREFIX):
         return find_task(env_name).prompt
+    if (task := env_name.rpartition("/")[2]) in TASKS:
+        return TASKS[task].prompt
     return env_name.split("/", 1)[-1].replace("-", " ").replace("_", " ")
