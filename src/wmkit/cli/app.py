@@ -132,6 +132,10 @@ def train(
 @app.command("eval")
 def evaluate(
     run: Run,
+    controller: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(help="Plan instead: controller=cem controller.solver.samples=512 ..."),
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1)] = 20,
     best: Annotated[bool, typer.Option(help="Use the best-scored checkpoint instead of the newest.")] = False,
     trust: Trust = False,
@@ -140,7 +144,7 @@ def evaluate(
     with reported():
         from wmkit.training import revisit
 
-        evaluation = revisit(run, episodes=episodes, best=best, trust=trust)
+        evaluation = revisit(run, episodes=episodes, best=best, trust=trust, controller=controller or ())
         for name, value in evaluation.numbers().items():
             typer.echo(f"{name.replace('_', ' '):<14} {value:.3g}")
         typer.echo(f"{'protocol':<14} {evaluation.protocol}")

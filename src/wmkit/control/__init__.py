@@ -11,6 +11,7 @@ from wmkit.control.losses import (
     ReplayCritic,
     ThroughDynamics,
 )
+from wmkit.control.planners import Planner
 from wmkit.control.policy import Policy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
 from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
@@ -27,6 +28,7 @@ __all__ = [
     "MixedGradient",
     "Outcome",
     "PairStarts",
+    "Planner",
     "Policy",
     "PrefixStarts",
     "Reinforce",

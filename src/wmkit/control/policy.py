@@ -59,9 +59,10 @@ class Policy(TensorDictModuleBase):
 
     Args:
         world_model: encoder and dynamics are used; read, not owned.
-        actor: ``policy(features)`` gives a distribution over actions; or any TensorDict module (a policy or a
-            planner of TorchRL) that reads what :class:`~wmkit.control.DreamEnv` shows and writes ``action``.
-            Read, not owned.
+        actor: ``policy(features)`` gives a distribution over actions; or a
+            :class:`~wmkit.control.planners.Planner`, whose plans are carried from step to step; or any
+            TensorDict module (a policy or a planner of TorchRL) that reads what
+            :class:`~wmkit.control.DreamEnv` shows and writes ``action``. Read, not owned.
         images: image keys that the encoder reads, ``{key: shape of one frame}``.
         vectors: vector keys that it reads.
         frames: how images are stacked; single frames as they are if not given.
@@ -111,15 +112,19 @@ class Policy(TensorDictModuleBase):
         self.latent_keys = () if self.memoryless else tuple(dynamics.pack_shapes)
         carried = [*self.latent_keys, *(() if self.memoryless else ("previous_action",))]
         carried += ["recent_frames"] if self._stacks else []
+        self._plans = actor.memory(dynamics.action_dim) if hasattr(actor, "memory") else {}
+        carried += self._plans
         self.in_keys = [*(key for key in self.observations if key != "reward"), "is_init", *carried]
         self.out_keys: list[Any] = ["action", *self.latent_keys]
         self.out_keys += [] if self.memoryless else [("next", "previous_action")]
         self.out_keys += [("next", "recent_frames")] if self._stacks else []
+        self.out_keys += [("next", key) for key in self._plans]
 
     def make_tensordict_primer(self) -> TensorDictPrimer | list[TensorDictPrimer]:
         """The transform that declares and carries this policy's memory; none where it has none."""
         dynamics = self.world_model.dynamics
         specs = {key: Unbounded(dynamics.pack_shapes[key]) for key in self.latent_keys}
+        specs |= {key: Unbounded(shape) for key, shape in self._plans.items()}
         if not self.memoryless:
             specs["previous_action"] = Unbounded((dynamics.action_dim,))
         if self._stacks:
@@ -153,6 +158,7 @@ class Policy(TensorDictModuleBase):
             )
             packed = dict(zip(self.latent_keys, latent, strict=True))
         else:
+            carried |= {key: rows(key) for key in self._plans}
             action, packed = self._step(observations, carried, previous_action, is_init, explore)
         if explore and self.exploration is not None:
             action = self.exploration(action)
@@ -196,13 +202,22 @@ class Policy(TensorDictModuleBase):
             if hasattr(self.actor, "policy"):
                 choice = self.actor.policy(model.read(self.actor, latent))
                 return (choice.sample() if explore else choice.mode), packed
+        if self._plans:
+            latent = self._imaginable(latent)
+            plans = {key: carried[key] for key in self._plans}
+            action, plans = self.actor.act(model, latent, plans, is_init, sampled=explore)
+            return action, packed | {("next", key): value for key, value in plans.items()}  # type: ignore[misc]
         return self._asked(latent), packed
+
+    @staticmethod
+    def _imaginable(latent: Latent) -> Latent:
+        """Recent steps are no memory to imagine from."""
+        return latent._replace(carry=None) if isinstance(latent.carry, Tensor) else latent
 
     def _asked(self, latent: Latent) -> Tensor:
         """The action of a TensorDict module, which may look ahead in a :class:`~wmkit.control.DreamEnv`."""
         dynamics, rows = self.world_model.dynamics, len(latent.state)
-        known = isinstance(latent.carry, Tensor)  # recent steps are no memory to imagine from
-        shown = dynamics.pack(latent._replace(carry=None) if known else latent)
+        shown = dynamics.pack(self._imaginable(latent))
         never = torch.zeros(rows, 1, dtype=torch.bool, device=latent.state.device)
         shown |= {"continuation": ~never + 0.0, "done": never, "terminated": never.clone()}
         action = self.actor(TensorDict(shown, [rows])).get("action").float()

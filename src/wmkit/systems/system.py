@@ -133,16 +133,8 @@ class System(nn.Module):
         self.dream_windows: tuple[int, int] | None = starts and starts.windows(self.frames.count)
         spaces.needs |= self._needs()
         self.exploration = (exploration or {}).get(spaces.actions)
-        with made("policy"):
-            self.policy = self.actor and policy(
-                self.world_model,
-                self.actor,
-                images={key: spaces.shapes[key] for key in spaces.images},
-                vectors=spaces.vectors,
-                frames=self.frames,
-                continuous=spaces.actions == "continuous",
-                exploration=self.exploration,
-            )
+        self._make_policy = policy
+        self.policy = self.policy_of(self.controller)
 
     @staticmethod
     def renamed(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,6 +179,36 @@ class System(nn.Module):
         if self.policy is not None:
             self.policy.precision = self.carry_dtype
         return self
+
+    def policy_of(self, controller: Any) -> Any:
+        """What acts in the environment: a controller that plans, or the actor; None where there is neither.
+
+        Args:
+            controller: this system's, or another one over its parts.
+
+        Raises:
+            ConfigError: the policy is not made so, or plans are not of the environment's kind of action.
+        """
+        plans = hasattr(controller, "plan")
+        if plans:
+            with made("controller"):
+                controller.of(self.spaces.actions)
+        acting, options = controller if plans else self.actor, dict[str, Any]()
+        if acting is None:
+            return None
+        if plans and getattr(self._make_policy, "keywords", {}).get("acts_on") == "mode":
+            options["acts_on"] = "sample"  # imagination goes on from a state with its memory
+        with made("policy"):
+            return self._make_policy(
+                self.world_model,
+                acting,
+                images={key: self.spaces.shapes[key] for key in self.spaces.images},
+                vectors=self.spaces.vectors,
+                frames=self.frames,
+                continuous=self.spaces.actions == "continuous",
+                exploration=self.exploration,
+                **options,
+            )
 
     # -- learning ------------------------------------------------------------------------
 

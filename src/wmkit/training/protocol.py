@@ -46,6 +46,7 @@ class EvaluationProtocol:
         frame_limit: frames after which an episode is cut off.
         limit: what that end is, ``truncate`` or ``terminate``.
         step_limit: actions after which an episode is cut off.
+        controller: what planned the actions, where that was not the system itself.
         played: episodes that came to their end, where the evaluation was stopped before all had. Short ones
             are then more likely to be among them.
         cut: episodes that did not come to their own end: an environment failed, or the evaluation did not
@@ -72,6 +73,7 @@ class EvaluationProtocol:
     frame_limit: int | None = None
     limit: str | None = None
     step_limit: int | None = None
+    controller: str | None = None
     played: int | None = None
     cut: int | None = None
 
@@ -160,6 +162,8 @@ class EvaluationProtocol:
 
     def _rules(self) -> list[str]:
         rules = ["sampled actions" if self.sampled else "mode of the policy"]
+        if self.controller is not None:
+            rules = [f"planned by {self.controller}"]
         if self.action_repeat is not None:
             rules.append(f"action repeat {self.action_repeat}")
         if self.sticky is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +89,7 @@ def revisit(
     episodes: int,
     best: bool = False,
     trust: bool = False,
+    controller: Sequence[str] = (),
     parts: Parts | None = None,
     stages: Stages | None = None,
 ) -> Evaluation:
@@ -97,18 +100,25 @@ def revisit(
         episodes: how many to play, one record per reset.
         best: take the checkpoint with the highest success rate, or return without flags.
         trust: let its configuration name code of any package; see :meth:`RunDirectory.open`.
+        controller: ``controller=NAME`` and its options: what plans instead of the run's own policy
+            (:func:`wmkit.systems.planning.make_planner`).
         parts: stand-ins for tests.
         stages: draws the progress bar.
 
     Raises:
         CheckpointError: no run, no checkpoint, or one of another shape.
-        ConfigError: its configuration names more than known parts.
+        ConfigError: its configuration names more than known parts, or ``controller`` does not fit.
     """
     opened = load_run(path, best=best, trust=trust, parts=parts, stages=stages)
     parts, run, config, system = opened.parts, opened.run, opened.run.config, opened.system
     run.check_writable()
-    stages, world = stages or Stages(), opened.make_world()
-    protocol, done = EvaluationProtocol.of(config, episodes), list[Episode]()
+    policy, protocol = system.policy, EvaluationProtocol.of(config, episodes)
+    if controller:
+        from wmkit.systems.planning import make_policy
+
+        policy = make_policy(system, controller)
+        protocol = replace(protocol, controller=" ".join(controller).removeprefix("controller="))
+    stages, world, done = stages or Stages(), opened.make_world(policy), list[Episode]()
     with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
 
         def count(episode: Episode) -> None:
@@ -117,7 +127,7 @@ def revisit(
             bar.advance(1, **{name: value})
 
         result = evaluate(
-            system.policy,
+            policy,
             world,
             protocol,
             record=2,
