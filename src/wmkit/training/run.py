@@ -261,6 +261,14 @@ class RunDirectory:
     def _repeat(self) -> int:
         return frames_per_step(self.config)
 
+    @property
+    def unit(self) -> str:
+        """What a step of this run is, in words."""
+        if self.config.get("data") is None:
+            return "environment steps"
+        live = OmegaConf.select(self.config, "data.live", default=False)
+        return "updates from records, then environment steps" if live else "updates from records"
+
     def frames(self, step: int) -> dict[str, int]:
         """``frames`` of so many steps, those of the emulator; empty where a step is a frame."""
         return {"frames": step * self._repeat} if self._repeat > 1 else {}
