@@ -72,7 +72,7 @@ def _columns(space: Any, name: str) -> Iterator[Column]:
             yield from _columns(part, f"{name}__index_{index}".lstrip("_"))
     elif kind == "Discrete":
         if is_count(space["n"], 1) and not space.get("start", 0):
-            yield Column(known_as(name or "observation"), (), np.dtype(np.int64), int(space["n"]))
+            yield Column(_key(name), (), np.dtype(np.int64), int(space["n"]))
     elif kind == "Box":
         shape, dtype = tuple(map(int, space["shape"])), np.dtype(space["dtype"])
         if looks_like_picture(shape, dtype):  # bounds of bytes are no news, and pictures may be coded
@@ -80,4 +80,8 @@ def _columns(space: Any, name: str) -> Iterator[Column]:
         low, high = (
             np.broadcast_to(np.asarray(space[end], dtype=np.float64), shape) for end in ("low", "high")
         )
-        yield Column(known_as(name or "observation"), shape, dtype, None, low, high)
+        yield Column(_key(name), shape, dtype, None, low, high)
+
+
+def _key(name: str) -> str:
+    return name if name == "action" else known_as(name or "observation")
