@@ -90,9 +90,7 @@ def collect(
         from wmkit.training.gather import gather
 
         given = dict(map(_option, options or []))
-        plain = "-".join(
-            re.sub(r"[^\w.]+", "_", Path(part).name or part).strip("_") for part in (env, policy)
-        )
+        names = (re.sub(r"[^\w.]+", "_", Path(part).name or part).strip("_") for part in (env, policy))
         writer = gather(
             env,
             out or Path("data") / "-".join(names),

@@ -63,6 +63,9 @@ class OfflineTrainer(Trainer):
         live = self.settings.steps if self.records.settings.live else 0
         self._live_settings = replace(self.settings, steps=self.offline + live, prefill=0, pretrain=0)
 
+    def _check_room(self) -> None:
+        """Replay is as large as the data set, and no update waits for more."""
+
     def _restore(self) -> None:
         super()._restore()
         if self.checkpoints.latest() is None:

@@ -323,7 +323,7 @@ def _need(group: Group, names: Sequence[str]) -> tuple[str, Leaf]:
 
 def _spans(group: Group) -> list[Span]:
     """Episodes of a file: of the group itself where actions lie in it, else of those inside."""
-    if group.leaf(ACTION) is not None or any(isinstance(group.parts.get(name), Group) for name in ACTION):
+    if any(name in group.parts for name in (*ACTION, *OBSERVED)):
         name, action = _need(group, ACTION)
         borders = _borders(group, action.shape[0])
         if borders is None:
