@@ -97,6 +97,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "gym": "wmkit.envs.gymnasium_env:gymnasium_env",
         "minedojo": "wmkit.envs.minedojo:MineDojoEnv",
         "minigrid": "wmkit.envs.minigrid_env:MinigridEnv",
+        "two_rooms": "wmkit.envs.two_rooms:TwoRooms",
         "vizdoom/harvest_log_in_plains": "wmkit.envs.vizdoom.env:harvest_log_in_plains",
         "vizdoom/harvest_sand": "wmkit.envs.vizdoom.env:harvest_sand",
         "vizdoom/harvest_water_with_bucket": "wmkit.envs.vizdoom.env:harvest_water_with_bucket",

@@ -35,6 +35,10 @@ class CheckpointError(WmkitError, ValueError):
     """A checkpoint, run directory or weight file of another shape or version."""
 
 
+class DataError(WmkitError, ValueError):
+    """A data set that cannot be read, or does not fit what is to learn from it."""
+
+
 class MissingWeightsError(WmkitError, FileNotFoundError):
     """A part that needs weights was asked for without them."""
 

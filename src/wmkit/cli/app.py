@@ -314,6 +314,8 @@ def _print_summary(summary: Any) -> None:
     lines = [("run", summary.run)]
     if summary.interrupted:
         lines.append(("interrupted", f"saved; go on with resume={summary.run}"))
+    if summary.offline:
+        lines.append(("from records", f"{summary.offline:,} updates"))
     frames = "" if summary.frames is None else f" ({summary.frames:,} frames)"
     lines.append(("environment steps", f"{summary.steps:,}{frames} in {summary.minutes:.1f} min"))
     lines.append(("updates", f"{summary.updates:,}"))

@@ -32,7 +32,7 @@ def make_env(
     """An environment, or ``num_envs`` of them side by side.
 
     Args:
-        name: ``vizdoom/<task>``, ``counting``, ``crafter``, ``gym/<Id>``, ``minigrid/<Id>``,
+        name: ``vizdoom/<task>``, ``counting``, ``two_rooms``, ``crafter``, ``gym/<Id>``, ``minigrid/<Id>``,
             ``dmc_proprio/<task>``, ``dmc_vision/<task>``, ``atari/<game>``, ``atari100k/<game>``, or any
             name that a plug-in registered under the kind ``env`` (a callable that takes ``seed`` and
             options and returns an EnvBase; what follows a slash is its first argument). An id of

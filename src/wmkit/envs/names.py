@@ -12,7 +12,7 @@ from wmkit.errors import ConfigError
 from wmkit.registry import available
 
 MINIGRID = ("MiniGrid-", "BabyAI-")
-_REGISTRARS = ("ale_py", "minigrid")  # gymnasium knows their ids once they are imported
+_REGISTRARS = ("ale_py", "minigrid", "gym_pusht")  # gymnasium knows their ids once they are imported
 # [namespace/]name-vN, or anything behind the module that registers it.
 _ID = re.compile(r"([\w-]+/)?[\w.-]+-v\d+|[\w.]+:[\w/.-]+")
 

@@ -30,6 +30,7 @@ from wmkit.nn.distributions import (
     total_loss,
 )
 from wmkit.nn.init import init_hidden, init_output
+from wmkit.nn.standardise import Standardise
 from wmkit.nn.style import (
     STYLE_2023,
     STYLE_2024,
@@ -69,6 +70,7 @@ __all__ = [
     "OneHotCategorical",
     "RMSNorm",
     "SquaredError",
+    "Standardise",
     "SymexpTwoHot",
     "SymlogSquaredError",
     "SymlogTwoHot",

@@ -16,7 +16,7 @@ from wmkit.errors import ConfigError
 from wmkit.registry import GROUPS, unknown
 from wmkit.systems.page_files import choices, defaults, find_pages
 
-PATHS = ("run_dir", "resume", "affordance.model", "affordance.scorer.path")
+PATHS = ("run_dir", "resume", "data", "data.path", "affordance.model", "affordance.scorer.path")
 UNREAD = ("_", "published")  # what begins so is the page's own shorthand, or speaks of the page
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wmkit.errors import ConfigError
 from wmkit.registry import GROUPS, available, full_name, page_folders, unknown
+from wmkit.systems import recorded
 from wmkit.systems.checks import check_numbers
 from wmkit.systems.overrides import UNREAD, checked, misplaced, origin
 from wmkit.systems.page_files import defaults, find_page, load_whole
@@ -57,10 +58,11 @@ def compose(system: str, overrides: Sequence[str] = ()) -> DictConfig:
         if find_page(f"backbone/{name}") is None:  # a part without a page of its own
             node = {"_target_": name, "_partial_": True}
             ConfigStore.instance().store(name=name, node=node, group="backbone")
-    overrides = [checked(system, override) for override in overrides]
+    overrides = [checked(system, recorded.as_block(override)) for override in overrides]
     try:
         config = _read(system, overrides)
         name_targets(config)
+        recorded.settle(config, system, overrides)
         check_values(config, system, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, system, overrides)) from error
@@ -131,9 +133,10 @@ READ = {
     "": (
         *("seed", "device", "threads", "run_dir", "resume", "system", "discount", "batch", "env", "training"),
         *("observations", "world_model", "actor", "critic", "objectives", "controller", "schedule"),
-        *("exploration", "policy", "affordance", "backbone", *SHARED),
+        *("exploration", "policy", "affordance", "backbone", "data", *SHARED),
     ),
     "batch": ("size", "length", "context"),
+    "data": recorded.KEYS,
     "env": ("name", "num_envs", "parallel", "timeout", "restarts", "options", "evaluation"),
     "observations": ("images", "vectors", "frames"),
     "affordance": (

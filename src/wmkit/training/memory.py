@@ -21,7 +21,7 @@ from wmkit.data import ReplayStreams, StreamWriter
 from wmkit.data.files import brief, is_count, is_number, need
 from wmkit.data.layout import EXCLUDE, LATENTS
 from wmkit.data.pending_pairs import PendingPairs
-from wmkit.data.samplers import Uniform
+from wmkit.data.samplers import Sampler, Uniform
 from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.collect import that_came, with_ends
 
@@ -80,6 +80,7 @@ class ReplayMemory:
         self.writer = StreamWriter(
             self.streams, defaults=self._defaults(), latents=latents, exclude=(*NOT_KEPT, *dropped)
         )
+        self.uniform: Sampler = Uniform()
         self._spans: list[Tensor] = []
         self._window: TensorDictBase | None = None
         self._dreams: TensorDictBase | None = None
@@ -141,7 +142,7 @@ class ReplayMemory:
             self.length,
             force_init=self.context == 0,
             out=self._window,
-            sampler=Uniform() if uniform else None,
+            sampler=self.uniform if uniform else None,
         )
         return self._window
 
@@ -150,7 +151,7 @@ class ReplayMemory:
         if self.dream_windows is None:
             return ()
         self._dreams = self.streams.sample(
-            *self.dream_windows, force_init=True, out=self._dreams, sampler=Uniform()
+            *self.dream_windows, force_init=True, out=self._dreams, sampler=self.uniform
         )
         return (self._dreams,)
 

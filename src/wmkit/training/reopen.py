@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from omegaconf import OmegaConf
 
 from wmkit.training.checkpoints import RUN, CheckpointStore
 from wmkit.training.collect import closing
@@ -16,6 +17,7 @@ from wmkit.training.keeping import restore_system
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stages
 from wmkit.training.protocol import EVALUATION_SEED, EvaluationProtocol
+from wmkit.training.records import Records
 from wmkit.training.report import gather_evidence, write_report
 from wmkit.training.run import RunDirectory
 from wmkit.training.settings import Settings, set_up
@@ -72,6 +74,8 @@ def load_run(
     """
     run, parts = RunDirectory.open(path, trust=trust), parts or default_parts()
     config, store = run.config, CheckpointStore(run.path / "checkpoints")
+    if config.get("data") is not None:
+        parts = Records(config, run).parts(parts)
     checkpoint = (store.best() if best else None) or store.latest()
     state = store.load(checkpoint, RUN)
     device, _ = set_up(config)
@@ -79,7 +83,7 @@ def load_run(
     with closing(parts.make_env(config, affordance, seed=0)) as env:
         system = parts.build(config, env, device)  # what training saw decides the system's shape
     restore_system(system, state["system"], str(checkpoint))
-    memory = parts.make_memory(config, run, system, int(config.env.get("num_envs", 1)))
+    memory = parts.make_memory(config, run, system, int(OmegaConf.select(config, "env.num_envs", default=1)))
     return Opened(system, memory, run, state["counters"]["step"], affordance, device, parts)
 
 

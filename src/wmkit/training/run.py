@@ -8,6 +8,7 @@
     tensorboard/     the same numbers for TensorBoard
     checkpoints/     see :mod:`wmkit.training.checkpoints`
     replay/          see :class:`wmkit.data.ReplayStreams`
+    records.json     of a run that learns from recorded data, see :mod:`wmkit.training.records`
     affordance/      frames, labels and the fitted affordance model
     evidence/        arrays that the report draws (maps, imagined roll-outs, spans)
     report.html      self-contained, opens without a network
@@ -56,6 +57,7 @@ CONTENTS = (
     "tensorboard",
     "checkpoints",
     "replay",
+    "records.json",
     "affordance",
     "evidence",
     "report.html",
@@ -259,6 +261,14 @@ class RunDirectory:
     def _repeat(self) -> int:
         return frames_per_step(self.config)
 
+    @property
+    def unit(self) -> str:
+        """What a step of this run is, in words."""
+        if self.config.get("data") is None:
+            return "environment steps"
+        live = OmegaConf.select(self.config, "data.live", default=False)
+        return "updates from records, then environment steps" if live else "updates from records"
+
     def frames(self, step: int) -> dict[str, int]:
         """``frames`` of so many steps, those of the emulator; empty where a step is a frame."""
         return {"frames": step * self._repeat} if self._repeat > 1 else {}
@@ -341,7 +351,8 @@ def _reason(error: Exception) -> str:
 
 def default_name(config: DictConfig) -> str:
     """``<system>-<env>-<timestamp>-s<seed>`` with the slashes of the environment's name left out."""
-    env = str(OmegaConf.select(config, "env.name") or "env").rsplit("/", 1)[-1]
+    data = str(OmegaConf.select(config, "data.path") or "env").rstrip("/")
+    env = str(OmegaConf.select(config, "env.name") or data).rsplit("/", 1)[-1]
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{config.get('system', 'system')}-{env}-{stamp}-s{config.get('seed', 0)}"
 

@@ -32,12 +32,14 @@ class Summary:
     training_episodes: int = 0  # that the means in training are of
     training_rules: str = ""  # by which they were played, where these are not the evaluation's
     learned: str = ""  # what was, in words
+    offline: int = 0  # updates from recorded data alone, where there are some
 
 
 def summarise(trainer: Trainer, evaluation: Evaluation | None) -> Summary:
     """What a trainer has done, and how it was judged."""
     from wmkit.training.report import learned
 
+    offline = getattr(trainer, "offline", 0)
     numbers = evaluation.numbers() if evaluation is not None else {}
     recent = trainer.tracker.recent
     rules = ""
@@ -46,7 +48,7 @@ def summarise(trainer: Trainer, evaluation: Evaluation | None) -> Summary:
         rules = of_training.beside(EvaluationProtocol.of(trainer.config, len(recent)))
     return Summary(
         run=str(trainer.run.path),
-        steps=trainer.step,
+        steps=max(trainer.step - min(offline, trainer.updates), 0),
         updates=trainer.updates,
         minutes=trainer.run.wall / 60,
         success_rate=numbers.get("success_rate"),
@@ -60,5 +62,6 @@ def summarise(trainer: Trainer, evaluation: Evaluation | None) -> Summary:
         protocol=str(evaluation.protocol) if evaluation is not None and evaluation.protocol else "",
         frames=trainer.run.frames(trainer.step).get("frames"),
         crafter_score=numbers.get("crafter_score"),
+        offline=min(offline, trainer.updates),
         learned=learned(trainer.run) if evaluation is not None else "",
     )

@@ -404,8 +404,11 @@ def train(config: DictConfig, *, parts: Parts | None = None, stages: Stages | No
         stages: draws the progress bars.
     """
     resume = OmegaConf.select(config, "resume")
+    make: Any = Trainer
+    if config.get("data") is not None:
+        from wmkit.training.offline import OfflineTrainer as make
     if resume:
         run = RunDirectory.open(resume, config=config)
-        return Trainer(config, run, parts=parts, stages=stages).train()
+        return make(config, run, parts=parts, stages=stages).train()
     with RunDirectory.creating(config) as run:
-        return Trainer(config, run, parts=parts, stages=stages).train()
+        return make(config, run, parts=parts, stages=stages).train()

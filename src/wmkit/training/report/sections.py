@@ -44,7 +44,7 @@ def cards(run: RunDirectory) -> str:
     if unlocked:
         entries.append((f"{crafter_score(unlocked):.1f} %", "Crafter score, all training episodes"))
     steps = max((m["step"] for m in metrics if m["stage"] != "affordance"), default=0)
-    entries.append((f"{steps:,}", "environment steps"))
+    entries.append((f"{steps:,}", run.unit))
     entries += [(f"{frames:,}", name) for name, frames in run.frames(steps).items()]
     entries.append((f"{len(trained_on):,}", "training episodes"))
     if trained.get("updates") is not None:
@@ -117,7 +117,8 @@ def curves(run: RunDirectory) -> str:
     ):
         both = [_series("training", train, name), _series("evaluation", played, f"eval/{name}")]
         both[1].dots = len(both[1].points) < 3
-        charts.append(chart(title, both, y_range=(0.0, 1.0) if percent else None, percent=percent))
+        limits = (0.0, 1.0) if percent else None
+        charts.append(chart(title, both, x_label=run.unit, y_range=limits, percent=percent))
     rules = next((m["protocol"] for m in reversed(played) if "protocol" in m), None)
     note = f"Evaluation: {escape(str(EvaluationProtocol.read(rules)))}." if rules else ""
     return section("Learning", note, _grid(charts))
@@ -162,7 +163,9 @@ def losses(run: RunDirectory) -> str:
     """Every loss term as a small chart."""
     train = list(run.metrics("train"))
     names = [name for name in _names(train) if "loss" in name][:24]
-    charts = [chart(_plain(name), [_series(name, train, name)], size=(300, 180)) for name in names]
+    charts = [
+        chart(_plain(name), [_series(name, train, name)], x_label=run.unit, size=(300, 180)) for name in names
+    ]
     grid = _grid(charts, "charts small")
     return section("Losses", "", grid) if "<svg" in grid else ""
 

@@ -57,6 +57,7 @@ def verdict(run: RunDirectory) -> Verdict:
     played = _last_of(rows, score, count)
     by_policy = OmegaConf.select(run.config, "training.prefill_actions", default="random") == "policy"
     before = [] if _other_rules(run) else list(run.episodes("prefill"))
+    unit = "steps" if run.config.get("data") is None else run.unit
     succeeds = score.get("eval/success_rate") is not None
     key = "success" if succeeds else "return"
     here, there = _values(played, key), _values(before, key)
@@ -66,7 +67,7 @@ def verdict(run: RunDirectory) -> Verdict:
         shown = f"{chance} {_percent(fmean(there))}" if there else ""
         joined = f"{policy}; {shown}"
     else:
-        policy = f"after {score['step']:,} steps the return is {_number(score['eval/return'])}"
+        policy = f"after {score['step']:,} {unit} the return is {_number(score['eval/return'])}"
         actor = "the untrained policy makes" if by_policy else "random actions make"
         shown = f"where {actor} {_number(fmean(there))}" if there else ""
         joined = f"{policy}, {shown}"
