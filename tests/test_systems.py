@@ -123,7 +123,7 @@ def test_moments_are_those_of_the_same_parameters() -> None:
     """Optimisers know parameters by their order, which checkpoints keep: it must not change."""
     source, target = build(), build()
     parts = [name for name, _ in source.world_model.named_children()]
-    assert parts == ["encoder", "dynamics", "decoder", "heads"]
+    assert parts == ["encoder", "dynamics", "decoder", "heads", "projections"]
     source.update(source.example_batch())
     state = source.state_dict()
     moments = state["schedule._extra_state"]["actor"]["state"]
@@ -260,7 +260,7 @@ def test_bad_spaces_are_refused_in_one_sentence() -> None:
 @pytest.mark.parametrize("name", wmkit.available())
 def test_all_that_is_offered_composes(name: str) -> None:
     """Every choice of every group once, beside choices of the others."""
-    offered = ("preset", "size", "backbone", "domain", "compat", "affordance")
+    offered = ("preset", "size", "backbone", "domain", "compat", "affordance", "objectives")
     groups = [group for group in offered if group == "preset" or group in defaults(name)]
     for chosen in zip_longest(*([f"{group}={one}" for one in choices(group, name)] for group in groups)):
         assert compose(name, [override for override in chosen if override]).system == name

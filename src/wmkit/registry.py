@@ -32,7 +32,7 @@ from wmkit.errors import ConfigError
 KINDS = ("backbone", "codec", "controller", "dynamics", "env", "head", "objective", "sampler", "scorer")
 """Kinds of parts that a page can name."""
 
-GROUPS = ("affordance", "backbone", "compat", "domain", "env", "preset", "size", "training")
+GROUPS = ("affordance", "backbone", "compat", "domain", "env", "objectives", "preset", "size", "training")
 """Folders of a folder of pages: what can be chosen by ``group=name``."""
 
 _targets: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}

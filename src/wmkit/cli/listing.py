@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from wmkit.errors import ConfigError
 from wmkit.registry import KINDS, available
 
-BY_SYSTEM = ("preset", "size", "domain", "backbone")
+BY_SYSTEM = ("preset", "size", "domain", "backbone", "objectives")
 
 
 def listing(kind: str) -> Iterator[str]:

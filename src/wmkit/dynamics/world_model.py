@@ -80,11 +80,24 @@ class WorldModel(Plug):
         for name, make in heads.items():
             head: Any = make(self.width(make, name))
             self.heads[name] = head.named(name)
+        self.projections = nn.ModuleDict()
         self._noisy = any(map(_is_noisy, self.modules()))
         dynamics_in = [key for key in self.dynamics.in_keys if key not in self.encoder.out_keys]
         self.set_plug(
             [*self.encoder.in_keys, *dynamics_in], [*self.encoder.out_keys, *self.dynamics.out_keys]
         )
+
+    def project(self, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+        """A module that an objective reads this model through, trained with it; made when first asked for.
+
+        Args:
+            name: of it among ``projections``.
+            make: gives the module.
+        """
+        if name not in self.projections:
+            self.projections[name] = make().to(next(self.parameters()).device)
+            self._noisy = any(map(_is_noisy, self.modules()))
+        return self.projections[name]
 
     def width(self, maker: Callable[..., Any], name: str) -> int:
         """Width of what a part that ``maker`` makes is going to read."""

@@ -1,5 +1,12 @@
 """Pure maths: tensors in, tensors out, no parameters, no TensorDict."""
 
+from wmkit.functional.embeddings import (
+    covariance_penalty,
+    cross_correlation,
+    epps_pulley,
+    sigreg,
+    variance_hinge,
+)
 from wmkit.functional.latents import (
     categorical_kl,
     categorical_kl_logits,
@@ -33,8 +40,11 @@ __all__ = [
     "check_least",
     "check_samples",
     "check_shape",
+    "covariance_penalty",
+    "cross_correlation",
     "discount_sum",
     "discretise",
+    "epps_pulley",
     "gaussian_kl",
     "hippo_normal",
     "lambda_return_jumpy",
@@ -44,6 +54,7 @@ __all__ = [
     "rounded",
     "sample_index",
     "sample_one_hot",
+    "sigreg",
     "straight_through",
     "symexp",
     "symexp_bins",
@@ -53,5 +64,6 @@ __all__ = [
     "two_hot_cross_entropy",
     "two_hot_mean",
     "unimix_probs",
+    "variance_hinge",
     "widened",
 ]

@@ -1,6 +1,13 @@
 """What is minimised: givers of loss terms that are TorchRL losses too, and value estimators."""
 
+from wmkit.objectives.embedding_terms import (
+    LatentPrediction,
+    OpenLoopPrediction,
+    SIGReg,
+    VarianceCovariance,
+)
 from wmkit.objectives.estimators import LambdaReturnJumpy, OwnValueReturn, WorldModelEstimators
+from wmkit.objectives.joint_embedding import BarlowTwins, InverseDynamics, MaskedTeacher, VICReg
 from wmkit.objectives.latent_terms import KL, CrossEntropyLatents, EntropyHinge, KLBalance
 from wmkit.objectives.long_branch import BatchMeanTargets, LongBranch, PerSampleTargets
 from wmkit.objectives.objective import Objective, Scene, Start, Term, check_weights, episode_ends
@@ -8,20 +15,28 @@ from wmkit.objectives.reconstruction import HeadLosses, Reconstruction
 
 __all__ = [
     "KL",
+    "BarlowTwins",
     "BatchMeanTargets",
     "CrossEntropyLatents",
     "EntropyHinge",
     "HeadLosses",
+    "InverseDynamics",
     "KLBalance",
     "LambdaReturnJumpy",
+    "LatentPrediction",
     "LongBranch",
+    "MaskedTeacher",
     "Objective",
+    "OpenLoopPrediction",
     "OwnValueReturn",
     "PerSampleTargets",
     "Reconstruction",
+    "SIGReg",
     "Scene",
     "Start",
     "Term",
+    "VICReg",
+    "VarianceCovariance",
     "WorldModelEstimators",
     "check_weights",
     "episode_ends",

@@ -50,6 +50,7 @@ class Scene:
         latent: state before the window; the initial state if not given.
         observed: what was observed already.
         beside: further windows that an update was given, of the same layout (dreams' own).
+        slow: slow copies of modules, by name (:class:`~wmkit.optim.Schedule`).
 
     Attributes:
         starts: states besides the window's that imagination may start from, left by objectives.
@@ -64,8 +65,10 @@ class Scene:
         *,
         observed: Observed | None = None,
         beside: Mapping[str, Any] | None = None,
+        slow: Mapping[str, Any] | None = None,
     ) -> None:
         self.world_model, self.batch, self.latent, self.beside = world_model, batch, latent, beside
+        self.slow = dict(slow or {})
         self.starts: list[Start] = []
         self.metrics: dict[str, Tensor] = {}
         self._embed: Tensor | None = None
@@ -76,7 +79,7 @@ class Scene:
     def represented(self) -> Any:
         """Posterior of each observation alone; only of a model whose posterior is myopic."""
         if self._represented is None:
-            self._represented = self.world_model.dynamics.represent(self._encoded())
+            self._represented = self.world_model.dynamics.represent(self.embed)
         return self._represented
 
     @property
@@ -87,7 +90,7 @@ class Scene:
             if model.dynamics.myopic:
                 beside["represented"] = self.represented
             self._observed = model.dynamics.observe(
-                self._encoded(), model.record(self.batch), self.latent, **beside
+                self.embed, model.record(self.batch), self.latent, **beside
             )
         return self._observed
 
@@ -108,7 +111,9 @@ class Scene:
                 return Latent(seen.state, seen.state[..., :0], None, seen.classes)
         return self.observed.latent
 
-    def _encoded(self) -> Tensor:
+    @property
+    def embed(self) -> Tensor:
+        """Embeddings ``[B, T, E]``."""
         if self._embed is None:
             self._embed = self.world_model.encoder.encode(self.batch)
         return self._embed

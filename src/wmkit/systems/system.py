@@ -264,7 +264,7 @@ class System(nn.Module):
             first = batch[:, self.context - 1]
             latent = dynamics.unpack({key: first[key] for key in ("state", "belief")})
         window = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
-        return Scene(self.world_model, window, latent, beside=beside)
+        return Scene(self.world_model, window, latent, beside=beside, slow=self.schedule.slow)
 
     def _score(self, scene: Scene, metrics: dict, names: tuple[str, ...] | None = None) -> dict[str, Loss]:
         """Weighted losses of the world model, by term."""
