@@ -13,11 +13,11 @@ import torch
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
+from support import published
 from wmkit.errors import CheckpointError
 from wmkit.systems import System, released_parameters
 from wmkit.systems.convert import ls_imagine
 
-Shapes = dict[str, tuple[int, ...]]
 PIXELS = {"pixels": UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)}
 VIEWS = PIXELS | {"affordance": UnboundedDiscrete((1, 64, 64), dtype=torch.uint8), "reward": Unbounded((1,))}
 SMALL = (
@@ -48,58 +48,8 @@ def build(name: str, *overrides: str, actions: int = 12) -> System:
     )
 
 
-def published_ls_imagine() -> Shapes:
-    """Names and shapes in the released file (12 actions), copies left out."""
-    shapes: Shapes = {}
-
-    def put(name: str, *weight: int, norm: str = "", bias: bool = False) -> None:
-        shapes[f"{name}.weight"] = weight
-        if bias:
-            shapes[f"{name}.bias"] = weight[:1]
-        for leaf in ("weight", "bias") if norm else ():
-            shapes[f"{norm}.{leaf}"] = weight[:1]
-
-    def trunk(name: str, word: str, width: int, layers: int, out: int) -> None:
-        for i in range(layers):
-            layer = f"{name}.layers.{word}_"
-            put(f"{layer}linear{i}", 1024, 1024 if i else width, norm=f"{layer}norm{i}")
-        put(f"{name}.mean_layer", out, 1024, bias=True)
-
-    for i, (wide, narrow) in enumerate([(96, 4), (192, 96), (384, 192), (768, 384)]):
-        cnn = "_wm.encoder._cnn.layers."
-        put(f"{cnn}{3 * i}", wide, narrow, 4, 4, norm=f"{cnn}{3 * i + 1}.norm")
-        cnn = "_wm.heads.decoder._cnn.layers."
-        shapes[f"{cnn}{9 - 3 * i}.weight"] = (wide, narrow, 4, 4)  # transposed
-        for leaf in ("weight", "bias") if i else ():
-            shapes[f"{cnn}{10 - 3 * i}.norm.{leaf}"] = (narrow,)
-    shapes["_wm.heads.decoder._cnn.layers.9.bias"] = (4,)
-    for i in range(5):
-        mlp = "_wm.encoder._mlp.layers.Encoder_"
-        put(f"{mlp}linear{i}", 1024, 1024 if i else 1, norm=f"{mlp}norm{i}")
-    shapes["_wm.dynamics.W"] = (1, 4096)
-    for name, width in {"_img_in_layers": 1037, "_img_out_layers": 4096, "_obs_out_layers": 17408}.items():
-        put(f"_wm.dynamics.{name}.0", 1024, width, norm=f"_wm.dynamics.{name}.1")
-    for name in ("_imgs_stat_layer", "_obs_stat_layer"):
-        put(f"_wm.dynamics.{name}", 1024, 1024, bias=True)
-    put("_wm.dynamics._cell.layers.GRU_linear", 12288, 5120, norm="_wm.dynamics._cell.layers.GRU_norm")
-    put("_wm.heads.decoder._cnn._linear_layer", 12288, 5120, bias=True)
-    for name, word, out in (
-        ("reward", "Reward", 255),
-        ("intrinsic", "Intrinsic", 255),
-        ("end", "End", 1),
-        ("jump", "Jump", 1),
-        ("jumping_steps", "jumping_steps", 255),
-        ("accumulated_reward", "accumulated_reward", 255),
-    ):
-        trunk(f"_wm.heads.{name}", word, 10240 if "_" in name else 5120, 5, out)
-    trunk("_task_behavior.actor", "Actor", 5120, 5, 12)
-    for name in ("value", "_slow_value"):
-        trunk(f"_task_behavior.{name}", "Value", 5120, 2, 255)
-    return shapes
-
-
 def test_ls_imagines_names_and_shapes_are_those_of_the_published_file() -> None:
-    shapes = published_ls_imagine()
+    shapes = published.ls_imagine()
     assert len([name for name in shapes if name.startswith("_wm.")]) == 159
     with torch.device("meta"):
         system = wmkit.build(

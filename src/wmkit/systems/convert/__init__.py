@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from wmkit.errors import CheckpointError
+from wmkit.nn.weights import as_float32
 from wmkit.systems.convert import ls_imagine, storm, transdreamer, twm
 from wmkit.systems.convert.dreamerv3_jax import dreamerv3_jax_parameters, load_dreamerv3_jax
-from wmkit.systems.convert.strict import as_float32, export, load
+from wmkit.systems.convert.strict import export, load
 from wmkit.systems.system import System
 
 __all__ = ["dreamerv3_jax_parameters", "load_dreamerv3_jax", "load_released", "released_parameters"]
