@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
+from torch import nn
+
+from wmkit.errors import CheckpointError
 from wmkit.nn.weights import Troubles
 
 LAYOUTS = {
     "mineclip": (
-        re.compile(r"(model\.)?((reward_head\.)?clip_model|image_encoder|temporal_encoder)\."),
+        re.compile(r"(model\.)?((reward_head\.)?clip_model|image_encoder|temporal_encoder)\.|state_dict$"),
         "MineCLIP (mineclip_attn.pth), which load_mineclip reads",
     ),
     "swin_unet": (
@@ -37,3 +41,24 @@ def cause(troubles: Troubles) -> str:
     """What the file seems to be, where all that it holds is unknown; empty if none of them."""
     found = layout(troubles["unknown"])
     return f"it seems to be {LAYOUTS[found][1]}" if found else ""
+
+
+def fill(module: nn.Module, weights: Any) -> None:
+    """Fill a MineCLIP or a Swin-UNet with the released weights that belong to it.
+
+    Raises:
+        CheckpointError: another module, or weights that do not fit; the module is as it was.
+    """
+    from wmkit.affordance.scorers.mineclip import MineCLIP
+    from wmkit.affordance.scorers.mineclip_weights import fill_mineclip
+    from wmkit.affordance.unet.swin import SwinUNet
+    from wmkit.affordance.unet.swin_weights import fill_swin_unet
+
+    if isinstance(module, MineCLIP):
+        return fill_mineclip(module, weights)
+    if isinstance(module, SwinUNet):
+        return fill_swin_unet(module, weights)
+    raise CheckpointError(
+        f"a {type(module).__name__} has no original whose weights are known: wanted a system, a MineCLIP or "
+        "a SwinUNet; build one"
+    )
