@@ -39,7 +39,7 @@ def small(system: str, backbone: str, *overrides: str) -> System:
         pixels = UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)
         affordance = UnboundedDiscrete((1, 64, 64), dtype=torch.uint8)
         spec = Composite(pixels=pixels, affordance=affordance)
-        overrides = ("size.depth=2", *overrides)
+        overrides = ("size=tiny", "size.depth=2", *overrides)
     sizes = {"classes": 3, "layers": 1}
     more = [f"size.{name}={n}" for name, n in sizes.items() if name not in UNREAD.get(system, ())]
     overrides = (f"backbone={backbone}", *TINY, *more, *SMALL_BATCH, *overrides)

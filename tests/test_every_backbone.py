@@ -30,7 +30,7 @@ OWN = {
         CLASSES,
         "schedule.learners.joint.optimizer.warmup=0",
     ),  # or it learns nothing at first
-    "ls_imagine": (CLASSES, LAYERS, "size.depth=2"),  # steps and jumps
+    "ls_imagine": ("size=tiny", CLASSES, LAYERS, "size.depth=2"),  # steps and jumps
     "storm": (CLASSES, LAYERS, "controller.starts.count=2", "controller.starts.context=1"),
     "transdreamer": (CLASSES, LAYERS, "size.width=8", "controller.starts.most=2"),  # an acting window
     "twm": (CLASSES, LAYERS, "controller.starts.count=2"),  # three tokens a step

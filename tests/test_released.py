@@ -5,6 +5,9 @@ What the loaded networks compute is held in ``tests/oracles``.
 
 from __future__ import annotations
 
+import io
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +16,12 @@ import torch
 from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
-from wmkit.errors import CheckpointError
+from support import published
+from wmkit.affordance import MineCLIP, SwinUNet
+from wmkit.errors import CheckpointError, MissingWeightsError
 from wmkit.systems import System, released_parameters
 from wmkit.systems.convert import ls_imagine
 
-Shapes = dict[str, tuple[int, ...]]
 PIXELS = {"pixels": UnboundedDiscrete((3, 64, 64), dtype=torch.uint8)}
 VIEWS = PIXELS | {"affordance": UnboundedDiscrete((1, 64, 64), dtype=torch.uint8), "reward": Unbounded((1,))}
 SMALL = (
@@ -48,65 +52,15 @@ def build(name: str, *overrides: str, actions: int = 12) -> System:
     )
 
 
-def published_ls_imagine() -> Shapes:
-    """Names and shapes in the released file (12 actions), copies left out."""
-    shapes: Shapes = {}
-
-    def put(name: str, *weight: int, norm: str = "", bias: bool = False) -> None:
-        shapes[f"{name}.weight"] = weight
-        if bias:
-            shapes[f"{name}.bias"] = weight[:1]
-        for leaf in ("weight", "bias") if norm else ():
-            shapes[f"{norm}.{leaf}"] = weight[:1]
-
-    def trunk(name: str, word: str, width: int, layers: int, out: int) -> None:
-        for i in range(layers):
-            layer = f"{name}.layers.{word}_"
-            put(f"{layer}linear{i}", 1024, 1024 if i else width, norm=f"{layer}norm{i}")
-        put(f"{name}.mean_layer", out, 1024, bias=True)
-
-    for i, (wide, narrow) in enumerate([(96, 4), (192, 96), (384, 192), (768, 384)]):
-        cnn = "_wm.encoder._cnn.layers."
-        put(f"{cnn}{3 * i}", wide, narrow, 4, 4, norm=f"{cnn}{3 * i + 1}.norm")
-        cnn = "_wm.heads.decoder._cnn.layers."
-        shapes[f"{cnn}{9 - 3 * i}.weight"] = (wide, narrow, 4, 4)  # transposed
-        for leaf in ("weight", "bias") if i else ():
-            shapes[f"{cnn}{10 - 3 * i}.norm.{leaf}"] = (narrow,)
-    shapes["_wm.heads.decoder._cnn.layers.9.bias"] = (4,)
-    for i in range(5):
-        mlp = "_wm.encoder._mlp.layers.Encoder_"
-        put(f"{mlp}linear{i}", 1024, 1024 if i else 1, norm=f"{mlp}norm{i}")
-    shapes["_wm.dynamics.W"] = (1, 4096)
-    for name, width in {"_img_in_layers": 1037, "_img_out_layers": 4096, "_obs_out_layers": 17408}.items():
-        put(f"_wm.dynamics.{name}.0", 1024, width, norm=f"_wm.dynamics.{name}.1")
-    for name in ("_imgs_stat_layer", "_obs_stat_layer"):
-        put(f"_wm.dynamics.{name}", 1024, 1024, bias=True)
-    put("_wm.dynamics._cell.layers.GRU_linear", 12288, 5120, norm="_wm.dynamics._cell.layers.GRU_norm")
-    put("_wm.heads.decoder._cnn._linear_layer", 12288, 5120, bias=True)
-    for name, word, out in (
-        ("reward", "Reward", 255),
-        ("intrinsic", "Intrinsic", 255),
-        ("end", "End", 1),
-        ("jump", "Jump", 1),
-        ("jumping_steps", "jumping_steps", 255),
-        ("accumulated_reward", "accumulated_reward", 255),
-    ):
-        trunk(f"_wm.heads.{name}", word, 10240 if "_" in name else 5120, 5, out)
-    trunk("_task_behavior.actor", "Actor", 5120, 5, 12)
-    for name in ("value", "_slow_value"):
-        trunk(f"_task_behavior.{name}", "Value", 5120, 2, 255)
-    return shapes
-
-
 def test_ls_imagines_names_and_shapes_are_those_of_the_published_file() -> None:
-    shapes = published_ls_imagine()
+    shapes = published.ls_imagine()
     assert len([name for name in shapes if name.startswith("_wm.")]) == 159
     with torch.device("meta"):
         system = wmkit.build(
             "ls_imagine",
             observation_spec=Composite(VIEWS),
             action_spec=OneHot(12),
-            overrides=["size=paper", "compat=released"],
+            overrides=["size=paper"],
         )
     assert shapes == {
         name: tuple(part.shape)
@@ -170,24 +124,126 @@ def test_systems_without_known_weights_are_refused() -> None:
     refused(swapped, {}, "has a parameter 'world_model.dynamics.backbone", "that the released STORM has not")
 
 
-def test_copies_in_a_released_file_must_agree() -> None:
-    system = build("ls_imagine")
-    weights = released_parameters(build("ls_imagine"))
-    copies: dict[str, Any] = {}
-    for name, x in weights.items():  # as they are saved of compiled modules, three times
-        part, _, rest = name.partition(".")
-        copies[f"{part}._orig_mod.{rest}"] = x
-        for behaviour in ("_task_behavior", "_expl_behavior"):
-            inner = f"_world_model.{rest}" if part == "_wm" else rest
-            copies[f"{behaviour}._orig_mod.{inner}"] = x.copy()
-    copies["_task_behavior._orig_mod.ema_vals"] = copies["_expl_behavior._orig_mod.ema_vals"] = np.zeros(2)
-    assert len(copies) == 545
-    wmkit.load_released(system, copies)
-    assert torch.equal(
-        system.world_model.dynamics.short.backbone.start, torch.from_numpy(weights["_wm.dynamics.W"][0])
+def latest(teacher: System, compiled: bool = True) -> dict[str, Any]:
+    """What ``latest.pt`` of a system holds; the moments of a tensor are made of it."""
+    weights = {name: torch.from_numpy(x) for name, x in released_parameters(teacher).items()}
+    order = list(published.ls_imagine())  # of the file, where a critic may be as deep as here
+    weights = {name: weights[name] for name in sorted(weights, key=order.index)}
+    optimisers = {}
+    for place, prefix in (
+        ("_wm.{}_model_opt._opt", "_wm."),
+        ("_task_behavior.{}_actor_opt._opt", "_task_behavior.actor."),
+        ("_task_behavior.{}_value_opt._opt", "_task_behavior.value."),
+    ):
+        own = [x for name, x in weights.items() if name.startswith(prefix)]
+        state = {
+            i: {"step": torch.tensor(31.0), "exp_avg": 0.1 * x, "exp_avg_sq": x**2} for i, x in enumerate(own)
+        }
+        groups = [{"lr": 0.5, "betas": (0.9, 0.999), "params": list(range(len(own)))}]
+        optimisers[place.format("_orig_mod." * compiled)] = {"state": state, "param_groups": groups}
+    return {"agent_state_dict": published.copies(weights, compiled), "optims_state_dict": optimisers}
+
+
+def random(name: str, *overrides: str) -> System:
+    system = build(name, *overrides)
+    with torch.no_grad():
+        for x in system.parameters():
+            x.normal_()
+    return system
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_latest_pt_is_read_whole(tmp_path: Path, compiled: bool) -> None:
+    teacher, whole = (one := random("ls_imagine")), latest(one, compiled)
+    assert len(whole["agent_state_dict"]) == 545
+    torch.save(whole, tmp_path / "latest.pt")
+    pupil = build("ls_imagine", "controller.return_norm={_target_: torchrl.modules.PercentileValueNorm}")
+    wmkit.load_ls_imagine(pupil, tmp_path / "latest.pt", optimizers=True)
+    theirs, rate = dict(teacher.named_parameters()), 3e-5
+    for learner in pupil.schedule.learners.values():
+        names = {id(x): name for name, x in pupil.named_parameters()}
+        for x in learner.parameters:
+            state = learner.optimizer.state[x]
+            assert torch.equal(x, theirs[names[id(x)]]) and state["step"] == 31
+            torch.testing.assert_close(state["exp_avg"], 0.1 * x.detach())
+            torch.testing.assert_close(state["exp_avg_sq"], x.detach() ** 2)
+    assert pupil.schedule.learners["actor"].optimizer.param_groups[0]["lr"] == rate  # the page's
+    assert torch.equal(pupil.schedule.slow_critic.out.bias, teacher.schedule.slow_critic.out.bias)
+    norm = pupil.controller.return_norm
+    assert (norm.low.item(), norm.high.item()) == (-0.5, 1.5)
+    pupil.update(pupil.example_batch())  # goes on from there
+    other = build("ls_imagine")
+    wmkit.load_released(other, tmp_path / "latest.pt")
+    assert torch.equal(other.critic.out.weight, teacher.critic.out.weight)
+
+
+def test_what_a_latest_pt_lacks_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    system, whole = build("ls_imagine"), latest(random("ls_imagine"))
+    before = [x.clone() for x in (*system.parameters(), *system.buffers())]
+    agent, optimisers = whole["agent_state_dict"], whole["optims_state_dict"]
+    changed = dict(agent)
+    changed["_expl_behavior._orig_mod._world_model.dynamics.W"] = changed["_wm._orig_mod.dynamics.W"] + 1
+    first = next(iter(optimisers))
+    short = {**optimisers, first: {"state": {0: optimisers[first]["state"][1]}}}
+    file = tmp_path / "latest.pt"
+    for found, words in (
+        ({**whole, "agent_state_dict": changed}, "two values for _wm.dynamics.W"),
+        ({"agent_state_dict": agent}, "no optims_state_dict"),
+        ({**whole, "optims_state_dict": {}}, "no moments for learner 'world_model'"),
+        ({**whole, "optims_state_dict": short}, "optimizers=False"),
+        ({**whole, "agent_state_dict": {}}, "missing .* and [0-9]+ more"),
+        ({"agent_state_dict": published.light(published.swin_unet())}, "no optims_state_dict"),
+    ):
+        torch.save(found, file)
+        with pytest.raises(CheckpointError, match=words) as caught:
+            wmkit.load_ls_imagine(system, file, optimizers=True)
+        assert "\n" not in str(caught.value)
+    refused(system, published.light(published.swin_unet()), "it seems to be LS-Imagine's U-Net")
+    refused(build("ls_imagine", "critic.layers=5"), whole, "its critic is deeper than the published one")
+    refused(build("ls_imagine", actions=3), whole, "only the number of actions differs")
+    turned = build("ls_imagine", "observations.images=[pixels,affordance]")
+    refused(turned, whole, "pixels, affordance", "map's channel first")
+    data = io.BytesIO()
+    torch.save(whole, data)
+    mark = tmp_path / "mark"
+    for content in (data.getvalue()[:-100], pickle.dumps(Touch(mark)), b""):
+        file.write_bytes(content)
+        refused(system, file, "cannot be read")
+    with pytest.raises(MissingWeightsError, match="nowhere"):
+        wmkit.load_released(system, tmp_path / "nowhere.pt")
+    assert not mark.exists()
+    assert all(
+        torch.equal(x, y) for x, y in zip(before, (*system.parameters(), *system.buffers()), strict=True)
     )
-    copies["_expl_behavior._orig_mod._world_model.dynamics.W"] += 1
-    refused(system, copies, "two values for _wm.dynamics.W")
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_all_three_files_of_ls_imagine_go_one_way(tmp_path: Path) -> None:
+    sizes = dict(width=64, layers=1, dim=64, text_width=64, text_layers=1, vocabulary=9, context=5, frames=16)
+    model = MineCLIP(**sizes, heads=1, text_heads=1, time_layers=1, time_heads=1, resolution=(32, 80))
+    shapes = published.mineclip(**sizes, tokens=11, time_layers=1, time_width=64)
+    weights = published.shared(published.light(shapes))
+    torch.save({"state_dict": weights}, tmp_path / "mineclip_attn.pth")
+    wmkit.load_released(model, tmp_path / "mineclip_attn.pth")
+    assert torch.equal(model.vision.token, weights["model.image_encoder.cls_token"])
+    unet = SwinUNet("constant_query")
+    weights = {k: x for k, x in published.light(published.swin_unet()).items() if "index" not in k}
+    torch.save(weights, tmp_path / "swin_unet_checkpoint.pth")
+    wmkit.load_released(unet, tmp_path / "swin_unet_checkpoint.pth")
+    assert torch.equal(unet.output.weight, weights["swin_unet.output.weight"])
+    with pytest.raises(CheckpointError, match="it seems to be MineCLIP"):
+        wmkit.load_released(unet, tmp_path / "mineclip_attn.pth")
+    with pytest.raises(CheckpointError, match="a Linear has no original"):
+        wmkit.load_released(torch.nn.Linear(1, 1), {})
 
 
 def test_storms_two_files_and_statistics() -> None:

@@ -132,7 +132,7 @@ def test_scorers_without_weights_say_what_to_do(tmp_path) -> None:
         EmbeddedScorer()(torch.zeros(1, 16, 3, 40, 64), ["Cut a tree"])
     with pytest.raises(MissingWeightsError, match=r"model\.safetensors|config\.json"):
         EmbeddedScorer.load(tmp_path)
-    with pytest.raises(MissingWeightsError, match="embedded"):
+    with pytest.raises(MissingWeightsError, match=r"mineclip_attn\.pth.*affordance=embedded"):
         build_scorer("mineclip")
 
 

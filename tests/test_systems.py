@@ -51,7 +51,7 @@ def test_parameter_counts() -> None:
             "ls_imagine",
             observation_spec=PIXELS,
             action_spec=OneHot(12),
-            overrides=["size=paper", "compat=released"],
+            overrides=["size=paper"],
         )
     assert parameters(paper.world_model) == 235_883_650
     assert parameters(paper.actor) == 9_459_724

@@ -8,79 +8,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from support.published import light, swin_unet
 from wmkit.affordance import SmallUNet, SwinUNet, load_affordance, load_swin_unet, save_affordance
 from wmkit.affordance.unet.fusion import ConstantQueryFusion, ImageQueryFusion, TextQueryAttention
-from wmkit.affordance.unet.model import load_strictly
 from wmkit.affordance.unet.resize import SmoothResize
-from wmkit.affordance.unet.swin_weights import convert_swin_unet
+from wmkit.affordance.unet.swin_weights import fill_swin_unet
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError, SpecError
 
 TINY = dict(embed_dim=16, heads=(1, 2, 4, 8), window=4, image_size=(64, 64), text_dim=8)
 
 
-def released_entries() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of LS-Imagine's swin_unet_checkpoint.pth, from its layout table."""
-    heads, shapes = (3, 6, 12, 24), {}
-
-    def norm(name: str, c: int) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (c,)
-
-    def blocks(name: str, k: int) -> None:
-        c = 96 * 2**k
-        for b in (0, 1):
-            block = f"{name}.blocks.{b}"
-            norm(f"{block}.norm1", c)
-            norm(f"{block}.norm2", c)
-            shapes[f"{block}.attn.relative_position_bias_table"] = (169, heads[k])
-            shapes[f"{block}.attn.relative_position_index"] = (49, 49)
-            for part, out, inp in (
-                ("attn.qkv", 3 * c, c),
-                ("attn.proj", c, c),
-                ("mlp.fc1", 4 * c, c),
-                ("mlp.fc2", c, 4 * c),
-            ):
-                shapes[f"{block}.{part}.weight"], shapes[f"{block}.{part}.bias"] = (out, inp), (out,)
-            if b == 1 and k < 3:
-                shapes[f"{block}.attn_mask"] = (4 ** (3 - k), 49, 49)
-
-    shapes["patch_embed.proj.weight"], shapes["patch_embed.proj.bias"] = (96, 3, 4, 4), (96,)
-    norm("patch_embed.norm", 96)
-    for k in range(4):
-        c = 96 * 2**k
-        blocks(f"layers.{k}", k)
-        if k < 3:
-            shapes[f"layers.{k}.downsample.reduction.weight"] = (2 * c, 4 * c)
-            norm(f"layers.{k}.downsample.norm", 4 * c)
-        shapes[f"TIA.{k}.text_projection.weight"], shapes[f"TIA.{k}.text_projection.bias"] = (c, 512), (c,)
-        for part in ("w_qs", "w_ks", "w_vs"):
-            shapes[f"TIA.{k}.multi_head_attention.{part}.weight"] = (8 * c, c)
-        shapes[f"TIA.{k}.multi_head_attention.fc.weight"] = (c, 8 * c)
-        norm(f"TIA.{k}.multi_head_attention.layer_norm", c)
-    shapes["layers_up.0.expand.weight"] = (1536, 768)
-    norm("layers_up.0.norm", 384)
-    for i, c in ((1, 384), (2, 192), (3, 96)):
-        blocks(f"layers_up.{i}", 3 - i)
-        shapes[f"concat_back_dim.{i}.weight"], shapes[f"concat_back_dim.{i}.bias"] = (c, 2 * c), (c,)
-        if i < 3:
-            shapes[f"layers_up.{i}.upsample.expand.weight"] = (2 * c, c)
-            norm(f"layers_up.{i}.upsample.norm", c // 2)
-    norm("norm", 768)
-    norm("norm_up", 96)
-    shapes["up.expand.weight"] = (1536, 96)
-    norm("up.norm", 96)
-    shapes["output.weight"] = (1, 96, 1, 1)
-    return {f"swin_unet.{name}": shape for name, shape in shapes.items()}
-
-
 def test_released_checkpoint_loads_strictly(tmp_path):
-    entries = released_entries()
+    entries = swin_unet()
     assert len(entries) == 270
-    random = torch.Generator().manual_seed(0)
+    windows = SwinUNet(embed_dim=24).layers[0].blocks[0].attn.relative_position_index
     state = {
-        name: torch.zeros(shape, dtype=torch.int64)
-        if name.endswith("relative_position_index")
-        else 0.02 * torch.randn(shape, generator=random)
-        for name, shape in entries.items()
+        name: windows if name.endswith("relative_position_index") else x for name, x in light(entries).items()
     }
     torch.save(state, tmp_path / "swin_unet_checkpoint.pth")
     model = load_swin_unet(tmp_path / "swin_unet_checkpoint.pth")
@@ -92,15 +35,27 @@ def test_released_checkpoint_loads_strictly(tmp_path):
     dead = sum(p.numel() for k in (0, 1, 3) for p in model.fusion.stages[k].parameters())
     assert 20.8e6 < dead < 21e6
 
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    index = next(name for name in entries if name.endswith("relative_position_index"))
     for change, message in (
-        ({"swin_unet.output.weight": torch.zeros(2, 96, 1, 1)}, r"output.weight.*wanted \(1, 96, 1, 1\)"),
-        ({"swin_unet2.x": torch.zeros(1)}, "'swin_unet2.x'"),
+        (
+            {"swin_unet.output.weight": torch.zeros(2, 96, 1, 1)},
+            r"output.weight of shape \[2, 96, 1, 1\] inst",
+        ),
+        ({"swin_unet2.x": torch.zeros(1)}, r"unknown swin_unet2\.x"),
+        ({index: windows.flip(0)}, "another layers.0.blocks.0.attn.relative_position_index"),
+        ({"swin_unet.norm.weight": torch.full((768,), torch.nan)}, "NaN"),
+        ({"swin_unet.norm.weight": torch.ones(768).to_sparse()}, "sparse"),
     ):
         with pytest.raises(CheckpointError, match=message):
-            load_strictly(model, convert_swin_unet({**state, **change}), "checkpoint")
-    del state["swin_unet.norm.weight"]
-    with pytest.raises(CheckpointError, match=r"'norm\.weight' is missing"):
-        load_strictly(model, convert_swin_unet(state), "checkpoint")
+            fill_swin_unet(model, {**state, **change})
+    for name in list(state)[:12]:
+        del state[name]
+    with pytest.raises(CheckpointError, match=r"missing layers.0.blocks.0.attn.qkv.bias, .* and 1 more"):
+        fill_swin_unet(model, state)
+    with pytest.raises(CheckpointError, match="it seems to be LS-Imagine's agent"):
+        fill_swin_unet(model, {"_wm.dynamics.W": torch.zeros(1, 4096)})
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     with pytest.raises(MissingWeightsError, match="does not exist"):
         load_swin_unet(tmp_path / "nowhere.pth")
     (tmp_path / "noise.pth").write_bytes(b"noise")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wmkit.registry import available, register
     from wmkit.systems.build import build
-    from wmkit.systems.convert import load_dreamerv3_jax, load_released
+    from wmkit.systems.convert import load_dreamerv3_jax, load_ls_imagine, load_released
 
 ROOMS = (
     "cli",
@@ -52,10 +52,20 @@ _ATTRIBUTES = {
     "register": "wmkit.registry",
     "build": "wmkit.systems",
     "load_dreamerv3_jax": "wmkit.systems",
+    "load_ls_imagine": "wmkit.systems",
     "load_released": "wmkit.systems",
 }
 
-__all__ = ["ROOMS", "__version__", "available", "build", "load_dreamerv3_jax", "load_released", "register"]
+__all__ = [
+    "ROOMS",
+    "__version__",
+    "available",
+    "build",
+    "load_dreamerv3_jax",
+    "load_ls_imagine",
+    "load_released",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

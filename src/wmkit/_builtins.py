@@ -116,6 +116,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "embedded": "wmkit.affordance.scorers.embedded:EmbeddedScorer",
         "hf_clip": "wmkit.affordance.scorers.hf_clip:HFClipScorer",
         "labels": "wmkit.affordance.scorers.label_scorer:LabelScorer",
+        "mineclip": "wmkit.affordance.scorers.mineclip_weights:load_mineclip",
     },
 }
 

@@ -98,6 +98,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     views = PIXELS | {"affordance": (1, 64, 64), "reward": (1,)}
     # The first state had no gradient yet.
     jumping = (*SMALL, *BATCH, "world_model.dynamics.dynamics.initial_gradient=false")
+    jumping = ("size=tiny", *jumping)  # preset=paper brings its own
     yield "ls_imagine", Case("ls_imagine", views, 5, (PAPER, *jumping))
     yield "ls_imagine-quick", Case("ls_imagine", views, 5, (QUICK, *jumping))
     yield "ls_imagine-released", Case("ls_imagine", views, 5, (PAPER, *jumping, RELEASED))

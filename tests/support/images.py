@@ -9,7 +9,7 @@ import wmkit
 from wmkit.systems import System
 
 TINY = [
-    "preset=paper",  # leaves the size at the small one
+    "preset=paper",
     "size.deter=16",
     "size.groups=4",
     "size.classes=4",
@@ -26,4 +26,5 @@ def build(system: str = "ls_imagine", *overrides: str) -> System:
     torch.manual_seed(0)
     spec = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
     tiny = [one for one in TINY if system != "dreamer_v3" or "layers" not in one]  # which has its own
+    tiny += ["size=tiny"] * (system == "ls_imagine")  # whose preset brings one
     return wmkit.build(system, observation_spec=spec, action_spec=OneHot(12), overrides=[*tiny, *overrides])

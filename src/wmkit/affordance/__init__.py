@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from wmkit.affordance.labels.virtual_exploration import VirtualExploration
     from wmkit.affordance.labels.zoom_windows import ZoomWindow, zoom_window
     from wmkit.affordance.mask import MaskAffordance
-    from wmkit.affordance.scorers import EmbeddedScorer, HFClipScorer, LabelScorer, Scorer, build_scorer
+    from wmkit.affordance.scorers import (
+        EmbeddedScorer,
+        HFClipScorer,
+        LabelScorer,
+        MineCLIP,
+        Scorer,
+        build_scorer,
+        load_mineclip,
+    )
     from wmkit.affordance.transform import AffordanceMap, AffordanceTransform
     from wmkit.affordance.unet.dataset import AffordanceDataset, collect_frames, label_frames
     from wmkit.affordance.unet.fit import fit_affordance
@@ -48,6 +56,7 @@ _HOMES = {
     "JumpLabeller": "labels.jumps",
     "LabelScorer": "scorers",
     "MaskAffordance": "mask",
+    "MineCLIP": "scorers",
     "PotentialGate": "labels.gates",
     "RECIPES": "unet.recipes",
     "Recipe": "unet.recipes",
@@ -66,6 +75,7 @@ _HOMES = {
     "jump_probability": "labels.map_scores",
     "label_frames": "unet.dataset",
     "load_affordance": "unet.save",
+    "load_mineclip": "scorers",
     "load_swin_unet": "unet.swin_weights",
     "save_affordance": "unet.save",
     "zoom_window": "labels.zoom_windows",
@@ -86,6 +96,7 @@ __all__ = [
     "JumpLabeller",
     "LabelScorer",
     "MaskAffordance",
+    "MineCLIP",
     "PotentialGate",
     "Recipe",
     "RecordGate",
@@ -103,6 +114,7 @@ __all__ = [
     "jump_probability",
     "label_frames",
     "load_affordance",
+    "load_mineclip",
     "load_swin_unet",
     "save_affordance",
     "zoom_window",

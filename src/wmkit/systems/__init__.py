@@ -4,6 +4,7 @@ from wmkit.systems.build import build, build_from
 from wmkit.systems.convert import (
     dreamerv3_jax_parameters,
     load_dreamerv3_jax,
+    load_ls_imagine,
     load_released,
     released_parameters,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "compose",
     "dreamerv3_jax_parameters",
     "load_dreamerv3_jax",
+    "load_ls_imagine",
     "load_released",
     "released_parameters",
 ]

@@ -148,8 +148,15 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
         for name in ("model.safetensors", "config.json"):  # weights first: a folder with a config is complete
             shutil.copyfile(shipped / name, path / name)
         stages.say("affordance model: the one that wmkit brings (affordance.model=null fits one first)")
-    from wmkit.affordance.unet import load_affordance
+    from wmkit.affordance.unet import load_affordance, load_swin_unet
 
+    if path.is_file():  # the released file, which has no text with it
+        unet, scorer = (
+            load_swin_unet(path).to(find_device(config)),
+            _find_scorer(config, path.parent / "scorer"),
+        )
+        text = scorer.text_features([prompt])[0].detach().float().cpu()
+        return AffordanceTools(unet, text, prompt, scorer if block.get("video_score", False) else None)
     saved = load_affordance(path)
     if shipped is not None and read_evidence(run, "affordance") is None:
         _look(config, run, stages, saved)
@@ -212,7 +219,7 @@ def _check(config: DictConfig) -> None:
         ("exploration", VirtualExploration, block.get("exploration")),
         ("fit", fit_affordance, block.get("fit")),
         ("scorer_fit", EmbeddedScorer.fit, block.get("scorer_fit")),
-        ("unet", unet, unet_options),
+        ("unet", unet, {k: v for k, v in unet_options.items() if k != "weights"}),
         ("scorer", resolve("scorer", scorer), scorer_options),
     ):
         check_value(f"affordance.{name}", options, dict | None, "the stage")
@@ -246,8 +253,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     with stages.stage("label frames", count, "frames") as bar:
         labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
-    unet, options = _unet(block)
-    model = unet(text_dim=text.shape[-1], **options).to(find_device(config))
+    model = _make_unet(block, text.shape[-1]).to(find_device(config))
     fit = {"how": "small", **options_of(block.get("fit"))}
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(
@@ -301,7 +307,8 @@ def _find_scorer(config: DictConfig, folder: Path) -> Any:
         return EmbeddedScorer.load(path or folder)
     if path is not None:
         options["model"] = path
-    return build_scorer(name, **options)
+    scorer = build_scorer(name, **options)
+    return scorer.to(find_device(config)) if isinstance(scorer, torch.nn.Module) else scorer
 
 
 def _unet(block: DictConfig) -> tuple[Any, dict[str, Any]]:
@@ -332,6 +339,24 @@ def _look(config: DictConfig, run: RunDirectory, stages: Stages, saved: SavedAff
         numbers = truth(maps, masks)
         run.log(0, "affordance", {f"affordance/truth_{k}": v for k, v in numbers.items()})
     _show(run, panels)
+
+
+def _make_unet(block: DictConfig, text_dim: int) -> Any:
+    """The U-Net to be fitted; ``weights`` of its options are the released ones to begin with."""
+    from wmkit.affordance.unet.swin import SwinUNet
+    from wmkit.affordance.unet.swin_weights import WHAT, fill_swin_unet, read_swin_unet
+
+    unet, options = _unet(block)
+    weights = options.pop("weights", None)
+    model = unet(text_dim=text_dim, **options)
+    if weights is not None:
+        if not isinstance(model, SwinUNet):
+            raise ConfigError(
+                f"affordance.unet.weights is {weights!r}: wanted none for the U-Net {model.kind!r}; set "
+                "affordance.unet.name=swin"
+            )
+        fill_swin_unet(model, read_swin_unet(weights), f"{WHAT} {weights!r}")
+    return model
 
 
 def _show(run: RunDirectory, panels: dict[str, Tensor]) -> None:

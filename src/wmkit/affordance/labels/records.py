@@ -59,7 +59,7 @@ class Memory(NamedTuple):
 
     def pick(self, rows: Tensor) -> Memory:
         """The memory of some streams."""
-        history = None if self.history is None else self.history[rows]
+        history = None if self.history is None else self.history[rows.to(self.history.device)]
         affordance, clip, zoomed_affordance, zoomed_clip = (x[rows] for x in self[:4])
         return Memory(affordance, clip, zoomed_affordance, zoomed_clip, history)
 
@@ -68,7 +68,7 @@ class Memory(NamedTuple):
         history = self.history
         if new.history is not None:
             history = blank(new.history, len(self.clip)) if history is None else history
-            history = history.index_copy(0, rows, new.history)
+            history = history.index_copy(0, rows.to(history.device), new.history)
         affordance, clip, zoomed_affordance, zoomed_clip = (
             old.index_copy(0, rows, value) for old, value in zip(self[:4], new[:4], strict=True)
         )

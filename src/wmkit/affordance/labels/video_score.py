@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wmkit.affordance.scorers.scorer import device_of
+
 
 class ClipReward(nn.Module):
     """The video score: how well the last 16 frames match the prompt.
@@ -83,16 +85,17 @@ class ClipReward(nn.Module):
         episode_of = torch.cat((episode.new_zeros(streams, before), episode.masked_fill(is_init, -1)), 1)
         clips = track.unfold(1, self.frames, 1).movedim(-1, 2)  # [E, T, 16, *F]
         same = episode_of.unfold(1, self.frames, 1) == episode[:, :, None]  # [E, T, 16]
-        clips = clips * same.reshape(*same.shape, *[1] * (clips.ndim - 3))
+        clips = clips * same.to(clips.device).reshape(*same.shape, *[1] * (clips.ndim - 3))
         logits = self._pool(clips.flatten(0, 1), [self.prompt])[:, 0].float().to(images.device)
         score = torch.sigmoid(self.slope * (logits - self.midpoint)).view(streams, steps)
         keep = (episode_of[:, steps:] == episode[:, -1:]).reshape(streams, before, *[1] * (track.ndim - 2))
-        return score.masked_fill(is_init, 0.0), track[:, steps:] * keep
+        return score.masked_fill(is_init, 0.0), track[:, steps:] * keep.to(track.device)
 
     def _encode(self, images: Tensor) -> Tensor:
         encode = getattr(self.scorer, "encode", None)
         if encode is None:
             return images
+        images = images.to(device_of(self.scorer, images.device))  # features stay there
         size = getattr(self.scorer, "resolution", None)
         if size is not None and tuple(images.shape[-2:]) != tuple(size):
             images = F.interpolate(images.float(), tuple(size), mode="bilinear", align_corners=False)

@@ -22,7 +22,7 @@ from wmkit.affordance.labels.zoom_path import (
     spread_frames,
     zoom_schedule,
 )
-from wmkit.affordance.scorers.scorer import Scorer
+from wmkit.affordance.scorers.scorer import Scorer, device_of
 from wmkit.errors import ConfigError, SpecError
 
 KEPT = (0, 8, 13, 15)  # frames of a zoom that the fast mode renders; others are interpolated
@@ -113,11 +113,10 @@ class VirtualExploration:
         if isinstance(prompts, str):
             prompts = [prompts]
         boxes = exploration_boxes((int(images.shape[-2]), int(images.shape[-1]))).flatten(0, 1)  # [81, 4]
-        boxes = boxes.to(images.device)
+        device = device_of(self.scorer, images.device)  # frames are cut and scored there
         explore = self._exact if self.mode == "exact" else self._fast
-        return torch.stack([explore(image[None], boxes, prompts) for image in images]).unflatten(
-            -1, (STEPS, STEPS)
-        )
+        scores = [explore(image[None].to(device), boxes.to(device), prompts) for image in images]
+        return torch.stack(scores).to(images.device).unflatten(-1, (STEPS, STEPS))
 
     def _exact(self, image: Tensor, boxes: Tensor, prompts: Sequence[str]) -> Tensor:
         """``[1, C, H, W], [81, 4] -> [P, 81]``."""

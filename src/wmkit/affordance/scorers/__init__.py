@@ -5,18 +5,13 @@
 | ``labels`` | ``goal_mask`` | the simulator's object mask, the truth of the others |
 | ``embedded`` | ``frame`` | a small video-text model trained on clips of the worlds |
 | ``hf_clip`` | ``frame`` | any CLIP of transformers, by name or path |
-
-The place of ``mineclip`` (the released checkpoint ``mineclip_attn.pth``) is
-``wmkit/affordance/scorers/mineclip.py``: a ``Scorer`` with ``resolution = (160, 256)``, ``encode``
-(ViT-B/16) and ``pool`` (temporal transformer and adapter), whose logits are on the common scale as they are.
-Until it exists, asking for it is an error that says what to use instead.
+| ``mineclip`` | ``frame`` | MineCLIP, the one of the paper, from its released file |
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from wmkit.errors import MissingWeightsError
 from wmkit.registry import resolve
 
 if TYPE_CHECKING:
@@ -24,15 +19,28 @@ if TYPE_CHECKING:
     from wmkit.affordance.scorers.embedded import EmbeddedScorer
     from wmkit.affordance.scorers.hf_clip import HFClipScorer
     from wmkit.affordance.scorers.label_scorer import LabelScorer
+    from wmkit.affordance.scorers.mineclip import MineCLIP
+    from wmkit.affordance.scorers.mineclip_weights import load_mineclip
     from wmkit.affordance.scorers.scorer import Scorer
 
-__all__ = ["ClipSource", "EmbeddedScorer", "HFClipScorer", "LabelScorer", "Scorer", "build_scorer"]
+__all__ = [
+    "ClipSource",
+    "EmbeddedScorer",
+    "HFClipScorer",
+    "LabelScorer",
+    "MineCLIP",
+    "Scorer",
+    "build_scorer",
+    "load_mineclip",
+]
 
 _HOMES = {
     "ClipSource": "clips",
     "EmbeddedScorer": "embedded",
     "HFClipScorer": "hf_clip",
     "LabelScorer": "label_scorer",
+    "MineCLIP": "mineclip",
+    "load_mineclip": "mineclip_weights",
     "Scorer": "scorer",
 }
 
@@ -51,12 +59,6 @@ def build_scorer(name: str, **options: Any) -> Scorer:
     >>> build_scorer("labels", half=0.2).half
     0.2
     """
-    if name == "mineclip":
-        raise MissingWeightsError(
-            "scorer 'mineclip' has no weights: found no loader for mineclip_attn.pth in this version, "
-            "wanted a scorer that can run; use affordance=embedded (trained on the worlds) or "
-            "affordance=hf_clip (any CLIP)"
-        )
     return resolve("scorer", name)(**options)
 
 

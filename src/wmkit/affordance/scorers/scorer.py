@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT, LOGIT_SLOPE
 
@@ -44,6 +44,12 @@ class Scorer(Protocol):
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """``[P, text_dim]`` vectors of the prompts, cached."""
         ...
+
+
+def device_of(scorer: Any, otherwise: torch.device) -> torch.device:
+    """Where a scorer with weights computes; ``otherwise`` for one without."""
+    weight = next(scorer.parameters(), None) if isinstance(scorer, nn.Module) else None
+    return otherwise if weight is None else weight.device
 
 
 def words(text: str) -> list[str]:

@@ -7,7 +7,6 @@ arXiv:2410.03618, section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmkit.affordance.unet.resize import SmoothResize
-from wmkit.errors import CheckpointError, SpecError
+from wmkit.errors import SpecError
 
 # MineCLIP's pixel statistics, for values in [0, 1].
 PIXEL_MEAN = (0.3331, 0.3245, 0.3051)
@@ -108,29 +107,3 @@ class AffordanceUNet(nn.Module):
                 f"[{batch}, {self.text_dim}]; use the scorer this model was trained with, one row per frame"
             )
         return rows.expand(batch, -1)
-
-
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str) -> None:
-    """``load_state_dict`` whose failure is one sentence that names the first misfit.
-
-    Raises:
-        CheckpointError: an entry is missing, unknown or of another shape.
-    """
-    wanted = model.state_dict()
-    fix = "use the file that belongs to this model"
-    for name, value in state_dict.items():
-        if name not in wanted:
-            raise CheckpointError(
-                f"{what} has an entry {name!r}: wanted only those of {type(model).__name__}; {fix}"
-            )
-        if not isinstance(value, Tensor) or value.shape != wanted[name].shape:
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise CheckpointError(
-                f"{what} has {name!r} of {found}: wanted {tuple(wanted[name].shape)}; {fix}"
-            )
-    missing = sorted(wanted.keys() - state_dict.keys())
-    if missing:
-        raise CheckpointError(
-            f"{what} has {len(state_dict)} entries: wanted {len(wanted)}, {missing[0]!r} is missing; {fix}"
-        )
-    model.load_state_dict(state_dict)

@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wmkit.affordance.unet.model import AffordanceUNet, load_strictly
+from wmkit.affordance.unet.model import AffordanceUNet
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
+from wmkit.nn.weights import fill
 
 FORMAT = 1
 KINDS = {
@@ -118,7 +119,7 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
         raise CheckpointError(
             f"{what} does not fit its own config ({error}): wanted one of wmkit's; fit it again"
         ) from error
-    load_strictly(model, tensors, what)
+    fill(model, tensors, what, "use the file that belongs to this model")
     if text.shape != (len(prompts), model.text_dim):
         raise CheckpointError(
             f"{what} has text features of {tuple(text.shape)}: wanted "

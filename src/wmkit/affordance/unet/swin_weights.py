@@ -3,7 +3,7 @@
 The file is a bare state dict of 270 entries under the prefix ``swin_unet.``. Parameters match
 :class:`~wmkit.affordance.unet.swin.SwinUNet` with ``fusion="constant_query"`` one to one, up to
 the names below. Two buffers that timm computes instead of storing, ``attn_mask`` and
-``relative_position_index``, are recognised and left out.
+``relative_position_index``, are compared with its own and left out.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wmkit.affordance.unet.model import load_strictly
+from wmkit.affordance.published import cause
 from wmkit.affordance.unet.swin import SwinUNet
-from wmkit.errors import CheckpointError, MissingWeightsError
+from wmkit.errors import CheckpointError
+from wmkit.nn.weights import fill, read_weights, strange
+
+WHAT = "Swin-UNet checkpoint"
+ADVICE = "use LS-Imagine's swin_unet_checkpoint.pth of the paper's page"
 
 _RENAMES = (
     (re.compile(r"^(?:module\.)?swin_unet\."), ""),
@@ -33,15 +37,13 @@ _BUFFERS = ("attn_mask", "relative_position_index")
 
 
 def convert_swin_unet(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The released names to wmkit's; computed buffers are dropped.
+    """The released names to wmkit's.
 
     >>> list(convert_swin_unet({"swin_unet.TIA.2.multi_head_attention.fc.weight": torch.zeros(1)}))
     ['fusion.stages.2.out.weight']
     """
     converted = {}
     for name, value in state_dict.items():
-        if name.rpartition(".")[2] in _BUFFERS:
-            continue
         for pattern, replacement in _RENAMES:
             name = pattern.sub(replacement, name)
         converted[name] = value
@@ -61,28 +63,43 @@ def load_swin_unet(source: str | PathLike | Mapping[str, Tensor]) -> SwinUNet:
         MissingWeightsError: there is no such file.
         CheckpointError: the file is no state dict, or an entry is missing, unknown or of another shape.
     """
-    state_dict = source if isinstance(source, Mapping) else _read(Path(source))
+    what, weights = WHAT, source
+    if not isinstance(source, Mapping):
+        what, weights = f"{WHAT} {str(source)!r}", read_swin_unet(source)
     model = SwinUNet(fusion="constant_query")
-    load_strictly(model, convert_swin_unet(state_dict), "Swin-UNet checkpoint")
+    fill_swin_unet(model, weights, what)
     return model.eval()
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise MissingWeightsError(
-            f"Swin-UNet checkpoint {str(path)!r} does not exist: wanted LS-Imagine's "
-            "swin_unet_checkpoint.pth; download it from the paper's page and give its path"
-        )
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are no checkpoint
+def read_swin_unet(path: str | PathLike) -> Any:
+    """What lies in ``swin_unet_checkpoint.pth``.
+
+    Raises:
+        MissingWeightsError: there is no such file.
+        CheckpointError: it cannot be read.
+    """
+    return read_weights(path, WHAT, ADVICE)
+
+
+def fill_swin_unet(model: SwinUNet, weights: Any, what: str = WHAT) -> None:
+    """Fill a U-Net with weights of the released layout or of wmkit's own, strictly.
+
+    Raises:
+        CheckpointError: an entry is missing, unknown or of another shape; the model is as it was.
+    """
+    if isinstance(weights, Mapping) and all(isinstance(name, str) for name in weights):
+        weights = convert_swin_unet(weights)
+        computed = dict(model.named_buffers())
+        for name in [name for name in weights if name.rpartition(".")[2] in _BUFFERS and name in computed]:
+            _check_buffer(name, weights.pop(name), computed[name], what)
+    fill(model, weights, what, ADVICE, cause)
+
+
+def _check_buffer(name: str, found: Any, wanted: Tensor, what: str) -> None:
+    """Refuse a table that orders windows otherwise than timm's: biases would go to other places."""
+    fits = isinstance(found, Tensor) and not strange(found) and found.shape == wanted.shape
+    if not fits or (name.endswith("relative_position_index") and not torch.equal(found.long(), wanted.cpu())):
         raise CheckpointError(
-            f"Swin-UNet checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted a state "
-            "dict written by torch.save; download it again"
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(
-            f"Swin-UNet checkpoint {str(path)!r} holds a {type(loaded).__name__}: wanted a bare state dict; "
-            "save model.state_dict()"
+            f"{what} has another {name}: found one that timm does not compute, wanted that of windows of "
+            f"{wanted.shape[-1]} tokens; {ADVICE}"
         )
-    return loaded

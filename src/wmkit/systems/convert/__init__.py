@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import torch
+from torch import nn
 
+from wmkit.affordance.published import fill as fill_published
 from wmkit.errors import CheckpointError
+from wmkit.nn.weights import as_float32, read_weights
 from wmkit.systems.convert import ls_imagine, storm, transdreamer, twm
 from wmkit.systems.convert.dreamerv3_jax import dreamerv3_jax_parameters, load_dreamerv3_jax
-from wmkit.systems.convert.strict import as_float32, export, load
+from wmkit.systems.convert.latest import agent_of, load_ls_imagine
+from wmkit.systems.convert.strict import export, load
 from wmkit.systems.system import System
 
-__all__ = ["dreamerv3_jax_parameters", "load_dreamerv3_jax", "load_released", "released_parameters"]
+__all__ = [
+    "dreamerv3_jax_parameters",
+    "load_dreamerv3_jax",
+    "load_ls_imagine",
+    "load_released",
+    "released_parameters",
+]
 
 _CODES: dict[str, Any] = {"ls_imagine": ls_imagine, "storm": storm, "transdreamer": transdreamer, "twm": twm}
 
 
-def load_released(system: System, weights: Mapping[str, Any]) -> None:
+def load_released(system: System | nn.Module, weights: Mapping[str, Any] | str | PathLike) -> None:
     """Load the weights of a system's original code, strictly: every network then computes what it does there.
 
     ================  ====================================================================================
     system            ``weights``
     ================  ====================================================================================
     ``dreamer_v3``    the JAX agent's parameters (:func:`load_dreamerv3_jax`)
-    ``ls_imagine``    ``agent_state_dict`` of ``latest.pt``; build with ``compat=released``
+    ``ls_imagine``    ``latest.pt``, or its ``agent_state_dict``; build with ``size=paper``
     ``storm``         the state dicts of world model and agent in one; ``wm.`` and ``ag.`` may stand before
     ``transdreamer``  the state dict of its model; the slow value may be left out
     ``twm``           the state dict of ``Agent``
+    a ``MineCLIP``    ``mineclip_attn.pth``, or its ``state_dict``
+    a ``SwinUNet``    ``swin_unet_checkpoint.pth``, of ``fusion="constant_query"``
     ================  ====================================================================================
 
     Every parameter of the system is filled, and every array is read or known to be of no use (a copy, a table
@@ -36,11 +49,14 @@ def load_released(system: System, weights: Mapping[str, Any]) -> None:
     are given. The optimisers start afresh.
 
     Args:
-        system: built from the page of that name, with the size and for the environment of the weights.
+        system: built from the page of that name, with the size and for the environment of the weights; or one
+            of the two models of LS-Imagine's affordance.
         weights: a flat mapping from the original's names to arrays in its layouts: NumPy or JAX arrays or
-            tensors of any precision, on any device.
+            tensors of any precision, on any device; or the path of a file of such tensors, in which nothing
+            is executed.
 
     Raises:
+        MissingWeightsError: there is no such file.
         CheckpointError: a system whose original has no weights here, a name that is missing, unknown or of
             another shape, an array that holds anything but finite real numbers, or copies that differ. The
             system is left as it was.
@@ -58,20 +74,27 @@ def load_released(system: System, weights: Mapping[str, Any]) -> None:
     >>> torch.equal(pupil.actor.out.weight, teacher.actor.out.weight)
     True
     """
+    found: Any = weights
+    if isinstance(found, (str, PathLike)):
+        found = read_weights(found, "weights file", "correct the path, or download the file again")
+    if not isinstance(system, System):
+        return fill_published(system, found)
+    found = agent_of(found)
     if system.name == "dreamer_v3":
-        return load_dreamerv3_jax(system, weights)
+        return load_dreamerv3_jax(system, found)
     code = _code(system)
     slots = code.slots(system)
     plain = getattr(code, "plain", None)
-    if plain is not None and isinstance(weights, Mapping):
-        weights = _without_copies(weights, plain, code.CODE)
+    if plain is not None and isinstance(found, Mapping):
+        found = _without_copies(found, plain, code.CODE)
     complete = getattr(code, "complete", None)
-    if complete is not None and isinstance(weights, Mapping):
-        weights = complete(weights)
+    if complete is not None and isinstance(found, Mapping):
+        found = complete(found)
     pattern, unused = getattr(code, "UNUSED", None), {}
-    if pattern is not None and isinstance(weights, Mapping):
-        unused = {name: None for name in weights if isinstance(name, str) and pattern.fullmatch(name)}
-    load(system, weights, slots, code=code.CODE, advice=code.ADVICE, unused=unused)
+    if pattern is not None and isinstance(found, Mapping):
+        unused = {name: None for name in found if isinstance(name, str) and pattern.fullmatch(name)}
+    complaint = getattr(code, "complaint", lambda troubles: "")
+    load(system, found, slots, code=code.CODE, advice=code.ADVICE, unused=unused, complaint=complaint)
 
 
 def released_parameters(system: System) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 
+from wmkit.affordance.published import cause
+from wmkit.errors import CheckpointError
+from wmkit.nn.weights import Troubles
 from wmkit.systems.convert.strict import FIRST_ROW, Row, Slot, trace
 from wmkit.systems.system import System
 
 CODE = "the released LS-Imagine"
-ADVICE = "build it from ls_imagine with overrides=['size=paper', 'compat=released'] and 12 actions"
+ADVICE = "build it from ls_imagine with overrides=['size=paper'] and 12 actions"
 UNUSED = re.compile(
     r"_task_behavior\.ema_vals"
 )  # of the normaliser, which the code computes and does not use
@@ -77,8 +80,39 @@ ROWS = (
 
 
 def slots(system: System) -> dict[str, Slot]:
-    """Every number of a system that LS-Imagine keeps too, by our names."""
+    """Every number of a system that LS-Imagine keeps too, by our names.
+
+    Raises:
+        CheckpointError: a parameter that the original has not, or other channels in front of the map's.
+    """
+    for name in ("encoder", "decoder"):
+        images = getattr(getattr(system.world_model, name), "images", ())
+        channels = [system.spaces.shapes[key][0] for key in images if key in system.spaces.shapes]
+        if len(channels) > 1 and channels[0] != 1:  # shapes alone would not tell
+            raise CheckpointError(
+                f"system {system.name} joins images in the order {', '.join(map(str, images))}: wanted the "
+                "affordance map's channel first, as the released weights have it; set "
+                "observations.images=[affordance,pixels]"
+            )
     return trace(system, ROWS, CODE, ADVICE)
+
+
+def complaint(troubles: Troubles) -> str:
+    """The likely reason why weights do not fit."""
+    if why := cause(troubles):
+        return f"; {why}"
+    deeper = [
+        name for name in troubles["missing"] if re.search(r"value\.layers\.Value_(linear|norm)[2-9]", name)
+    ]
+    if deeper and len(deeper) == len(troubles["missing"]):
+        return "; its critic is deeper than the published one, whose has two layers: critic.layers=2"
+    if (
+        troubles[""]
+        and not troubles["missing"]
+        and all("actor.mean_layer" in x or "_img_in" in x for x in troubles[""])
+    ):
+        return "; only the number of actions differs"
+    return ""
 
 
 def plain(name: str) -> str:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from wmkit.errors import CheckpointError
+from wmkit.nn.weights import as_float32, compare, said, shape_of
 
-_NAMED = 10  # names in a message before the rest is counted
 STATISTICS = re.compile(r".+\.(running_mean|running_var|num_batches_tracked)")  # of batch norm
 
 
@@ -150,16 +150,11 @@ def load(
         wanted |= {name: tuple(part.shape) for name, part in zip(slot.names, parts, strict=True)}
     spare = {name for name, shape in (unused or {}).items() if shape is None}
     wanted |= {name: shape for name, shape in (unused or {}).items() if shape is not None}
-    found = {name: _shape(name, value, code) for name, value in weights.items() if name not in spare}
-    wrong = [
-        f"{name} of shape {list(found[name])} instead of {list(shape)}"
-        for name, shape in sorted(wanted.items())
-        if name in found and found[name] != shape
-    ]
-    troubles = {"missing": sorted(wanted.keys() - found), "unknown": sorted(found.keys() - wanted), "": wrong}
-    if said := [f"{what} {_listed(names)}".strip() for what, names in troubles.items() if names]:
+    found = {name: shape_of(name, value, code) for name, value in weights.items() if name not in spare}
+    troubles = compare(wanted, found)
+    if text := said(troubles):
         raise CheckpointError(
-            f"weights of {code} do not fit system {getattr(system, 'name', '')}: {', '.join(said)}, wanted "
+            f"weights of {code} do not fit system {getattr(system, 'name', '')}: {text}, wanted "
             f"exactly the names and shapes of its size and spaces; {advice}{complaint(troubles)}"
         )
     arrays = {
@@ -179,27 +174,6 @@ def export(slots: Mapping[str, Slot]) -> dict[str, np.ndarray]:
     return dict(sorted(arrays.items()))
 
 
-def as_float32(name: str, value: Any, code: str) -> Tensor:
-    """Any array as a tensor: bfloat16 of PyTorch is unknown to NumPy, that of JAX to PyTorch.
-
-    Raises:
-        CheckpointError: it holds anything but finite real numbers.
-    """
-    if torch.is_complex(value) if isinstance(value, Tensor) else np.iscomplexobj(value):
-        raise _no_numbers(name, "complex numbers", code)
-    try:
-        if isinstance(value, Tensor):
-            array = value.detach().float()
-        else:
-            with np.errstate(over="ignore"):  # said below
-                array = torch.from_numpy(np.array(value, np.float32, order="C"))
-    except (TypeError, ValueError) as error:
-        raise _no_numbers(name, type(value).__name__, code) from error
-    if not array.isfinite().all():
-        raise _no_numbers(name, "numbers that are NaN or infinite in float32", code)
-    return array
-
-
 def _without_absent_statistics(slots: Mapping[str, Slot], weights: Mapping[str, Any]) -> dict[str, Slot]:
     """The slots to fill: means and variances together or not at all, a count of batches if there is one."""
 
@@ -215,22 +189,3 @@ def _without_absent_statistics(slots: Mapping[str, Slot], weights: Mapping[str, 
             continue
         chosen[name] = slot
     return chosen
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shape(name: str, value: Any, code: str) -> tuple[int, ...]:
-    try:
-        return tuple(np.shape(value))
-    except (TypeError, ValueError) as error:  # a ragged list
-        raise _no_numbers(name, type(value).__name__, code) from error
-
-
-def _no_numbers(name: str, found: str, code: str) -> CheckpointError:
-    return CheckpointError(
-        f"weight {name!r} of {code} is not an array of finite real numbers: found {found}, "
-        "wanted a NumPy or JAX array or a tensor of them; convert or save it again"
-    )
