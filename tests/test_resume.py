@@ -21,10 +21,10 @@ from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.trainer import train
 
 COMMON = (
-    *("env=gym", "threads=1", "batch.size=4", "controller.horizon=3", "training.steps=96"),
+    *("env=gym", "threads=1", "batch.size=4", "controller.horizon=3", "training.steps=72"),
     *("training.prefill=40", "training.train_ratio=16", "training.collect_length=3", "training.log_every=16"),
-    *("training.evaluate_every=40", "training.evaluate_episodes=1", "training.evaluate_limit=20"),
-    *("training.checkpoint_every=32", "training.final_episodes=1", "training.report=false"),
+    *("training.evaluate_every=16", "training.evaluate_episodes=1", "training.evaluate_limit=9"),
+    *("training.checkpoint_every=24", "training.final_episodes=1", "training.report=false"),
 )
 SYSTEMS = {
     "dreamer_v3": (
@@ -96,7 +96,7 @@ def equal_runs(whole: Path, stopped: Path) -> None:
 def test_interrupted(tmp_path, monkeypatch, system, count):
     """By Ctrl-C in the middle of updates, in mid-episode, twice."""
     train(configured(system, tmp_path / "whole", "CartPole-v1", count))
-    update, stops = System.update, [5, 19]
+    update, stops = System.update, [5, 12]
 
     def counted(self, *batches):
         counted.made += 1

@@ -114,6 +114,7 @@ class Trainer:
     def _open_worlds(self) -> None:
         base = self.parts.make_env(self.config, self.affordance, seed=self.seed)
         self._opened.append(base)
+        base.set_seed(self.seed)
         self.faults.watch(base)
         self.transform = self.parts.find_transform(base)
         self.system = self.parts.build(self.config, base, self.device)
@@ -314,7 +315,9 @@ class Trainer:
 
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
         self.collection.settle()  # TorchRL keeps one kind of exploration for all threads
+        states = rng_state()  # evaluations do not change what training draws, nor does making their worlds
         if not self._open_evaluation():
+            set_rng_state(states)
             return Evaluation()
         done: list[Episode] = []
 
@@ -324,7 +327,6 @@ class Trainer:
                 bar.advance(1, **self._note(done))
 
         protocol = EvaluationProtocol.of(self.config, episodes)
-        states = rng_state()  # evaluations do not change what training draws
         torch.manual_seed(self.seed)
         result = Evaluation()
         try:

@@ -28,7 +28,7 @@ class Worlds:
     """The environments of a run, numbered by episode.
 
     Args:
-        env: batched, ``batch_size [N]``, transforms included; it was not reset yet.
+        env: batched, ``batch_size [N]``, transforms included; it was seeded and not reset yet.
         labels: the AffordanceTransform among them, whose memory of running episodes is kept; None without.
         seed: of their streams of episodes.
     """
@@ -38,7 +38,6 @@ class Worlds:
         self._guard = find_guard(env)
         if self._guard is not None:
             self._guard.numbered = True
-        env.set_seed(seed)
 
     def state_dict(self, collection: Collection) -> dict[str, Any]:
         """Episodes and what the collector carries; empty where one cannot be begun again or was cut."""
