@@ -114,7 +114,7 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
     """``load_state_dict`` whose failure is one sentence that names the first misfit.
 
     Raises:
-        CheckpointError: an entry is missing, unknown or of another shape.
+        CheckpointError: an entry is missing, unknown, of another shape or not finite.
     """
     wanted = model.state_dict()
     fix = "use the file that belongs to this model"
@@ -128,6 +128,8 @@ def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], what: str)
             raise CheckpointError(
                 f"{what} has {name!r} of {found}: wanted {tuple(wanted[name].shape)}; {fix}"
             )
+        if not bool(value.isfinite().all()):
+            raise CheckpointError(f"{what} has {name!r} with NaN or infinity: wanted finite numbers; {fix}")
     missing = sorted(wanted.keys() - state_dict.keys())
     if missing:
         raise CheckpointError(
