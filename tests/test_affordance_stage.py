@@ -16,6 +16,7 @@ from wmkit.training import affordance_frames, affordance_stage, fit_only
 from wmkit.training.affordance_stage import prepare_affordance
 from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.progress import Stages
+from wmkit.training.run import RunDirectory
 
 
 def test_a_run_with_checkpoints_gets_no_other_model(tmp_path, monkeypatch):
@@ -42,10 +43,13 @@ def test_a_run_with_checkpoints_gets_no_other_model(tmp_path, monkeypatch):
 def test_quick_begins_with_the_model_that_wmkit_brings(tmp_path, monkeypatch):
     """Copied into the run, so that a later release changes nothing in it; other tasks fit one."""
     monkeypatch.setattr(affordance_stage, "_make", lambda *_: "made")
-    run = SimpleNamespace(path=tmp_path)
-    tools = prepare_affordance(compose("ls_imagine"), run, Stages())
+    monkeypatch.setattr(affordance_stage, "LOOKED_AT", 8)
+    config = compose("ls_imagine", [f"run_dir={tmp_path / 'run'}"])
+    with RunDirectory.creating(config) as run:
+        tools = prepare_affordance(config, run, Stages())
+        assert next(iter(run.metrics("affordance")))["affordance/truth_visible"] >= 0
     assert sum(file.stat().st_size for file in SHIPPED.rglob("*")) < 2_000_000
-    saved = load_affordance(tmp_path / "affordance" / "model")
+    saved = load_affordance(run.path / "affordance" / "model")
     frame = torch.randint(256, (1, 3, 160, 256), dtype=torch.uint8)
     maps = tools.model.predict(frame, tools.text)
     assert torch.equal(maps, saved.model.predict(frame, saved.text_features[0])) and maps.std() > 0

@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,7 @@ from wmkit.envs import (
     read_options,
     task_prompt,
 )
+from wmkit.envs.guarded import Guard
 from wmkit.envs.vizdoom.engine import Engine
 from wmkit.envs.vizdoom.meadow import WALK
 from wmkit.envs.vizdoom.simulator import shrink
@@ -69,6 +71,10 @@ def engines(process: int | str = "self") -> list[int]:
                     if "-iwad" in Path("/proc", pid, "cmdline").read_text():
                         found.append(int(pid))
     return found
+
+
+def command(process: int) -> str:
+    return Path("/proc", str(process), "cmdline").read_text()
 
 
 # --- the toy -------------------------------------------------------------------------------------
@@ -209,6 +215,40 @@ def test_a_dead_engine_names_its_world_and_a_reset_recovers(simulator):
     assert np.array_equal(one.reset(seed=11)["frame"], frame)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_an_engine_that_dies_or_hangs_is_replaced_and_its_episode_closed():
+    """Also where a call keeps Python itself from running (a reset), and where nothing waits but an end."""
+    guard = Guard(LOG, timeout=60, restarts=5)
+    env = make_env(LOG, num_envs=2, guard=guard, world="small", frames=False, masks=False)
+    data = env.reset()
+
+    def strike(number, patience=60.0):
+        one = env._envs[0]._env.simulator
+        one.wait_at_most(patience)
+        os.kill(next(pid for pid in engines() if one._engine._folder in command(pid)), number)
+
+    for number, patience, words in (
+        (signal.SIGKILL, 60.0, "Unexpected ViZDoom instance crash"),
+        (signal.SIGSTOP, 0.5, "no answer in"),
+    ):
+        data = env.step_and_maybe_reset(env.rand_action(data))[1]
+        strike(number, patience)
+        now, data = env.step_and_maybe_reset(env.rand_action(data))
+        reward, truncated = now["next", "reward"].flatten(), now["next", "truncated"].flatten()
+        assert reward.isnan().tolist() == truncated.tolist() == [True, False]
+        assert words in guard.drain()[0].text
+    assert not env.rollout(3)["next", "reward"].isnan().any()
+    strike(signal.SIGSTOP, 0.5)
+    assert not env.rollout(3)["next", "reward"].isnan().any()  # it begins with a reset
+    assert "failed in reset" in guard.drain()[0].text and guard.over is None
+    strike(signal.SIGSTOP)
+    env.close()
+    deadline = time.monotonic() + 60
+    while engines() and time.monotonic() < deadline:  # the kernel takes its time
+        time.sleep(0.05)
+    assert not engines()
+
+
 def test_no_files_and_no_engine_are_left_behind(tmp_path):
     """Neither by closing, nor by forgetting to, nor by being killed."""
     script = (
@@ -216,6 +256,7 @@ def test_no_files_and_no_engine_are_left_behind(tmp_path):
         "from wmkit.envs import VizdoomSimulator\n"
         "a, b = (VizdoomSimulator('mine_iron_ore', world='small') for _ in range(2))\n"
         "a.reset(); b.reset(); a.close()\n"
+        "print(b._engine._game.get_instance_id())\n"
         "if sys.argv[1] == 'kill': os.kill(os.getpid(), 9)\n"
     )
     home, temporary = tmp_path / "home", tmp_path / "tmp"
@@ -224,15 +265,16 @@ def test_no_files_and_no_engine_are_left_behind(tmp_path):
     environment = os.environ | {"TMPDIR": str(temporary)}
     for end in ("forget", "kill"):
         # The engines inherit the pipe: reading to its end waits until they are gone.
-        subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-c", script, end], cwd=home, env=environment, capture_output=True, timeout=300
         )
+        memory = f"ViZDoom*{ended.stdout.decode().split()[-1]}"
         assert not list(home.iterdir())
         for _ in range(1200):
-            if not list(temporary.glob("wmkit-*")):
+            if not list(temporary.glob("wmkit-*")) and not list(Path("/dev/shm").glob(memory)):
                 break
             signal.sigtimedwait([], 0.05)
-        assert not list(temporary.glob("wmkit-*"))
+        assert not list(temporary.glob("wmkit-*")) and not list(Path("/dev/shm").glob(memory))
 
 
 # --- through TorchRL -----------------------------------------------------------------------------

@@ -110,6 +110,13 @@ def test_bad_checkpoint(tmp_path):
         fit_affordance(
             small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt", seed=1
         )
+    state = torch.load(tmp_path / "fit.pt", weights_only=True)
+    for change in ({"model": {}}, {"iteration": "many"}, {"loss": 3}, {"optimiser": []}, {"identity": 1}):
+        torch.save({**state, **change}, tmp_path / "fit.pt")
+        with pytest.raises(CheckpointError, match="wanted"):
+            fit_affordance(
+                small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt"
+            )
     (tmp_path / "fit.pt").write_bytes(b"noise")
     with pytest.raises(CheckpointError, match="cannot be read"):
         fit_affordance(small(), frames, labels, torch.ones(4), iterations=1, checkpoint=tmp_path / "fit.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from support.toy import LENGTH, ToyPolicy, ToySystem, toy_config, toy_parts
 from wmkit.data import ReplayStreams
 from wmkit.data.repair import not_finite
 from wmkit.envs.counting import CountingEnv
-from wmkit.envs.guarded import Guard, Guarded
+from wmkit.envs.guarded import Guard, Guarded, _Cut
 from wmkit.envs.parallel import ParallelWorlds
 from wmkit.errors import CheckpointError, ConfigError, EnvironmentCrashError, SpecError
 from wmkit.training.checkpoints import CheckpointStore
@@ -32,6 +33,7 @@ from wmkit.training.collect import with_carry
 from wmkit.training.evaluate import evaluate
 from wmkit.training.protocol import EvaluationProtocol
 from wmkit.training.run import RunDirectory
+from wmkit.training.schedule import Interrupt
 from wmkit.training.trainer import Trainer, train
 
 HANGING = threading.Event()
@@ -69,6 +71,11 @@ class Faulty(CountingEnv):
             return out.set("observation", torch.zeros(2))
         key = "reward" if self.fault == "reward" else "observation"
         return out.set(key, torch.full((1,), math.inf if self.fault == "inf" else math.nan))
+
+
+class Unseeded(CountingEnv):
+    def _set_seed(self, seed):
+        raise OSError("no world is left")
 
 
 def serial(guard, *creates):
@@ -142,6 +149,10 @@ def test_one_that_never_worked_is_not_made_anew():
     assert "not made one good step" in guard.over and not guard.drain()
     with pytest.raises(EnvironmentCrashError, match="OSError"):
         serial(Guard("faulty", restarts=5), partial(Faulty, resets=0)).reset()
+    env = serial(Guard("faulty", restarts=5), CountingEnv, Unseeded)
+    env.set_seed(1)
+    with pytest.raises(EnvironmentCrashError, match="being seeded: found OSError"):
+        env.reset()
     with pytest.raises(ConfigError, match=r"batch of its own: found batch size \[3\]"):
         Guarded(lambda: SerialEnv(3, CountingEnv), 0, guard)
 
@@ -173,6 +184,8 @@ def test_workers_that_die_and_hang_are_replaced():
     pids = [worker.pid for worker in env._workers]
     env.close()
     assert not any(alive(pid) for pid in pids)
+    with pytest.raises(EnvironmentCrashError, match="closed"):
+        env.reset()
 
 
 def alive(pid):
@@ -237,6 +250,18 @@ def test_the_first_interrupt_ends_a_step_that_hangs(tmp_path):
     assert summary.interrupted and summary.steps == 80
     ours, other = kept(tmp_path / "run")
     assert (int((~ours["is_init"]).sum()), int((~other["is_init"]).sum())) == (39, 39)
+
+
+def test_the_first_interrupt_is_noticed_by_a_call_that_begins_after_it():
+    interrupt, guard = Interrupt(), Guard("late")
+    interrupt.PATIENCE = 0.1
+    interrupt.busy = lambda: guard.busy
+    guard.stopping = lambda: interrupt.requested
+    with interrupt.watching():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(_Cut), guard.calling():
+            time.sleep(600)
+    assert guard.cut and pickle.loads(pickle.dumps(Guard("any"))).restarts == 0
 
 
 def test_an_interrupt_ends_no_call_of_another_thread():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -310,6 +311,7 @@ def broken(**parts):
         (ONE, {"reward": None}, "reward None: wanted one number"),
         (ONE, {"reward": np.zeros(2)}, "reward array.*wanted one number"),
         (ONE, {"truncated": None}, "truncated None: wanted true or false"),
+        (ONE, {"terminated": math.nan}, "terminated nan: wanted true or false"),
         (ONE, {"whole": (0, 0.0, True, {})}, "older than gymnasium's .*a step that gives 4 values"),
     ],
 )

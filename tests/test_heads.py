@@ -397,3 +397,11 @@ def test_a_choice_of_actors_makes_the_one_that_is_asked_for() -> None:
     choice = ActorChoice(discrete=DiscreteActor, continuous=ContinuousActor)
     for kind in choice.actions:
         assert kind in choice.of(kind)(4, 2, **TRUNK).actions
+
+
+def test_a_hook_of_the_last_layer_sees_every_call():
+    head, seen = RewardHead(4, units=4, layers=1), []
+    head.out.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+    for rows in (2, 4096):
+        assert head.predict(torch.zeros(rows, 4)).mean.shape == (rows, 1)
+    assert seen == [2, 4096]

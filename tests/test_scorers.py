@@ -123,8 +123,12 @@ def test_embedded_scorer_survives_saving(fitted: tuple[EmbeddedScorer, dict[str,
     torch.testing.assert_close(loaded(clip, prompts), scorer(clip, prompts))
     assert loaded.text_features(prompts).shape == (2, 512)
     (tmp_path / "scorer" / "config.json").write_text('{"dim": 8}')
-    with pytest.raises(CheckpointError, match="do not fit"):
+    with pytest.raises(CheckpointError, match=r"of \(.*: wanted \("):
         EmbeddedScorer.load(tmp_path / "scorer")
+    for text in ("[", "[1]", '{"dim": "wide"}', '{"nonsense": 1}'):
+        (tmp_path / "scorer" / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            EmbeddedScorer.load(tmp_path / "scorer")
 
 
 def test_scorers_without_weights_say_what_to_do(tmp_path) -> None:

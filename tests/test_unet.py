@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -177,10 +178,17 @@ def test_save_and_load(tmp_path):
         ({"kind": "huge"}, "format and kind"),
         ({"options": {**config["options"], "widths": [8, 24]}}, "wanted"),
         ({"options": {"colour": 1}}, "does not fit its own config"),
+        ({"options": {**config["options"], "widths": 0}}, "does not fit its own config"),
+        ({"kind": ["small"]}, "format and kind"),
+        ({"prompts": "Cut a tree"}, "no text"),
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
             load_affordance(tmp_path)
+    next(model.parameters()).data.fill_(math.nan)
+    save_affordance(tmp_path, model, text, "Cut a tree")
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_affordance(tmp_path)
 
 
 def test_bad_options():

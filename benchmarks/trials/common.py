@@ -186,7 +186,7 @@ def safe(folder: Path) -> int:
     return struct.unpack("q", data)[0] if len(data) == 8 else 0
 
 
-def lost(folder: Path) -> dict[str, int]:
+def lost(folder: Path, limit: int = LIMIT) -> dict[str, int]:
     """What a run that ended somehow lacks: records that were safe; lines without ends, ends without lines.
 
     An episode that a kill cut is closed by the next start as truncated, and has no line.
@@ -208,7 +208,7 @@ def lost(folder: Path) -> dict[str, int]:
         for t in (records["done"] | records["is_init"]).flatten().nonzero().flatten().tolist():
             begin = t if records["is_init"][t] else begin
             terminated[t - begin] += int(records["terminated"][t])
-            limited[t - begin] += int(records["done"][t] > records["terminated"][t]) * (t - begin == LIMIT)
+            limited[t - begin] += int(records["done"][t] > records["terminated"][t]) * (t - begin == limit)
     missing = (terminated - lines).total() + (lines - terminated - limited).total()
     held = int(streams.windows(1).end.sum())
     return {"records": max(0, safe(folder) - held), "lines": missing, "held": held}

@@ -33,6 +33,7 @@ FAULTS: dict[str, tuple[str, ...]] = {  # what goes wrong, and the overrides bes
     "hang": ("env.parallel=true", "env.timeout=2"),
     "raise_in_worker": ("env.parallel=true",),
 }
+ENGINES = {"vizdoom_killed": signal.SIGKILL, "vizdoom_hung": signal.SIGSTOP}  # what an engine gets
 AT = 40  # the step of its life at which a world goes wrong
 
 
@@ -110,6 +111,7 @@ def run(trial: Any) -> None:
         end,
         leftover,
         lost,
+        safe,
         start,
     )  # a worker that makes a world needs none of it
 
@@ -125,6 +127,35 @@ def run(trial: Any) -> None:
         found = end(pid, folder, 90) | lost(folder)
         found["records"] += untrue(folder)
         trial.keep(fault, **found, orphans=len(leftover()))
+    for fault, number in ENGINES.items():
+        if (trial.options.worlds and fault not in trial.options.worlds) or not trial.begin(fault):
+            continue
+        folder = trial.folder / fault
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".safe").unlink(missing_ok=True)
+        steps = ("training.steps=160", "training.prefill=32", "training.final_episodes=1", "env.timeout=10")
+        world = ("env=harvest_log_in_plains", "env.num_envs=2")
+        pid = start(folder, "train", SYSTEM, *TINY[2:], *world, *steps, f"run_dir={folder}")
+        for _ in range(1200):
+            if safe(folder) >= AT:
+                break
+            time.sleep(0.05)
+        for engine in engines(pid)[:1]:
+            os.kill(engine, number)
+        found = end(pid, folder, 90) | lost(folder, limit=30)
+        if "made anew" not in folder.with_suffix(".log").read_text():
+            found |= {"tracebacks": 1, "said": "the engine was not replaced"}
+        trial.keep(fault, **found, orphans=len(leftover()))
+
+
+def engines(pid: int) -> list[int]:
+    """ViZDoom's processes of a training."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            if "-iwad" in Path("/proc", child, "cmdline").read_text():
+                found.append(int(child))
+    return found
 
 
 def untrue(folder: Path) -> int:

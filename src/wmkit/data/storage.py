@@ -168,6 +168,11 @@ def _reserve(path: Path, start: int, size: int) -> None:
 
 
 def _full(path: Path, size: int, error: Exception | None) -> CheckpointError:
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return CheckpointError(
+            f"replay file {str(path)!r} may not grow: found a limit on the size of files, wanted {size:,} "
+            "bytes more; raise the limit (ulimit -f) and go on with resume=RUN, all that was written is there"
+        )
     why = getattr(error, "strerror", None) or "too little room"
     return CheckpointError(
         f"replay file {str(path)!r} has no room on its disk: found {why} with "

@@ -9,12 +9,12 @@ observation, ``truncated``, and a reward of NaN. That reward is the mark by whic
 leave the transition out; a policy never acts on it, since a reset follows. What happened is noted in the
 :class:`Guard`, which whoever steps the environments asks.
 
-Within this process a step that hangs can only be answered by Ctrl-C. A worker is killed after ``timeout``.
+A worker is killed after ``timeout``, and so is the simulator of an environment of this process that has
+``wait_at_most(seconds)``. Any other step that hangs within this process can only be answered by Ctrl-C.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -25,9 +25,11 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torchrl._utils import seed_generator
 from torchrl.envs import EnvBase, TransformedEnv
 
-from wmkit.errors import ConfigError, EnvironmentCrashError, SpecError
+from wmkit.envs.expected import Expected
+from wmkit.errors import EnvironmentCrashError
 
 HOUR = 3600.0
 RESETS = 3  # of a world whose first observation holds NaN
@@ -76,7 +78,7 @@ class Guard:
         self.name, self.timeout, self.restarts, self._clock = name, timeout, restarts, clock
         self.faults: list[Fault] = []
         self.over: str | None = None
-        self.stopping: Callable[[], bool] = lambda: False
+        self.stopping: Callable[[], bool] = _never
         self.numbered = False
         self.busy: int | None = None
         self._calls, self._cut = 0, False
@@ -147,6 +149,8 @@ class Guard:
             self.busy = self._calls
         try:
             yield
+        except SystemExit as error:  # of a simulator that gives up
+            raise EnvironmentCrashError(f"SystemExit: {error}") from error
         except KeyboardInterrupt:
             if not self.stopping():
                 raise
@@ -155,6 +159,10 @@ class Guard:
         finally:
             if main:
                 self.busy = None
+
+
+def _never() -> bool:
+    return False
 
 
 class _Cut(Exception):
@@ -168,71 +176,6 @@ def find_guard(env: Any) -> Guard | None:
             return guard
         env = env.base_env if isinstance(env, TransformedEnv) else None
     return None
-
-
-class Expected:
-    """Keys, shapes and dtypes that an environment's specs promise.
-
-    Args:
-        env: unbatched.
-
-    Raises:
-        ConfigError: it has a batch of its own.
-
-    >>> from wmkit.envs.counting import CountingEnv
-    >>> env = CountingEnv()
-    >>> Expected(env).check(env.reset(), step=False)
-    []
-    """
-
-    def __init__(self, env: EnvBase, name: str = "") -> None:
-        if env.batch_size:
-            raise ConfigError(
-                f"env {name!r} has a batch of its own: found batch size {list(env.batch_size)}, wanted [], "
-                "one environment; make it without and set env.num_envs"
-            )
-        self.observations, self.rewards, self.done = (
-            [(key, spec.shape, spec.dtype) for key, spec in specs.items(True, True) if spec.dtype is not None]
-            for specs in (env.full_observation_spec, env.full_reward_spec, env.full_done_spec)
-        )
-
-    def check(self, out: TensorDictBase, *, step: bool) -> list[str]:
-        """Names of the keys that hold NaN or infinity.
-
-        Args:
-            out: what a step (its ``next``) or a reset gave.
-            step: whether rewards are wanted as well.
-
-        Raises:
-            SpecError: a key is missing or has another shape or dtype.
-        """
-        found = []
-        for key, shape, dtype in (*self.observations, *(self.rewards if step else ())):
-            value = out.get(key, None)
-            if not isinstance(value, torch.Tensor):
-                raise SpecError(f"{_name(key)} is missing: wanted {_described(shape, dtype)}")
-            if value.shape != shape or value.dtype != dtype:
-                found_one = _described(value.shape, value.dtype)
-                raise SpecError(f"{_name(key)} is {found_one}: wanted {_described(shape, dtype)}")
-            if value.is_floating_point() and not math.isfinite(value.sum().item()):
-                # Minus infinity is how an observation says that a number is missing.
-                missing = 0.0 if (key, shape, dtype) in self.rewards else -math.inf
-                if not bool((value.isfinite() | (value == missing)).all()):
-                    found.append(_name(key))
-        if step and (out.get("done", None) is None and not any(key in out for key, _, _ in self.done)):
-            raise SpecError("'done' is missing: wanted whether the episode ended")
-        return found
-
-    def stand_in(self, last: TensorDictBase) -> TensorDict:
-        """The transition that never came: the ``last`` observation, a reward of NaN, truncated."""
-        out = TensorDict({}, [])
-        for key, _, _ in self.observations:
-            out.set(key, last.get(key).clone())
-        for key, shape, dtype in self.rewards:
-            out.set(key, torch.full(shape, math.nan, dtype=dtype))
-        for key, shape, _ in self.done:
-            out.set(key, torch.full(shape, _ends(key), dtype=torch.bool))
-        return out
 
 
 class Guarded(EnvBase):
@@ -255,7 +198,7 @@ class Guarded(EnvBase):
     """
 
     def __init__(self, create: Callable[[], EnvBase], number: int, guard: Guard) -> None:
-        env = create()
+        env = _limited(create(), guard)
         expected = Expected(env, guard.name)
         super().__init__(device=env.device, batch_size=env.batch_size)
         self.observation_spec = env.full_observation_spec.clone()
@@ -269,7 +212,7 @@ class Guarded(EnvBase):
         self._expected = expected
         self.__dict__["_env"] = env  # not a module of this one's
         self._last: TensorDictBase | None = None
-        self._broken, self._fresh = False, True
+        self._broken, self._fresh, self._shut = False, True, False
         self._seeded: int | None = None
         self._steps = self._age = 0  # since it was made, and in this episode
 
@@ -336,7 +279,7 @@ class Guarded(EnvBase):
             self._env.close()
         try:
             with guard.calling():
-                self.__dict__["_env"] = self._create()
+                self.__dict__["_env"] = _limited(self._create(), guard)
                 if self._seeded is not None:
                     if not (guard.numbered and self.enters):  # else the next episode is another one anyway
                         self._seeded += NEW_STREAM
@@ -386,34 +329,40 @@ class Guarded(EnvBase):
         return f"step {self._steps} ({self._age} of its episode)"
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
-        """As the environment's."""
+        """As the environment's; one that fails at it is made anew by the next reset."""
         self._seeded = seed
-        return self._env.set_seed(seed, static_seed)
+        try:
+            with self._watch.calling():
+                return self._env.set_seed(seed, static_seed)
+        except Exception as error:
+            self._broken = True
+            if not isinstance(error, _Cut):
+                self._watch.failed(self._number, "being seeded", told(error), fresh=self._fresh)
+        return seed if seed is None or static_seed else seed_generator(seed)
 
     def _set_seed(self, seed: int | None) -> None:
         self.set_seed(seed)
 
     def close(self, **kwargs: Any) -> None:
         """As the environment's."""
-        if not self._env.is_closed:
+        if not self._shut:  # an environment's own is_closed is true of most that were never closed
+            self._shut = True
             with self._watch.calling():
                 self._env.close()
         super().close(**kwargs)
 
 
+def _limited(env: EnvBase, guard: Guard) -> EnvBase:
+    """Some simulators are processes of their own, and can be waited for no longer than a time."""
+    if hasattr(type(env), "wait_at_most"):
+        env.wait_at_most(guard.timeout)
+    return env
+
+
 def told(error: BaseException) -> str:
     """Original type and text."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # a stranger's own
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _name(key: Any) -> str:
-    return key if isinstance(key, str) else "/".join(key)
-
-
-def _ends(key: Any) -> bool:
-    return (key if isinstance(key, str) else key[-1]) != "terminated"
-
-
-def _described(shape: Any, dtype: Any) -> str:
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

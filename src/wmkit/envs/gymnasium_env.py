@@ -29,6 +29,8 @@ TAKEN = (
     *("self", "shape", "batch_size", "device", "data_cls", "step_mdp_static"),
 )
 
+NUMBER = "one number"
+
 
 def gymnasium_env(
     env_id: str,
@@ -146,7 +148,7 @@ class HandedOver(gymnasium.Wrapper):
         seen, reward, terminated, truncated, info = handed
         return (
             self._show(seen),
-            float(self._one("reward", reward, "one number")),
+            float(self._one("reward", reward, NUMBER)),
             bool(self._one("terminated", terminated, "true or false")),
             bool(self._one("truncated", truncated, "true or false")),
             info,
@@ -168,10 +170,10 @@ class HandedOver(gymnasium.Wrapper):
 
     def _one(self, what: str, value: Any, wanted: str) -> Any:
         """A number or flag, however it comes."""
-        if type(value) in (float, bool):
+        if type(value) is (float if wanted == NUMBER else bool):
             return value
         array = np.asarray(value)
-        if array.size == 1 and array.dtype.kind in "fiub":
+        if array.size == 1 and array.dtype.kind in "fiub" and (wanted == NUMBER or array.item() in (0, 1)):
             return array.item()
         found = (
             repr(value) if array.size < 9 and len(repr(value)) < 60 else f"an array of {list(array.shape)}"

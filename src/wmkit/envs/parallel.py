@@ -59,7 +59,7 @@ class ParallelWorlds(EnvBase):
         self._enters = callable(getattr(probe, "enter", None))
         probe.close()
         self.guard = guard or Guard(name)
-        self._strict = guard is None
+        self._strict, self._over = guard is None, False
         self._workers = [Worker(create, i, self._layout) for i, create in enumerate(constructors)]
         self._ever: set[int] = set()  # that were reset once: their rows hold an observation
         self._seeds: list[int | None] = [None] * len(constructors)
@@ -126,6 +126,11 @@ class ParallelWorlds(EnvBase):
         self, asked: Iterable[Worker], where: str | None, timeout: float | None
     ) -> dict[Worker, list[Any]]:
         """Hear the answers; those that showed NaN, with its keys. Who failed is broken."""
+        if self._over:
+            raise EnvironmentCrashError(
+                f"environments {self.guard.name!r} cannot answer: found them closed, wanted them open; make "
+                "them anew"
+            )
         bad: dict[Worker, list[Any]] = {}
         pending = {worker.pipe: worker for worker in asked if not worker.broken}
         limit = None if timeout is None else time.monotonic() + timeout
@@ -215,6 +220,7 @@ class ParallelWorlds(EnvBase):
 
     def close(self, **kwargs: Any) -> None:
         """End the processes."""
+        self._over = True
         limit = time.monotonic() + CLOSING
         for worker in self._workers:
             if not worker.broken:

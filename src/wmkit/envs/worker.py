@@ -29,7 +29,8 @@ from torch import Tensor
 from torch import multiprocessing as processes
 from torchrl.envs import EnvBase
 
-from wmkit.envs.guarded import Expected, told
+from wmkit.envs.expected import Expected
+from wmkit.envs.guarded import told
 
 STEP, RESET, SEED, CLOSE = b"s", b"r", b"n", b"q"
 GOOD, WRONG = b"+", b"!"

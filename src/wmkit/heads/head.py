@@ -84,6 +84,12 @@ def prepared(features: Tensor | Feature, in_parts: bool) -> Tensor | Feature:
     return features if in_parts or isinstance(features, Tensor) else features.dense
 
 
+def _hooked(layer: nn.Module) -> bool:
+    """Whether somebody wants to see its calls, which :class:`~wmkit.fast.LastLayer` makes none of."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks)
+
+
 class Head(Plug):
     """A prediction from features.
 
@@ -193,7 +199,11 @@ class Head(Plug):
         hidden = self.trunk(prepared(features, self._in_parts))
         if self.out is None:
             return self.distribution(hidden)
-        if isinstance(self.distribution, TwoHotBins) and fast.LastLayer.helps(hidden):
+        if (
+            isinstance(self.distribution, TwoHotBins)
+            and not _hooked(self.out)
+            and fast.LastLayer.helps(hidden)
+        ):
             return self.distribution(fast.LastLayer(hidden, self.out.weight, self.out.bias))
         return self.distribution(self.out(hidden))
 

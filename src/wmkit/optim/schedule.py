@@ -288,9 +288,14 @@ def adam(
         decay: what share weights lose per update, whatever the learning rate (DreamerV2).
         weight_decay: added to the gradient, times the weight (TWM).
 
+    Raises:
+        ConfigError: an ``eps`` of zero, with which a weight without gradient becomes NaN.
+
     >>> type(adam([nn.Parameter(torch.zeros(1))], lr=1e-3)).__name__
     'Adam'
     """
+    if not eps > 0:
+        raise ConfigError(f"eps of adam is {eps!r}: wanted a number above zero, such as 1e-8; raise it")
     if decay:  # AdamW's is multiplied with the learning rate
         return torch.optim.AdamW(parameters, lr=lr, eps=eps, weight_decay=decay / lr, fused=True)
     return torch.optim.Adam(parameters, lr=lr, eps=eps, weight_decay=weight_decay, fused=True)

@@ -165,17 +165,23 @@ class Interrupt:
         if self._breaking:
             self._breaking = False
             if call is None:
-                return
+                return self._watch(None)
             raise KeyboardInterrupt
         again, self.requested = self.requested, True
         if again or self._eager:
             raise KeyboardInterrupt
-        if call is not None and hasattr(signal, "pthread_kill"):
+        self._watch(call)
+
+    def _watch(self, call: object | None) -> None:
+        if hasattr(signal, "pthread_kill") and signal.getsignal(signal.SIGINT) == self._handle:
             timer = threading.Timer(self.PATIENCE, self._break, (call,))
             timer.daemon = True
             timer.start()
 
-    def _break(self, call: object) -> None:
-        if self.busy() == call:
+    def _break(self, call: object | None) -> None:
+        now = self.busy()
+        if now is None or now != call:  # the signal may have come just before a call that hangs
+            self._watch(now)
+        else:
             self._breaking = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -24,6 +24,7 @@ from wmkit.affordance.scorers.clips import MOTIONS, ClipSource, caption_table, m
 from wmkit.affordance.scorers.scorer import TEXT_DIM, fit_affine
 from wmkit.affordance.scorers.text import TextTower, tokenize
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
+from wmkit.nn.weights import fill
 
 PROMPTS = ("Cut a tree", "Obtain water", "Obtain sand", "Obtain wool", "Mine iron ore")
 TRAINED = 6  # frames of each clip that a training step encodes
@@ -273,7 +274,7 @@ class EmbeddedScorer(nn.Module):
 
         Raises:
             MissingWeightsError: the folder lacks one of the two files.
-            CheckpointError: the weights do not fit the configuration.
+            CheckpointError: they cannot be read, do not fit each other, or a weight is not finite.
         """
         folder = Path(folder)
         for name in ("config.json", "model.safetensors"):
@@ -282,17 +283,19 @@ class EmbeddedScorer(nn.Module):
                     f"scorer 'embedded' has no weights: found no {name} in {str(folder)!r}, wanted a folder "
                     "written by EmbeddedScorer.save; run `wmkit affordance fit` or correct the path"
                 )
-        options = json.loads((folder / "config.json").read_text())
-        options.pop("scorer", None)
+        what = f"scorer 'embedded' in {str(folder)!r}"
         try:
+            options = dict(json.loads((folder / "config.json").read_text()))
+            options.pop("scorer", None)
             scorer = cls(**options)
-            scorer.load_state_dict(load_file(str(folder / "model.safetensors")))
-        except (RuntimeError, TypeError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
+            weights = load_file(str(folder / "model.safetensors"))
+        except Exception as error:  # a stranger's files may break anything
+            found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise CheckpointError(
-                f"scorer 'embedded' in {str(folder)!r}: found weights that do not fit ({first}), wanted "
-                "those of its config.json; save the scorer again with this version"
+                f"{what} cannot be read: found {found}, wanted what save writes; save the scorer again with "
+                "this version"
             ) from None
+        fill(scorer, weights, what, "use the file that belongs to this scorer")
         return scorer
 
 

@@ -26,6 +26,7 @@ from wmkit.affordance.unet.fit_report import FitReport, judge
 from wmkit.affordance.unet.model import AffordanceUNet
 from wmkit.affordance.unet.recipes import Recipe, recipe
 from wmkit.errors import CheckpointError, ConfigError, NonFiniteLossError
+from wmkit.nn.weights import fill
 
 
 def fit_affordance(
@@ -234,7 +235,7 @@ class _Fit:
         fix = "delete it to start again, or give the fit it belongs to"
         try:
             state = torch.load(path, map_location=self.model.pixel_scale.device, weights_only=True)
-            identity = state["identity"]
+            identity = dict(state["identity"])
         except Exception as error:  # torch raises many kinds for files that are no checkpoint
             raise CheckpointError(
                 f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): wanted one of "
@@ -246,10 +247,18 @@ class _Fit:
                     f"checkpoint {str(path)!r} belongs to another fit: its {name} is {identity.get(name)}, "
                     f"wanted {wanted}; {fix}"
                 )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration, self.seconds = state["iteration"], state["seconds"]
-        self.loss = [(int(i), float(value)) for i, value in state["loss"]]
+        what = f"checkpoint {str(path)!r}"
+        try:
+            fill(self.model, state["model"], what, fix)
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.iteration, self.seconds = int(state["iteration"]), float(state["seconds"])
+            self.loss = [(int(i), float(value)) for i, value in state["loss"]]
+        except CheckpointError:
+            raise
+        except Exception as error:  # entries that are missing or of other types
+            raise CheckpointError(
+                f"{what} is damaged ({type(error).__name__}): wanted one of fit_affordance; {fix}"
+            ) from error
 
 
 class _Interrupt:

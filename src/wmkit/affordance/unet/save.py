@@ -98,11 +98,14 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
     try:
         config = json.loads((folder / "config.json").read_text())
         tensors = load_file(str(folder / "model.safetensors"))
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(
             f"{what} cannot be read ({type(error).__name__}): wanted JSON and safetensors; fit it again"
         ) from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("kind") not in KINDS:
+    known = (
+        isinstance(config, dict) and config.get("format") == FORMAT and isinstance(config.get("kind"), str)
+    )
+    if not known or config["kind"] not in KINDS:
         found = (
             (config.get("format"), config.get("kind")) if isinstance(config, dict) else type(config).__name__
         )
@@ -115,11 +118,16 @@ def load_affordance(path: str | PathLike) -> SavedAffordance:
         model = getattr(import_module(module), attribute)(**config.get("options", {}))
         prompts = list(config["prompts"])
         text = tensors.pop(_TEXT)
-    except (TypeError, KeyError, ConfigError) as error:
+    except Exception as error:  # options of a stranger's file may break anything
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(
-            f"{what} does not fit its own config ({error}): wanted one of wmkit's; fit it again"
+            f"{what} does not fit its own config ({found}): wanted one of wmkit's; fit it again"
         ) from error
     fill(model, tensors, what, "use the file that belongs to this model")
+    if not isinstance(config["prompts"], list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise CheckpointError(f"{what} has prompts that are no text: wanted a list of texts; fit it again")
+    if not bool(text.isfinite().all()):
+        raise CheckpointError(f"{what} has text features with NaN or infinity: wanted numbers; fit it again")
     if text.shape != (len(prompts), model.text_dim):
         raise CheckpointError(
             f"{what} has text features of {tuple(text.shape)}: wanted "

@@ -3,8 +3,8 @@
 The engine writes ``_vizdoom`` and its settings into the current directory, so it is started from a
 thread that has a current directory of its own (Linux), or with the process's directory changed for the
 time of the start (elsewhere). The folder goes when the engine is closed, collected or the interpreter
-exits; should the interpreter be killed, a shell that waits at the end of a pipe (Linux) ends the engine
-and removes the folder.
+exits; should the interpreter be killed, or a call take too long, a process beside it (Linux) ends the engine
+and removes what is left, see :mod:`wmkit.envs.vizdoom.watcher`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import ctypes
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import weakref
@@ -23,10 +22,12 @@ from typing import Any
 
 import vizdoom as vzd
 
+from wmkit.envs.vizdoom.watcher import Watcher
 from wmkit.errors import EnvironmentCrashError
 
 SETTLE = 10  # tics at the start of a map during which the engine holds the player still
 HEIGHT, WIDTH = 160, 256
+CLOSING = 5.0  # seconds for an engine to close
 CLONE_FS = 0x200  # unshare(2): a current directory of the thread's own
 
 BUTTONS: tuple[str, ...] = (
@@ -49,28 +50,33 @@ class Engine:
     Args:
         objects: list the actors with their positions in every state.
         labels: render the labels buffer (which actor each pixel belongs to); slow, for tests.
+
+    Attributes:
+        patience: seconds in which an engine loaded from now on must answer (Linux); None for any time.
     """
 
     def __init__(self, *, objects: bool = False, labels: bool = False) -> None:
         self.objects, self.labels = objects, labels
+        self.patience: float | None = None
         self.world = "no world"
         self._game: Any = None
-        self._dispose: Callable[[], object] | None = None
+        self._dispose: weakref.finalize | None = None
 
     @property
     def running(self) -> bool:
         """Whether a WAD is loaded."""
         return self._game is not None
 
-    def load(self, wad: bytes) -> None:
+    def load(self, wad: bytes, world: str = "no world") -> None:
         """Start the engine on ``wad``, replacing whatever ran before (about 0.15 s)."""
         self.close()
-        folder = tempfile.mkdtemp(prefix="wmkit-vizdoom-")
+        self.world = world
+        self._folder = folder = tempfile.mkdtemp(prefix="wmkit-vizdoom-")
         path = Path(folder, "worlds.wad")
         path.write_bytes(wad)
         game = vzd.DoomGame()
-        guards: list[subprocess.Popen] = []
-        self._dispose = weakref.finalize(self, _dispose, game, folder, os.getpid(), guards)
+        self._watcher = Watcher(folder)
+        self._dispose = weakref.finalize(self, _dispose, game, folder, os.getpid(), self._watcher)
         game.set_doom_game_path(str(Path(vzd.__file__).with_name("freedoom2.wad")))  # loaded, never seen
         game.set_doom_scenario_path(str(path))
         game.set_doom_config_path(str(Path(folder, "engine.ini")))
@@ -90,8 +96,7 @@ class Engine:
         game.set_available_game_variables([getattr(vzd.GameVariable, name) for name in VARIABLES])
         game.add_game_args("+movebob 0")
         self._game = game
-        self._guard(_start_in, folder, game)
-        guards += _watch(folder)
+        self._guard(self._start, folder, game)
 
     def new_episode(self, number: int, seed: int, world: str) -> Any:
         """Enter map ``number`` (from 1) with the engine's generator seeded; returns the first state."""
@@ -113,15 +118,27 @@ class Engine:
             self._dispose()
             self._dispose = None
 
+    def _start(self, folder: str, game: Any) -> bool:
+        try:
+            return _start_in(folder, game, self.patience)
+        except _Abandoned as abandoned:  # whoever ends the engine now ends this process with it
+            assert self._dispose is not None
+            self._dispose.detach()
+            self._dispose, self._game = None, None
+            self._watcher.leave()
+            raise abandoned.cause from None
+
     def _new_episode(self, number: int, seed: int) -> Any:
-        self._game.set_seed(seed)
-        self._game.set_doom_map(f"MAP{number:02d}")
-        self._game.new_episode()
-        return self._game.get_state()
+        with self._watcher.calling(self.patience):
+            self._game.set_seed(seed)
+            self._game.set_doom_map(f"MAP{number:02d}")
+            self._game.new_episode()
+            return self._game.get_state()
 
     def _advance(self, buttons: Sequence[float]) -> Any:
-        self._game.make_action(buttons)
-        return self._game.get_state()
+        with self._watcher.calling(self.patience):
+            self._game.make_action(buttons)
+            return self._game.get_state()
 
     def _guard(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
@@ -142,9 +159,19 @@ class Engine:
         )
 
 
-def _start_in(folder: str, game: Any) -> bool:
+class _Abandoned(Exception):
+    """An engine is still starting, and is waited for no longer because of ``cause``."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__()
+        self.cause = cause
+
+
+def _start_in(folder: str, game: Any, patience: float | None) -> bool:
     """``game.init()`` with ``folder`` as the current directory of the new process."""
+    global _start_lock
     failed: list[BaseException] = []
+    lock = _start_lock
 
     def start() -> None:
         try:
@@ -153,7 +180,7 @@ def _start_in(folder: str, game: Any) -> bool:
                 signal, "pthread_sigmask"
             ):  # the engine inherits it: Ctrl-C reaches this process alone
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            with _start_lock:
+            with lock:
                 home = None if private else os.getcwd()
                 os.chdir(folder)
                 try:
@@ -164,9 +191,18 @@ def _start_in(folder: str, game: Any) -> bool:
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=start, name="wmkit-vizdoom-start")
+    thread = threading.Thread(target=start, name="wmkit-vizdoom-start", daemon=True)
     thread.start()
-    thread.join()
+    cause: BaseException
+    try:
+        thread.join(patience)
+        cause = TimeoutError(f"no answer in {patience} seconds to its start")
+    except BaseException as error:
+        cause = error
+    if thread.is_alive():
+        _start_lock = threading.Lock()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(game))  # its end would wait for the engine's
+        raise _Abandoned(cause)
     if failed:
         raise failed[0]
     return True
@@ -178,39 +214,12 @@ def _private_directory() -> bool:
     return unshare is not None and unshare(CLONE_FS) == 0
 
 
-# Waits for a line or the end of the pipe; without the line the owner was killed.
-_WATCH = 'read -r word; [ "$word" = closed ] || { kill -9 "$1"; rm -rf "$2"; }'
-
-
-def _watch(folder: str) -> list[subprocess.Popen]:
-    """Guard the engine started in ``folder`` against this process being killed; needs /proc."""
-    for children in Path("/proc/self/task").glob("*/children"):
-        try:
-            pids = children.read_text().split()
-        except OSError:  # a thread that has ended since
-            continue
-        for pid in pids:
-            try:
-                ours = f"{folder}/engine.ini".encode() in Path("/proc", pid, "cmdline").read_bytes()
-            except OSError:
-                continue
-            if ours:
-                nothing = subprocess.DEVNULL
-                command = ["/bin/sh", "-c", _WATCH, "sh", pid, folder]
-                return [
-                    subprocess.Popen(
-                        command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing, start_new_session=True
-                    )
-                ]
-    return []
-
-
-def _dispose(game: Any, folder: str, owner: int, guards: list[subprocess.Popen]) -> None:
+def _dispose(game: Any, folder: str, owner: int, watcher: Watcher) -> None:
     if os.getpid() != owner:  # a forked copy: the engine belongs to the parent
         return
     try:
-        game.close()
+        with watcher.calling(CLOSING):
+            game.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for guard in guards:
-            guard.communicate(b"closed\n")
+        watcher.close()

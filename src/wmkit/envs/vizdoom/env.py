@@ -79,6 +79,10 @@ class VizdoomEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         self.simulator.seed(0 if seed is None else seed)
 
+    def wait_at_most(self, seconds: float | None) -> None:
+        """In which the engine must answer, or it is ended (Linux); None for any time."""
+        self.simulator.wait_at_most(seconds)
+
     def close(self, **kwargs: Any) -> None:
         """Stop the engine and remove its files."""
         self.simulator.close()

@@ -102,6 +102,10 @@ class VizdoomSimulator:
         self._block = -1
         self.seed(seed)
 
+    def wait_at_most(self, seconds: float | None) -> None:
+        """In which the engine must answer from now on, or it is ended (Linux); None for any time."""
+        self._engine.patience = seconds
+
     def seed(self, seed: int) -> None:
         """Restart the stream of episodes: the next reset enters episode 0 of ``seed``."""
         self._seed, self.episode, self._block = int(seed), -1, -1
@@ -114,7 +118,7 @@ class VizdoomSimulator:
         block, index = divmod(self.episode, MAPS)
         if block != self._block or not self._engine.running:
             layouts = [self._layout(block * MAPS + i) for i in range(MAPS)]
-            self._engine.load(wad(layouts))
+            self._engine.load(wad(layouts), self.name)
             self._placed, self._block = [layout.goals for layout in layouts], block
         self._goals = self._placed[index]
         self._t, self._pitch, self._jumping, self._won = 0, 0, 0, False
