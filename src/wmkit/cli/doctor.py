@@ -26,6 +26,7 @@ PACKAGES = (
     "crafter",
     "dm_control",
     "minigrid",
+    "h5py",
     "transformers",
     "triton",
 )
