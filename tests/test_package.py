@@ -110,8 +110,8 @@ from wmkit.cli import main
 main()
 """
 EXTRAS = (
-    "transformers,open_clip_torch,open_clip,ale_py,crafter,dm_control,mujoco,minigrid,pytest,hypothesis,"
-    "hatchling,mkdocs,ruff,mypy"
+    "transformers,open_clip_torch,open_clip,ale_py,crafter,dm_control,mujoco,minigrid,h5py,zarr,pyarrow,av,"
+    "gym_pusht,pytest,hypothesis,hatchling,mkdocs,ruff,mypy"
 )
 
 

@@ -178,6 +178,13 @@ def linked(path: Path) -> Path:
     return path.with_suffix(".h5")
 
 
+def circular(path: Path) -> Path:
+    minari(path)
+    with h5py.File(path / "data" / "main_data.hdf5", "r+") as file:
+        file["episode_0/again"] = file["/"]
+    return path
+
+
 def torn(path: Path) -> Path:
     path = stable(path.with_suffix(".h5"))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -220,6 +227,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "torn": (torn, "set.h5"),
     "no HDF5": (words, "set.h5"),
     "a link to another file": (linked, "link to another file"),
+    "a circle of links": (circular, "in a circle"),
     "pickle": (pickled, "codec 'pickle'"),
     "a short video": (short_film, "file-000.mp4"),
     "a path as a key": (outside, "x"),

@@ -270,8 +270,9 @@ def read_config(system: str, overrides: list[str], *, trust: bool = False) -> Di
                 f"override {override!r} does not fit a resumed run: wanted NAME=VALUE of a name in its "
                 "config.yaml; choose sizes, presets and the like when a run begins"
             )
-        if sentence := misplaced(config, name, system):
+        if sentence := misplaced(config, "data.path" if name == "data" else name, system):
             raise ConfigError(sentence)
+        key = "data.path" if key == "data" else key
         OmegaConf.update(config, key, read_value(override))
         try:
             OmegaConf.resolve(config.copy())

@@ -9,6 +9,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ PACKAGES = (
     "crafter",
     "dm_control",
     "minigrid",
+    "h5py",
     "transformers",
     "triton",
 )
@@ -111,12 +113,20 @@ def _system(config: Any) -> Iterator[tuple[str, str]]:
     set_up(config)
     parts = default_parts()
     tools = oracle() if config.get("affordance") is not None else None
-    with closing(parts.make_env(config, tools, seed=0)) as base:
+    with ExitStack() as stack:
+        if config.get("data") is not None:
+            from wmkit.training.records import Records
+            from wmkit.training.run import RunDirectory
+
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            parts = Records(config, RunDirectory(Path(folder), config)).parts(parts)
+        base = stack.enter_context(closing(parts.make_env(config, tools, seed=0)))
         system = parts.build(config, base, torch.device("cpu"))
         for name in ("world_model", "actor", "critic"):
             count = sum(p.numel() for p in getattr(system, name).parameters())
             yield f"{name.replace('_', ' ')}", f"{count:,} parameters"
-        yield from _replay(config, parts, base, system)
+        if config.get("env") is not None:
+            yield from _replay(config, parts, base, system)
 
 
 def _replay(config: Any, parts: Any, base: Any, system: Any) -> Iterator[tuple[str, str]]:

@@ -66,12 +66,13 @@ class OfflineTrainer(Trainer):
     def _check_room(self) -> None:
         """Replay is as large as the data set, and no update waits for more."""
 
-    def _restore(self) -> None:
-        super()._restore()
-        if self.checkpoints.latest() is None:
-            self.step = 0  # what replay holds was not played
+    def _keep(self) -> None:
+        """Write a checkpoint."""
+        self._save()
 
     def _learn(self) -> None:
+        if not self.updates:
+            self.step = 0  # what replay holds was not played
         if self.updates < self.offline:
             self._learn_offline()
         elif self.step >= self._live_settings.steps:
@@ -96,7 +97,7 @@ class OfflineTrainer(Trainer):
         )
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
         if not self.updates:
-            self._save()
+            self._keep()
         with self.stages.stage("offline", self.offline, "updates", self.deadline.learning_left) as bar:
             bar.start_at(self.updates)
             while self.updates < self.offline and not self._stopping():
@@ -109,7 +110,7 @@ class OfflineTrainer(Trainer):
                 if evaluation(steps()) and self.updates < self.offline and not self._stopping():
                     self._evaluate(settings.evaluate_episodes, "evaluate")
                 if save(steps()):
-                    self._save()
+                    self._keep()
             if self._logged_at != self.step:
                 self._log()
 
@@ -123,7 +124,7 @@ class OfflineTrainer(Trainer):
         if self.records.has_env:
             return super()._finish()
         evaluation = self._evaluate(0, "final", record=2)
-        self._save()
+        self._keep()
         if self.settings.report and not self.interrupt.requested:
             from wmkit.training.report import make_report
 

@@ -44,6 +44,7 @@ from wmkit.training.run import RunDirectory
 
 FILE = "records.json"
 ADVICE = "restore it, or start the run anew"
+READ_BY = ("path", "keys", "rename", "image_size", "frame_skip", "actions", "num_actions", "episodes")
 
 
 class RecordedWorld(EnvBase):
@@ -99,6 +100,7 @@ class Records:
         self.has_env = config.get("env") is not None
         self._name = str(OmegaConf.select(config, "env.name"))
         self.said: dict[str, Any] = _read(run.path / FILE)
+        self._check_same()
         self._fitted: Fitted | None = None
         self._code: ActionCode | None = None
         self._base: EnvBase | None = None
@@ -107,6 +109,17 @@ class Records:
     def complete(self) -> bool:
         """Whether all records are in replay."""
         return bool(self.said.get("complete"))
+
+    def _check_same(self) -> None:
+        """What is in replay was read as the run says."""
+        now = {name: getattr(self.settings, name) for name in READ_BY}
+        then = self.said.setdefault("settings", now)
+        for name, value in now.items():
+            if isinstance(then, dict) and then.get(name) != value:
+                raise ConfigError(
+                    f"data.{name} is {value!r}: wanted {then.get(name)!r}, with which the run has read its "
+                    "records; leave it, or begin another run"
+                )
 
     def parts(self, parts: Parts) -> Parts:
         """Makers of environments and replay that know of the records."""
@@ -139,7 +152,7 @@ class Records:
         return Fitted(source, self.settings, keys)
 
     def _world(self) -> RecordedWorld:
-        if not self.said:
+        if "observations" not in self.said:
             fitted = self._open(None)
             self._say(fitted, read_actions(fitted, self.settings.num_actions))
         return RecordedWorld(Composite(self._shown()), self._coded().spec())
@@ -200,10 +213,8 @@ class Records:
             rows = [0] * num_envs
             for index, length in enumerate(self._fitted.lengths):
                 rows[index % num_envs] += length
-            live = (
-                int(config.training.replay.get("capacity", 100_000)) // num_envs if self.settings.live else 0
-            )
-            self.said |= {"capacity": (max(rows) + live) * num_envs}
+            live = int(config.training.replay.get("capacity", 100_000)) if self.has_env else 0
+            self.said |= {"capacity": (max(rows) + live // num_envs) * num_envs}
         whole = config.copy()
         OmegaConf.update(whole, "training.replay.capacity", self.said["capacity"], force_add=True)
         memory = make(whole, run, system, num_envs)

@@ -16,7 +16,8 @@ from wmkit.data.recorded.pictures import decode_all
 from wmkit.data.recorded.tree import Group, Leaf, TreeSource, natural
 
 ENDINGS = (".h5", ".hdf5", ".he5")
-DEEPEST = 8  # groups in groups; a link may lead in a circle
+DEEPEST = 8  # groups in groups
+MOST = 1_000_000  # names in a file
 JPEG = b"\xff\xd8\xff"
 ALONE = "copy it into one file with h5repack"
 
@@ -48,32 +49,44 @@ def open_hdf5(path: Path, spaces: Mapping[str, Column] | None = None, kind: str 
     for one in files_of(path):
         with reading(str(one), "the whole"):
             file = h5py.File(one, "r")
-            roots.append(_group(file, file, str(one), "/", 0))
+            roots.append(_Reader(str(one)).group(file, "/", ()))
     return TreeSource(str(path), kind, roots, spaces)
 
 
-def _group(file: Any, node: Any, path: str, name: str, depth: int) -> Group:
-    h5py = library("h5py", "HDF5 files")
-    if depth > DEEPEST:
-        raise refused(
-            path, f"group {name!r}", "groups that lie deeper", f"at most {DEEPEST} in each other", ALONE
-        )
-    group = Group(path, name)
-    for key in node:
-        here = f"{name.rstrip('/')}/{key}"
-        if isinstance(node.get(key, getlink=True), h5py.ExternalLink):
-            raise refused(path, f"key {here!r}", "a link to another file", "data of its own", ALONE)
+class _Reader:
+    """Lists what lies in a file; links may lead in a circle, and name one thing a thousand times."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._count = path, 0
+        self._h5py = library("h5py", "HDF5 files")
+
+    def group(self, node: Any, name: str, above: tuple[int, ...]) -> Group:
+        """A group and all in it."""
+        here = int(self._h5py.h5o.get_info(node.id).addr)
+        if here in above or len(above) > DEEPEST:
+            found = "a link in a circle" if here in above else "groups that lie deeper"
+            raise refused(self._path, f"group {name!r}", found, f"at most {DEEPEST} in each other", ALONE)
+        group = Group(self._path, name)
+        for key in node:
+            self._count += 1
+            if self._count > MOST:
+                raise refused(self._path, "the whole", f"more than {MOST:,} names", "fewer", "split it")
+            self._add(group, node, key, (*above, here))
+        return group
+
+    def _add(self, group: Group, node: Any, key: str, above: tuple[int, ...]) -> None:
+        name = f"{group.name.rstrip('/')}/{key}"
+        if isinstance(node.get(key, getlink=True), self._h5py.ExternalLink):
+            raise refused(self._path, f"key {name!r}", "a link to another file", "data of its own", ALONE)
         part = node.get(key)
-        if isinstance(part, h5py.Group):
-            group.parts[key] = _group(file, part, path, here, depth + 1)
-        elif isinstance(part, h5py.Dataset):
+        if isinstance(part, self._h5py.Group):
+            group.parts[key] = self.group(part, name, above)
+        elif isinstance(part, self._h5py.Dataset):
             if part.is_virtual or part.external:
-                raise refused(
-                    path, f"key {here!r}", "data that lie in another file", "data of its own", ALONE
-                )
-            if (leaf := _leaf(part, path, here)) is not None:
+                found = "data that lie in another file"
+                raise refused(self._path, f"key {name!r}", found, "data of its own", ALONE)
+            if (leaf := _leaf(part, self._path, name)) is not None:
                 group.parts[key] = leaf
-    return group
 
 
 def _leaf(data: Any, path: str, name: str) -> Leaf | None:
