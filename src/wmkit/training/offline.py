@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from wmkit.errors import ConfigError
+from wmkit.training import keeping
 from wmkit.training.evaluate import Evaluation
 from wmkit.training.parts import Parts, default_parts
 from wmkit.training.progress import Stage, Stages
@@ -68,7 +69,7 @@ class OfflineTrainer(Trainer):
 
     def _keep(self) -> None:
         """Write a checkpoint."""
-        self._save()
+        keeping.save(self)
 
     def _learn(self) -> None:
         if not self.updates:
