@@ -1,5 +1,6 @@
 """What is minimised: givers of loss terms that are TorchRL losses too, and value estimators."""
 
+from wmkit.objectives.consistency import Consistency
 from wmkit.objectives.estimators import LambdaReturnJumpy, OwnValueReturn, WorldModelEstimators
 from wmkit.objectives.latent_terms import KL, CrossEntropyLatents, EntropyHinge, KLBalance
 from wmkit.objectives.long_branch import BatchMeanTargets, LongBranch, PerSampleTargets
@@ -9,6 +10,7 @@ from wmkit.objectives.reconstruction import HeadLosses, Reconstruction
 __all__ = [
     "KL",
     "BatchMeanTargets",
+    "Consistency",
     "CrossEntropyLatents",
     "EntropyHinge",
     "HeadLosses",
