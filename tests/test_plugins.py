@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torchrl.data import Composite, OneHot, Unbounded, UnboundedDiscrete
+from torchrl.data import Bounded, Composite, OneHot, Unbounded, UnboundedDiscrete
 
 import wmkit
 from wmkit import registry
@@ -197,6 +197,7 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
     "dreamer_v3_2024": (140_909_443, 12_607_506, 12_850_431),
     "ls_imagine": (235_889_794, 9_465_874, 6_556_927),
     "storm": (16_513_155, 1_059_858, 1_181_439),
+    "td_mpc2": (1_538_405, 545_828, 2_941_945),  # of 64 numbers; actions are numbers too
     "transdreamer": (41_027_723, 2_338_418, 2_331_601),  # of one grey channel
     "twm": (19_016_998, 1_322_002, 1_313_281),  # 21,652,281 together
 }
@@ -206,11 +207,14 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
 def test_built_without_choices_a_system_has_its_published_size(name):
     """A quick run, and what a preset or a size chooses, stay small."""
     channels = 1 if name in ("twm", "transdreamer") else 3
-    pixels = Composite(pixels=UnboundedDiscrete((channels, 64, 64), dtype=torch.uint8))
+    seen, actions = Composite(pixels=UnboundedDiscrete((channels, 64, 64), dtype=torch.uint8)), OneHot(18)
+    if name == "td_mpc2":
+        seen, actions = Composite(observation=Unbounded((64,))), Bounded(-1.0, 1.0, (18,))
     with torch.device("meta"):
-        system = wmkit.build(name, observation_spec=pixels, action_spec=OneHot(18))
+        system = wmkit.build(name, observation_spec=seen, action_spec=actions)
     parts = system.world_model, system.actor, system.critic
     assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == PUBLISHED[name]
     assert "published" not in compose(name)
     if not name.startswith(("dreamer_v1", "dreamer_v2")):
-        assert compose(name).size.deter < system.world_model.dynamics.belief_dim
+        size = compose(name).size
+        assert size.get("deter", size.get("latent")) < system.world_model.dynamics.belief_dim

@@ -15,6 +15,7 @@ from wmkit.control.planners import Planner
 from wmkit.control.policy import Policy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
 from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
+from wmkit.control.value_learning import RangeNorm, ValueLearning
 
 __all__ = [
     "ActorCritic",
@@ -31,10 +32,12 @@ __all__ = [
     "Planner",
     "Policy",
     "PrefixStarts",
+    "RangeNorm",
     "Reinforce",
     "ReplayCritic",
     "SampledStarts",
     "StateReturns",
     "ThroughDynamics",
     "TransitionReturns",
+    "ValueLearning",
 ]

@@ -7,7 +7,7 @@ from wmkit.dynamics.one_step import FilteredStep, ImaginedStep
 from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
 from wmkit.dynamics.token_dynamics import TokenDynamics
-from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, Steps, TokenLayout
+from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, PlainToken, Steps, TokenLayout
 from wmkit.dynamics.world_model import WorldModel
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Latent",
     "LongShortRSSM",
     "Observed",
+    "PlainToken",
     "Restart",
     "Rollout",
     "SecondBranch",

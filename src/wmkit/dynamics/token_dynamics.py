@@ -61,7 +61,7 @@ class TokenDynamics(Dynamics):
         embed_dim: width E of an embedding.
         backbone: called as ``backbone(in_dim=..., out_dim=...)``, gives the sequence model.
         tokens: called as ``tokens(state_dim, action_dim, width)``, gives the layout.
-        deter: width U of the belief.
+        deter: width U of the belief; null is that of a token.
         width: of a token; ``deter`` if not given.
         groups: categoricals G in a state.
         classes: classes C of each.
@@ -103,7 +103,7 @@ class TokenDynamics(Dynamics):
         *,
         backbone: Callable[..., SequenceModel],
         tokens: Callable[..., TokenLayout],
-        deter: int,
+        deter: int | None,
         width: int | None = None,
         groups: int = 32,
         classes: int = 32,
@@ -119,10 +119,11 @@ class TokenDynamics(Dynamics):
     ) -> None:
         super().__init__()
         self.latent = CategoricalLatent(groups, classes, unimix) if latent is None else latent
-        self.action_dim, self.state_dim, self.belief_dim = action_dim, self.latent.state_dim, deter
+        self.action_dim, self.state_dim = action_dim, self.latent.state_dim
         self.state_gradient, self.separate_episodes = state_gradient, separate_episodes
         self.posterior = posterior(embed_dim, self.latent.stats_dim)
         self.tokens = tokens(self.state_dim, action_dim, deter if width is None else width)
+        self.belief_dim = deter = self.tokens.width if deter is None else deter
         self.conditions = self.tokens.conditions
         self.backbone: Any = backbone(in_dim=self.tokens.width, out_dim=deter)
         self.prior = prior(deter, self.latent.stats_dim)
@@ -226,7 +227,7 @@ class TokenDynamics(Dynamics):
 
     def initial(self, batch: int) -> Latent:
         """Zeros: nothing was seen or consumed."""
-        like = next(self.backbone.parameters())
+        like = next(self.parameters())
         return Latent(like.new_zeros(batch, self.state_dim), like.new_zeros(batch, self.belief_dim))
 
     def filter(self, latent: Latent, embed: Tensor, record: Record) -> Latent:
@@ -250,6 +251,17 @@ class TokenDynamics(Dynamics):
     def bind(self, *, one_hot: bool = False) -> _TokenSteps:
         """See :meth:`Dynamics.bind`."""
         return _TokenSteps(self, self.backbone.bind(tokens=self.tokens.per_step))
+
+    def believe(self, latent: Latent, action: Tensor) -> Tensor:
+        """The belief ``[B, U]`` after ``action [B, A]`` was chosen at a latent: what a step's prior reads."""
+        return self.consumed(latent, action)[0]
+
+    def consumed(self, latent: Latent, action: Tensor, loop: Any = None) -> tuple[Tensor, Carry]:
+        """:meth:`believe`, and the memory after it."""
+        nothing = torch.zeros_like(action[:, :1])
+        carry = latent.carry or TokenCarry(None, nothing, nothing[:, 0] > 0)
+        beliefs, memory = self.advance(_one_step(latent, carry, action), carry.memory, loop)
+        return beliefs[:, -1], memory
 
     def told(self, latent: Latent, conditions: Mapping[str, Tensor]) -> Latent:
         """The reward that a world model expects here is part of the next step's tokens."""
@@ -338,9 +350,7 @@ class _TokenSteps(NamedTuple):
         """See :meth:`Dynamics.step`."""
         assert option is None, "token dynamics alone have no options: wrap them in LongShortRSSM"
         dynamics, nothing = self.dynamics, torch.zeros_like(action[:, :1])
-        carry = latent.carry or TokenCarry(None, nothing, nothing[:, 0] > 0)
-        beliefs, memory = dynamics.advance(_one_step(latent, carry, action), carry.memory, self.loop)
-        belief = beliefs[:, -1]
+        belief, memory = dynamics.consumed(latent, action, self.loop)
         state, classes = dynamics.sample(dynamics.prior_logits(belief), noise)
         return Latent(state, belief, TokenCarry(memory, nothing, nothing[:, 0] > 0), classes)
 

@@ -9,6 +9,7 @@ layout              tokens of a step          late                  system
 ==================  ========================  ====================  ===================
 LateRewardTokens    reward, state, action     the reward            TWM
 FusedToken          one of state and action   none                  STORM, TransDreamer
+PlainToken          both as they are          none                  TD-MPC2
 ==================  ========================  ====================  ===================
 
 The reward is late because a step's belief has to predict it: it is known one step later.
@@ -177,6 +178,35 @@ class FusedToken(nn.Module):
             parts.reverse()
             classes.reverse()
         return self.out(self.mixer(Feature(*parts, classes=classes))).unsqueeze(-2)
+
+
+class PlainToken(nn.Module):
+    """State and action side by side, as they are: a token without parameters (TD-MPC2).
+
+    Args:
+        state_dim: width of a state.
+        action_dim: width A of an action.
+        width: of a token; the two widths together, whatever is given.
+
+    >>> layout = PlainToken(6, 3)
+    >>> flag = torch.zeros(2, 5, dtype=torch.bool)
+    >>> layout(Steps(torch.zeros(2, 5, 6), None, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1), flag)).shape
+    torch.Size([2, 5, 1, 9])
+    """
+
+    per_step, late, conditions = 1, 0, ()
+
+    def __init__(self, state_dim: int, action_dim: int, width: int | None = None) -> None:
+        super().__init__()
+        self.width = state_dim + action_dim
+
+    def arrival(self, reward: Tensor) -> Tensor:
+        """No token is made of it."""
+        return reward
+
+    def forward(self, steps: Steps) -> Tensor:
+        """See :class:`TokenLayout`."""
+        return torch.cat([steps.state, steps.action], -1).unsqueeze(-2)
 
 
 class RecentSteps:

@@ -6,12 +6,14 @@ from wmkit.heads.actor import (
     ActorChoice,
     ContinuousActor,
     DiscreteActor,
+    SquashedNormalActor,
     TanhNormalActor,
     TruncatedNormalActor,
 )
 from wmkit.heads.continuation import ContinueHead
 from wmkit.heads.head import (
     Critic,
+    EnsembleCritic,
     Head,
     JumpFlagHead,
     JumpReturnHead,
@@ -30,6 +32,7 @@ __all__ = [
     "ContinuousActor",
     "Critic",
     "DiscreteActor",
+    "EnsembleCritic",
     "Head",
     "JumpFlagHead",
     "JumpReturnHead",
@@ -37,6 +40,7 @@ __all__ = [
     "Policy",
     "Prediction",
     "RewardHead",
+    "SquashedNormalActor",
     "TanhNormalActor",
     "TruncatedNormalActor",
     "TwoHotBins",

@@ -30,6 +30,7 @@ from wmkit.nn import (
     LayerStyle,
     Linear,
     OneHotCategorical,
+    SquashedNormal,
     TanhNormal,
     TruncatedNormal,
     init_output,
@@ -239,6 +240,29 @@ class TanhNormalActor(Actor):
         """From mean and spread side by side."""
         mean, std = numbers[0].chunk(2, -1)
         return TanhNormal(mean, std, scale=self.scale, initial=self.initial, low=self.low)
+
+
+class SquashedNormalActor(Actor):
+    """The tanh of a normal of bounded log-spread (TD-MPC2, arXiv:2310.16828).
+
+    Attributes:
+        low: smallest standard deviation before the tanh, e^-10.
+        high: largest, e^2.
+
+    >>> actor = SquashedNormalActor(16, 6, units=8, layers=1)
+    >>> actor.policy(torch.zeros(2, 16)).sample(actor.noise(2)).shape
+    torch.Size([2, 6])
+    """
+
+    outputs: ClassVar[Mapping[str, int]] = {"out": 2}
+    options: ClassVar[Mapping[str, float]] = {"low": math.exp(-10), "high": math.exp(2)}
+    low: float
+    high: float
+
+    def distribution(self, *numbers: Tensor) -> SquashedNormal:
+        """From mean and spread side by side."""
+        mean, spread = numbers[0].chunk(2, -1)
+        return SquashedNormal(mean, spread, low=self.low, high=self.high)
 
 
 class TruncatedNormalActor(Actor):

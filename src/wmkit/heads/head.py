@@ -9,6 +9,7 @@ below are :class:`Head` with other defaults.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +20,17 @@ from torch import Tensor, nn
 from wmkit import fast
 from wmkit.errors import ConfigError
 from wmkit.heads.outputs import Distribution, Prediction, TwoHotBins, named_distribution
-from wmkit.nn import MLP, STYLE_2023, Bernoulli, DenseNormAct, Feature, LayerStyle, Linear, init_output
+from wmkit.nn import (
+    MLP,
+    STYLE_2023,
+    Bernoulli,
+    DenseNormAct,
+    EnsembleMLP,
+    Feature,
+    LayerStyle,
+    Linear,
+    init_output,
+)
 from wmkit.plug import Key, Plug, as_keys, has_all
 
 ARRIVAL = ("state", "belief")  # after the observation was seen
@@ -253,6 +264,34 @@ class Critic(Head):
 
     default_out_keys = ("state_value",)
     default_distribution = "symlog_two_hot"
+
+
+class EnsembleCritic(Critic):
+    """Several values q(s, a) of a state and the action chosen there, in units of return (TD-MPC2).
+
+    Its predictions have the members in front: ``mean`` ``[K, *B, 1]``. ``forward`` writes their mean. It
+    reads the belief after the action, which holds both where nothing is remembered.
+
+    Args:
+        in_dim: width of all that is read, together.
+        members: K.
+        dropout: of the first layer, where something learns.
+        **options: of :class:`Head`.
+
+    >>> critic = EnsembleCritic(16, members=5, units=8, layers=1)
+    >>> critic.predict(torch.zeros(2, 16)).mean.shape
+    torch.Size([5, 2, 1])
+    """
+
+    default_in_keys: ClassVar[Sequence[NestedKey]] = ("belief",)
+
+    def __init__(self, in_dim: int, *, members: int = 5, dropout: float = 0.0, **options: Any) -> None:
+        trunk = partial(EnsembleMLP, members=members, dropout=dropout)
+        super().__init__(in_dim, trunk=trunk, **options)
+
+    def value(self, prediction: Prediction) -> Tensor:
+        """The mean over members, ``[*B, 1]``."""
+        return prediction.mean.mean(0)
 
 
 class JumpFlagHead(Head):

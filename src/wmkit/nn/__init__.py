@@ -20,7 +20,9 @@ from wmkit.nn.distributions import (
     CategoricalLatent,
     GaussianLatent,
     OneHotCategorical,
+    SimNormLatent,
     SquaredError,
+    SquashedNormal,
     SymexpTwoHot,
     SymlogSquaredError,
     SymlogTwoHot,
@@ -29,6 +31,7 @@ from wmkit.nn.distributions import (
     UnitNormal,
     total_loss,
 )
+from wmkit.nn.ensemble import EnsembleMLP
 from wmkit.nn.init import init_hidden, init_output
 from wmkit.nn.standardise import Standardise
 from wmkit.nn.style import (
@@ -61,6 +64,7 @@ __all__ = [
     "DoublingConv",
     "Down",
     "Dropout",
+    "EnsembleMLP",
     "Feature",
     "Fill",
     "GaussianLatent",
@@ -69,7 +73,9 @@ __all__ = [
     "Linear",
     "OneHotCategorical",
     "RMSNorm",
+    "SimNormLatent",
     "SquaredError",
+    "SquashedNormal",
     "Standardise",
     "SymexpTwoHot",
     "SymlogSquaredError",

@@ -139,6 +139,7 @@ class MLP(nn.Sequential):
             (TWM, arXiv:2303.07109).
         outscale: of the output layer, see :func:`~wmkit.nn.init_output`.
         bias: the output layer starts with this everywhere; left to ``style`` if not given.
+        norm_output: put the style's norm behind the output layer (TD-MPC2).
 
     >>> import torch
     >>> MLP(3, units=8, layers=2)(torch.zeros(2, 3)).shape
@@ -159,6 +160,7 @@ class MLP(nn.Sequential):
         activate_input: bool = False,
         outscale: float = 1.0,
         bias: float | None = None,
+        norm_output: bool = False,
     ) -> None:
         super().__init__()
         if activate_input:
@@ -172,6 +174,8 @@ class MLP(nn.Sequential):
             if bias is not None:
                 nn.init.constant_(out.bias, bias)
             self.append(out)
+            if norm_output:
+                self.append(style.make_norm(out_dim))
 
 
 def side_by_side(x: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ head at exactly zero.
 
 TWM's code (jrobine/twm) has two others, both with zero biases: ``"kaiming"``, uniform over fan-in, and
 ``"orthogonal"``; a gain of the root of two for hidden layers, of one for output layers. ``"default"`` leaves
-layers as PyTorch makes them, biases too.
+layers as PyTorch makes them, biases too. ``"small"`` is TD-MPC2's: a normal of standard deviation 0.02 for
+all layers, and zero biases.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-Init = Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "default"]
+Init = Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "default", "small"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
+SMALL = 0.02
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
 _TRUNCATED_STD = 0.87962566103423978
 
@@ -43,7 +45,9 @@ def init_hidden(layer: Layer, init: Init = "mean_fan") -> Layer:
         return layer
     if init == "glorot":
         return init_output(layer, init=init)
-    if init in ("kaiming", "orthogonal"):
+    if init == "small":
+        nn.init.normal_(layer.weight, std=SMALL)
+    elif init in ("kaiming", "orthogonal"):
         _with_gain(layer, init, math.sqrt(2.0))
     else:
         truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
@@ -70,6 +74,8 @@ def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") ->
         truncated_normal_(layer.weight, outscale * math.sqrt(1.0 / _fan(layer, init)))
     elif init in ("kaiming", "orthogonal"):
         _with_gain(layer, init, outscale)
+    elif init == "small":
+        nn.init.normal_(layer.weight, std=outscale * SMALL)
     else:
         limit = math.sqrt(3.0 * outscale / _fan(layer, init))
         nn.init.uniform_(layer.weight, -limit, limit)

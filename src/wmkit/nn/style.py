@@ -18,7 +18,12 @@ from wmkit import fast
 from wmkit.errors import ConfigError
 from wmkit.nn.init import Init
 
-_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+_ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
+    "silu": F.silu,
+    "elu": F.elu,
+    "relu": F.relu,
+    "mish": F.mish,
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class LayerStyle:
     Attributes:
         norm: ``"layer"`` (DreamerV3 of 2023), ``"rms"`` (since 2024) or ``"none"``.
         eps: of the norm.
-        activation: ``"silu"``, ``"elu"`` or ``"relu"``.
+        activation: ``"silu"``, ``"elu"``, ``"relu"`` or ``"mish"`` (TD-MPC2).
         bias: whether linear maps and convolutions have one, also under a norm.
         init: see :mod:`wmkit.nn.init`.
 
@@ -42,7 +47,7 @@ class LayerStyle:
 
     norm: Literal["layer", "rms", "none"] = "layer"
     eps: float = 1e-3
-    activation: Literal["silu", "elu", "relu"] = "silu"
+    activation: Literal["silu", "elu", "relu", "mish"] = "silu"
     bias: bool = False
     init: Init = "mean_fan"
 

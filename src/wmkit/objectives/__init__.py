@@ -1,5 +1,6 @@
 """What is minimised: givers of loss terms that are TorchRL losses too, and value estimators."""
 
+from wmkit.objectives.consistency import Consistency
 from wmkit.objectives.embedding_terms import (
     LatentPrediction,
     OpenLoopPrediction,
@@ -17,6 +18,7 @@ __all__ = [
     "KL",
     "BarlowTwins",
     "BatchMeanTargets",
+    "Consistency",
     "CrossEntropyLatents",
     "EntropyHinge",
     "HeadLosses",

@@ -41,6 +41,22 @@ class Start(NamedTuple):
     restarts: Latent | None = None
 
 
+class Unrolled(NamedTuple):
+    """A window ``[B, T]`` imagined from its first record along its real actions.
+
+    Attributes:
+        latent: leaves ``[B, T, ...]``; the first is what was seen, the others are expected.
+        steps: the same by step, with what each carries.
+        seen: leaves ``[B, T-1, ...]``, states of the records after the first as they were seen, constants.
+        unbroken: ``[B, T]`` bool, no episode began after the first record.
+    """
+
+    latent: Latent
+    steps: tuple[Latent, ...]
+    seen: Latent
+    unbroken: Tensor
+
+
 class Scene:
     """A window ``[B, T]`` seen by a world model; each thing is computed when it is first asked for.
 
@@ -74,6 +90,7 @@ class Scene:
         self._embed: Tensor | None = None
         self._represented: Any = None
         self._observed = observed
+        self._unrolled: Unrolled | None = None
 
     @property
     def represented(self) -> Any:
@@ -93,6 +110,29 @@ class Scene:
                 self.embed, model.record(self.batch), self.latent, **beside
             )
         return self._observed
+
+    @property
+    def unrolled(self) -> Unrolled:
+        """The window imagined from its first record along its real actions, with gradient."""
+        if self._unrolled is None:
+            model, record = self.world_model, self.world_model.record(self.batch)
+            first, later = (
+                {key: value[:, part] for key, value in self.batch.items()}
+                for part in (slice(1), slice(1, None))
+            )
+            steps = [model.observe(first, self.latent).last]
+            with torch.no_grad():
+                seen = model.dynamics.represent(model.encoder.encode(later))
+            loop = model.bind()
+            for action in record["previous_action"][:, 1:].unbind(1):
+                steps.append(loop.step(steps[-1], action))
+            stacked = Latent.stack([step.light() for step in steps], 1)
+            begun = record["is_init"].clone()
+            begun[:, 0] = False
+            unbroken = begun.cumsum(1) == 0
+            targets = Latent(seen.state, stacked.belief[:, 1:].detach(), None, seen.classes)
+            self._unrolled = Unrolled(stacked, tuple(steps), targets, unbroken)
+        return self._unrolled
 
     @property
     def posterior_logits(self) -> Tensor:
@@ -317,6 +357,15 @@ class Objective(LossModule):
 def plain(prediction: Any, target: Tensor) -> Tensor:
     """The prediction's own loss."""
     return prediction.loss(target)
+
+
+def decayed(value: Tensor, factor: float) -> Tensor:
+    """Losses ``[B, T]``, each multiplied by ``factor`` for every step before it.
+
+    >>> decayed(torch.ones(1, 3), 0.5)
+    tensor([[1.0000, 0.5000, 0.2500]])
+    """
+    return value * factor ** torch.arange(value.shape[1], device=value.device)
 
 
 def within_episode(scene: Scene, first: int) -> Tensor:

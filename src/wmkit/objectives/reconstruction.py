@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wmkit.dynamics import WorldModel
+from wmkit.arguments import check_range
+from wmkit.dynamics import Latent, WorldModel
 from wmkit.errors import ConfigError
-from wmkit.objectives.objective import Objective, Scene, Score, Term, plain, within_episode
+from wmkit.objectives.objective import Objective, Scene, Score, Term, decayed, plain, within_episode
 
 
 class Reconstruction(Objective):
@@ -78,6 +79,9 @@ class HeadLosses(Objective):
         first: leading records that are not scored.
         arrivals: score only records that something led to, not the first of an episode: for heads that read
             the belief alone, before the state is seen (TWM, STORM).
+        unrolled: read what is imagined from the first record along the real actions, instead of what is
+            observed (TD-MPC2).
+        decay: factor on a loss for every record after the first.
         world_model: what is trained; :meth:`attach` gives it later.
 
     Raises:
@@ -90,9 +94,12 @@ class HeadLosses(Objective):
         *,
         first: int = 0,
         arrivals: bool = False,
+        unrolled: bool = False,
+        decay: float = 1.0,
         world_model: WorldModel | None = None,
     ) -> None:
-        self.first, self.arrivals = first, arrivals
+        check_range("decay", decay, 0, 1)
+        self.first, self.arrivals, self.unrolled, self.decay = first, arrivals, unrolled, decay
         super().__init__(weights, world_model)
         self.shortest = first + 1
 
@@ -104,14 +111,23 @@ class HeadLosses(Objective):
     def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:
         """See :meth:`Objective.terms <wmkit.objectives.Objective.terms>`."""
         model, score = scene.world_model, score or plain
-        latent, mask, found = scene.observed.latent.light(), None, {}
+        mask, found = None, dict[str, Term]()
+        if self.unrolled:
+            latent: Latent = scene.unrolled.latent
+            mask = scene.unrolled.unbroken[:, self.first :]
+        else:
+            latent = scene.observed.latent.light()
         if self.first:
             latent = latent.map(lambda x: x[:, self.first :])
         if self.arrivals:
-            mask = within_episode(scene, self.first)
+            within = within_episode(scene, self.first)
+            mask = within if mask is None else mask & within
         for name in self.names(model):
             head: Any = model.heads[name]
             label = head.label(scene.batch)
             label = label[:, self.first :] if self.first else label
-            found[name] = Term(score(head.predict(model.read(head, latent)), label), mask, "dynamics")
+            value = score(head.predict(model.read(head, latent)), label)
+            if self.decay != 1:
+                value = decayed(value, self.decay)
+            found[name] = Term(value, mask, "dynamics")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ class Learner:
         parameters: what it trains.
         optimizer: called as ``optimizer(parameters)``, gives the optimiser.
         clip: largest norm of the whole gradient; ``None`` where the optimiser clips.
+        rates: factors on the learning rate of some parameters.
 
     >>> weight = nn.Parameter(torch.ones(2))
     >>> learner = Learner([weight], lambda p: torch.optim.SGD(p, lr=1.0), clip=1.0)
@@ -31,11 +32,20 @@ class Learner:
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[list[Any]], torch.optim.Optimizer],
         clip: float | None,
+        rates: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
-        self.parameters = list(parameters)
-        self.optimizer = optimizer(self.parameters)
+        self.parameters, factors = list(parameters), dict(rates or {})
+        if factors:  # a group for each rate, in the parameters' order otherwise
+            kinds = list(dict.fromkeys(factors.get(p, 1.0) for p in self.parameters))
+            by_rate = [[p for p in self.parameters if factors.get(p, 1.0) == kind] for kind in kinds]
+            self.parameters = [p for group in by_rate for p in group]
+            self.optimizer = optimizer([{"params": group} for group in by_rate])
+            for group, kind in zip(self.optimizer.param_groups, kinds, strict=True):
+                group["lr"] *= kind
+        else:
+            self.optimizer = optimizer(self.parameters)
         self.clip = clip
         self._prepared: list[Any] | None = None
         self._grads: tuple[Tensor, ...] = ()

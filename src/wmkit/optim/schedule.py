@@ -63,7 +63,8 @@ class Schedule(nn.Module):
         modules: what there is to train, by name: ``world_model``, ``actor``, ``critic``.
         learners: by name, ``trains`` (names of modules, dotted for parts of them; a parameter belongs to the
             learner that names it most closely), ``learns_from`` (groups of terms), ``optimizer`` (called with
-            parameters) and, if any, ``clip``, the largest norm of the whole gradient.
+            parameters) and, if any, ``clip``, the largest norm of the whole gradient, and ``rates``, factors
+            on the learning rate of some of what it trains, by name.
         order: inner lists of learners that learn at once.
         slow: by module, ``fraction`` that its slow copy moves towards it, ``every`` so many updates.
         pretrain: updates of a pretraining of share one.
@@ -99,7 +100,14 @@ class Schedule(nn.Module):
             check_value(f"schedule.learners.{name}.clip", learner.get("clip"), float | None, "Learner")
         self.learners = {
             name: Learner(
-                _parameters(modules, owners, name, spec["trains"]), spec["optimizer"], spec.get("clip")
+                _parameters(modules, owners, name, spec["trains"]),
+                spec["optimizer"],
+                spec.get("clip"),
+                rates={
+                    parameter: float(factor)
+                    for path, factor in (spec.get("rates") or {}).items()
+                    for parameter in _module(modules, path).parameters()
+                },
             )
             for name, spec in learners.items()
         }

@@ -13,10 +13,11 @@ from wmkit.nn.distributions.discrete import (
     SymlogTwoHot,
     total_loss,
 )
-from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
+from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent, SimNormLatent
 from wmkit.nn.distributions.normal import (
     BoundedNormal,
     SquaredError,
+    SquashedNormal,
     SymlogSquaredError,
     TanhNormal,
     TruncatedNormal,
@@ -30,7 +31,9 @@ __all__ = [
     "CategoricalLatent",
     "GaussianLatent",
     "OneHotCategorical",
+    "SimNormLatent",
     "SquaredError",
+    "SquashedNormal",
     "SymexpTwoHot",
     "SymlogSquaredError",
     "SymlogTwoHot",

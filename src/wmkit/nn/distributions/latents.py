@@ -8,6 +8,7 @@ latent                 statistics              state                       syste
 =====================  ======================  ==========================  =====================
 ``CategoricalLatent``  logits ``[*B, G, C]``   ``G`` one-hots, flat        DreamerV2, DreamerV3
 ``GaussianLatent``     mean, std ``[*B, 2, D]``  ``D`` numbers             DreamerV1
+``SimNormLatent``      logits ``[*B, G, C]``   ``G`` points of simplices   TD-MPC2
 =====================  ======================  ==========================  =====================
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wmkit.arguments import check_range
+from wmkit.errors import ConfigError
 from wmkit.functional import check_shape, one_hot, sample_index, straight_through, unimix_probs, widened
 
 
@@ -130,6 +132,55 @@ class GaussianLatent:
     def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
         """The mean ``[*B, D]``, with its gradient in any case; there are no classes."""
         return statistics.select(-2, 0), None
+
+    def classes_of(self, state: Tensor) -> Tensor | None:
+        """There are none."""
+        return None
+
+
+class SimNormLatent:
+    """Numbers in groups, each a point of a simplex, without chance (TD-MPC2, arXiv:2310.16828, section 3.1).
+
+    Args:
+        size: numbers D in a state.
+        simplex: numbers of a group.
+
+    Attributes:
+        state_dim: width of a state, D.
+        stats_dim: numbers that it is made of, D.
+
+    Raises:
+        ConfigError: a size that cannot be cut into groups.
+
+    >>> latent = SimNormLatent(4, simplex=2)
+    >>> latent.sample(latent.statistics(torch.tensor([[0.0, 0.0, 0.0, -999.0]])), latent.noise(1))[0]
+    tensor([[0.5000, 0.5000, 1.0000, 0.0000]])
+    """
+
+    def __init__(self, size: int = 512, simplex: int = 8) -> None:
+        check_range("simplex", simplex, 1)
+        if size < simplex or size % simplex:
+            raise ConfigError(
+                f"size is {size}: wanted a multiple of {simplex}, the numbers of a simplex; correct size"
+            )
+        self.simplex = simplex
+        self.state_dim = self.stats_dim = size
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """None is needed: ``[*lead, 0]``."""
+        return torch.empty(*lead, 0, device=device)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """``[*B, D] -> [*B, G, C]`` logits."""
+        return x.unflatten(-1, (-1, self.simplex))
+
+    def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state ``[*B, D]``, with gradient; there are no classes."""
+        return torch.softmax(widened(statistics), -1).flatten(-2), None
+
+    def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The same."""
+        return self.sample(statistics, statistics)
 
     def classes_of(self, state: Tensor) -> Tensor | None:
         """There are none."""

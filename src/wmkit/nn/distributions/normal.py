@@ -207,6 +207,60 @@ class TanhNormal:
         return self.sample(torch.randn(self.draws, *self.location.shape, device=self.location.device))
 
 
+class SquashedNormal:
+    """The tanh of a normal whose log-spread is bounded (TD-MPC2, arXiv:2310.16828).
+
+    ``a = tanh(mean + σ ε)``, ``log σ = l + (h - l) (tanh(spread) + 1) / 2``. Its :attr:`entropy` is that of
+    the normal before the tanh: what TD-MPC2's code climbs, whose correction for the tanh cancels.
+
+    Args:
+        mean: ``[*B, A]`` float as the network gives it.
+        spread: ``[*B, A]`` float as the network gives it.
+        low: smallest standard deviation before the tanh, ``e^l``.
+        high: largest, ``e^h``.
+
+    >>> SquashedNormal(torch.zeros(1, 2), torch.zeros(1, 2), low=0.1, high=10.0).std
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, mean: Tensor, spread: Tensor, *, low: float, high: float) -> None:
+        check_equal(type(self).__name__, "[*B, A]", mean=mean, spread=spread)
+        self.location = mean.float()
+        least, most = math.log(low), math.log(high)
+        self.log_std = least + 0.5 * (most - least) * (torch.tanh(spread.float()) + 1)
+
+    @property
+    def std(self) -> Tensor:
+        """Before the tanh, ``[*B, A]``."""
+        return self.log_std.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        """The tanh of the mean, ``[*B, A]``."""
+        return torch.tanh(self.location)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats of the normal before the tanh, summed over the action; ``[*B]``."""
+        return (self.log_std + _LOG_SQRT_2PI + 0.5).sum(-1)
+
+    def sample(self, normal: Tensor | None = None) -> Tensor:
+        """Sample ``[*B, A]`` in (-1, 1) from standard normals ``[*B, A]`` (drawn here if none are given)."""
+        if normal is None:
+            normal = torch.randn_like(self.location)
+        check_samples("SquashedNormal.sample", "an argument", normal, self.location.shape, "[*B, A]")
+        return torch.tanh(self.location + self.std * normal)
+
+    rsample = sample
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of an ``action`` ``[*B, A]``, summed over it; ``[*B]``."""
+        check_samples("SquashedNormal.log_prob", "an argument", action, self.location.shape, "[*B, A]")
+        before = torch.atanh(action.clamp(-_LIMIT, _LIMIT))
+        normal = -0.5 * ((before - self.location) / self.std).square() - self.log_std - _LOG_SQRT_2PI
+        return (normal - 2 * (math.log(2) - before - F.softplus(-2 * before))).sum(-1)
+
+
 class TruncatedNormal:
     """A normal cut at -1 and 1 (DreamerV2 for continuous actions, arXiv:2010.02193).
 
