@@ -34,12 +34,27 @@ SYSTEMS = {
         ("twm", "twm-vectors"),
     )
 } | {"transdreamer": partial(transdreamer.build, spec=NUMBERS)}
+
+
+def embedded(name: str, *overrides: str) -> System:
+    """One that learns embeddings alone."""
+    torch.manual_seed(0)
+    overrides = ("batch.size=3", "batch.length=5", "size=tiny", *overrides)
+    return wmkit.build(name, observation_spec=NUMBERS, action_spec=OneHot(5), overrides=overrides)
+
+
+SYSTEMS |= {"le_wm": partial(embedded, "le_wm", "backbone.dropout=0.0"), "pldm": partial(embedded, "pldm")}
 OBSERVED = ("state", "belief", "posterior_logits", "prior_logits")
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 
 
 def test_every_system_is_here() -> None:
     assert {name.partition(" ")[0] for name in SYSTEMS} == set(wmkit.available())
+
+
+def parts_of(model: Any) -> list[Any]:
+    """In the order in which they write; a decoder may be absent."""
+    return [part for part in (model.encoder, model.dynamics, model.decoder, *model.heads.values()) if part]
 
 
 def window(system: System, seed: int = 0) -> TensorDict:
@@ -54,7 +69,7 @@ def window(system: System, seed: int = 0) -> TensorDict:
 def test_parts_in_a_row_write_all_that_one_record_allows(name: str) -> None:
     system = SYSTEMS[name]()
     model = system.world_model.eval()
-    chain = TensorDictSequential(model.encoder, model.dynamics, model.decoder, *model.heads.values())
+    chain = TensorDictSequential(*parts_of(model))
     torch.manual_seed(1)
     out = chain(window(system))
     torch.manual_seed(1)
@@ -64,11 +79,14 @@ def test_parts_in_a_row_write_all_that_one_record_allows(name: str) -> None:
     for key, value in zip(OBSERVED, written, strict=True):
         torch.testing.assert_close(out[key], value)
     expected = {head for head, part in model.heads.items() if not model.reads_transition(part)}
-    assert set(out["predicted"].keys()) == expected | set(model.decoder.targets)
+    decoded = model.decoder.targets if model.decoder is not None else ()
+    assert set(out.get("predicted", {}).keys()) == expected | set(decoded)
     assert (expected != set(model.heads)) == (name == "ls_imagine")  # a jump has two ends
     for head in expected:
         prediction = model.predict(head, seen.latent)
         torch.testing.assert_close(out["predicted", head], model.heads[head].value(prediction))
+    if model.decoder is None:
+        return
     for key, prediction in model.decoder.predict(model.read(model.decoder, seen.latent)).items():
         torch.testing.assert_close(out["predicted", key], prediction.mean)
 
@@ -134,7 +152,7 @@ def test_an_objective_is_a_torchrl_loss(name: str) -> None:
         alone = objective(window(system))  # which the world model observes first
         assert names <= set(alone.keys())
     torch.stack(totals).sum().backward()
-    for part in (model.encoder, model.dynamics, model.decoder, *model.heads.values()):
+    for part in parts_of(model):
         assert any(p.grad is not None and p.grad.any() for p in part.parameters())
     assert list(system.state_dict()) == state
     assert not list(system.objectives.parameters())

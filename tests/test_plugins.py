@@ -195,22 +195,32 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
     "dreamer_v3": (140_509_187, 12_607_506, 12_850_431),
     "dreamer_v3_2023": (181_570_947, 9_465_874, 9_708_799),
     "dreamer_v3_2024": (140_909_443, 12_607_506, 12_850_431),
+    "le_wm": (18_034_478, 0, 0),  # of 224 x 224 pixels and ten numbers of an action
     "ls_imagine": (235_889_794, 9_465_874, 9_708_799),
+    "pldm": (2_498_898, 0, 0),
     "storm": (16_513_155, 1_059_858, 1_181_439),
     "transdreamer": (41_027_723, 2_338_418, 2_331_601),  # of one grey channel
     "twm": (19_016_998, 1_322_002, 1_313_281),  # 21,652,281 together
 }
 
 
+def numbers(part):
+    return 0 if part is None else sum(p.numel() for p in part.parameters())
+
+
 @pytest.mark.parametrize("name", wmkit.available())
 def test_built_without_choices_a_system_has_its_published_size(name):
     """A quick run, and what a preset or a size chooses, stay small."""
     channels = 1 if name in ("twm", "transdreamer") else 3
-    pixels = Composite(pixels=UnboundedDiscrete((channels, 64, 64), dtype=torch.uint8))
+    side, actions = (224, 10) if name == "le_wm" else (64, 18)
+    pixels = Composite(pixels=UnboundedDiscrete((channels, side, side), dtype=torch.uint8))
     with torch.device("meta"):
-        system = wmkit.build(name, observation_spec=pixels, action_spec=OneHot(18))
+        system = wmkit.build(name, observation_spec=pixels, action_spec=OneHot(actions))
     parts = system.world_model, system.actor, system.critic
-    assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == PUBLISHED[name]
+    assert tuple(map(numbers, parts)) == PUBLISHED[name]
+    if name == "le_wm":
+        own = system.world_model.encoder, system.world_model.dynamics.backbone
+        assert tuple(map(numbers, own)) == (5_501_376, 10_791_360)
     assert "published" not in compose(name)
     if not name.startswith(("dreamer_v1", "dreamer_v2")):
         assert compose(name).size.deter < system.world_model.dynamics.belief_dim

@@ -12,6 +12,7 @@ from wmkit.control.losses import (
     ThroughDynamics,
 )
 from wmkit.control.policy import Policy
+from wmkit.control.random_policy import RandomPolicy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
 from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
 
@@ -29,6 +30,7 @@ __all__ = [
     "PairStarts",
     "Policy",
     "PrefixStarts",
+    "RandomPolicy",
     "Reinforce",
     "ReplayCritic",
     "SampledStarts",

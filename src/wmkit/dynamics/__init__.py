@@ -3,11 +3,12 @@
 from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, read, to_record
 from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart, SecondBranch
 from wmkit.dynamics.long_short import LongShortRSSM
+from wmkit.dynamics.markov import MarkovDynamics, RecurrentTransition
 from wmkit.dynamics.one_step import FilteredStep, ImaginedStep
 from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
 from wmkit.dynamics.token_dynamics import TokenDynamics
-from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, Steps, TokenLayout
+from wmkit.dynamics.tokens import FusedToken, LateRewardTokens, StateBesideAction, Steps, TokenLayout
 from wmkit.dynamics.world_model import WorldModel
 
 __all__ = [
@@ -22,10 +23,13 @@ __all__ = [
     "LateRewardTokens",
     "Latent",
     "LongShortRSSM",
+    "MarkovDynamics",
     "Observed",
+    "RecurrentTransition",
     "Restart",
     "Rollout",
     "SecondBranch",
+    "StateBesideAction",
     "Steps",
     "TokenDynamics",
     "TokenLayout",

@@ -13,7 +13,7 @@ from wmkit.nn.distributions.discrete import (
     SymlogTwoHot,
     total_loss,
 )
-from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
+from wmkit.nn.distributions.latents import CategoricalLatent, DeterministicLatent, GaussianLatent
 from wmkit.nn.distributions.normal import (
     BoundedNormal,
     SquaredError,
@@ -28,6 +28,7 @@ __all__ = [
     "BoundedNormal",
     "Categorical",
     "CategoricalLatent",
+    "DeterministicLatent",
     "GaussianLatent",
     "OneHotCategorical",
     "SquaredError",
