@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from wmkit.errors import ConfigError
 from wmkit.functional import sigreg
 from wmkit.objectives import MaskedTeacher
 from wmkit.objectives.joint_embedding import block_masks
+from wmkit.optim import AnnealedAdam, Learner
 from wmkit.systems import System
 
 SPEC = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8), speed=Unbounded((2,)))
@@ -174,3 +176,20 @@ def test_pldm_learns_from_open_loops() -> None:
     assert value.mask is not None and value.mask[0].tolist() == [True, True, False, True, True]
     with pytest.raises(ConfigError, match="backbone"):
         embedded("pldm", "backbone=s5")
+
+
+def test_a_rate_goes_on_where_a_checkpoint_left_it_and_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(updates: int) -> Learner:
+        weight = torch.nn.Parameter(torch.ones(1))
+        return Learner([weight], partial(AnnealedAdam, lr=1.0, updates=updates, warmup=0.0), None)
+
+    one, other = made(10), made(20)
+    for _ in range(4):
+        one.backward(one.parameters[0].sum())
+        one.step()
+    other.load_state_dict(one.state_dict())
+    other.backward(other.parameters[0].sum())
+    other.step()
+    assert other.optimizer.param_groups[0]["lr"] == other.optimizer.rate(4) != one.optimizer.rate(4)

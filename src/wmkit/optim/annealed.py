@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from wmkit.arguments import check_range
+from wmkit.errors import ConfigError
 
 
 class AnnealedAdam(torch.optim.Adam):
@@ -61,7 +62,16 @@ class AnnealedAdam(torch.optim.Adam):
         return self.peak * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
-        """One step at its rate."""
+        """One step at its rate.
+
+        Raises:
+            ConfigError: a CUDA graph records it, which would repeat one rate.
+        """
+        if self.param_groups[0]["params"][0].is_cuda and torch.cuda.is_current_stream_capturing():
+            raise ConfigError(
+                "a CUDA graph repeats one learning rate, and that of AnnealedAdam changes: found "
+                "training.cuda_graph=true, wanted false; set it"
+            )
         for group in self.param_groups:
             group["lr"] = self.rate(group["step"])
             group["step"] += 1
