@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 import wmkit
 from wmkit.systems import compose
 
-TOKENS = ("storm", "td_mpc2", "transdreamer", "twm")
+TOKENS = ("le_wm", "storm", "td_mpc2", "transdreamer", "twm")
 VERSIONS = {"dreamer_v3_2024": "dreamer_v3"}  # the same system, its code of an earlier year
+NOBODY = "wmkit.control.RandomPolicy"  # acts where there is no controller
 USUAL = {  # what a system takes where its page names no other: place on the page, part
     "policy": "wmkit.control.Policy",
     "controller.gradient": "wmkit.control.Reinforce",
@@ -49,6 +50,8 @@ def matrix() -> dict[str, set[str]]:
         usual = {
             part for place, part in USUAL.items() if not OmegaConf.select(OmegaConf.create(config), place)
         }
+        if config["controller"] is None:
+            usual = {part for part in usual if not part.startswith("wmkit.control.")} | {NOBODY}
         for target in {*targets(blocks)} | usual:
             if target.startswith("wmkit.backbones."):
                 continue  # every backbone runs under every system

@@ -195,7 +195,9 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
     "dreamer_v3": (140_509_187, 12_607_506, 12_850_431),
     "dreamer_v3_2023": (181_570_947, 9_465_874, 9_708_799),
     "dreamer_v3_2024": (140_909_443, 12_607_506, 12_850_431),
+    "le_wm": (18_034_478, 0, 0),  # of 224 x 224 pixels and ten numbers of an action
     "ls_imagine": (235_889_794, 9_465_874, 6_556_927),
+    "pldm": (2_498_898, 0, 0),
     "storm": (16_513_155, 1_059_858, 1_181_439),
     "td_mpc2": (1_538_405, 545_828, 2_941_945),  # of 64 numbers; actions are numbers too
     "transdreamer": (41_027_723, 2_338_418, 2_331_601),  # of one grey channel
@@ -203,17 +205,26 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
 }
 
 
+def numbers(part):
+    return 0 if part is None else sum(p.numel() for p in part.parameters())
+
+
 @pytest.mark.parametrize("name", wmkit.available())
 def test_built_without_choices_a_system_has_its_published_size(name):
     """A quick run, and what a preset or a size chooses, stay small."""
     channels = 1 if name in ("twm", "transdreamer") else 3
-    seen, actions = Composite(pixels=UnboundedDiscrete((channels, 64, 64), dtype=torch.uint8)), OneHot(18)
+    side, own_actions = (224, 10) if name == "le_wm" else (64, 18)
+    seen = Composite(pixels=UnboundedDiscrete((channels, side, side), dtype=torch.uint8))
+    actions = OneHot(own_actions)
     if name == "td_mpc2":
         seen, actions = Composite(observation=Unbounded((64,))), Bounded(-1.0, 1.0, (18,))
     with torch.device("meta"):
         system = wmkit.build(name, observation_spec=seen, action_spec=actions)
     parts = system.world_model, system.actor, system.critic
-    assert tuple(sum(p.numel() for p in part.parameters()) for part in parts) == PUBLISHED[name]
+    assert tuple(map(numbers, parts)) == PUBLISHED[name]
+    if name == "le_wm":
+        own = system.world_model.encoder, system.world_model.dynamics.backbone
+        assert tuple(map(numbers, own)) == (5_501_376, 10_791_360)
     assert "published" not in compose(name)
     if not name.startswith(("dreamer_v1", "dreamer_v2")):
         size = compose(name).size

@@ -6,6 +6,7 @@ from wmkit.registry import register
 
 _PARTS: dict[str, dict[str, str]] = {
     "backbone": {
+        "adaln": "wmkit.backbones.adaln:AdaLN",
         "block_gru": "wmkit.backbones.block_gru:BlockGRU",
         "gpt": "wmkit.backbones.gpt:GPT",
         "gru": "wmkit.backbones.gru:GRU",
@@ -25,8 +26,10 @@ _PARTS: dict[str, dict[str, str]] = {
         "encoder": "wmkit.codecs:Encoder",
         "pooled_image_decoder": "wmkit.codecs:PooledImageDecoder",
         "pooled_image_encoder": "wmkit.codecs:PooledImageEncoder",
+        "residual_image_encoder": "wmkit.codecs:ResidualImageEncoder",
         "unpadded_image_decoder": "wmkit.codecs:UnpaddedImageDecoder",
         "unpadded_image_encoder": "wmkit.codecs:UnpaddedImageEncoder",
+        "vision_transformer_image_encoder": "wmkit.codecs:VisionTransformerImageEncoder",
     },
     "controller": {  # and what it is made of
         "actor_critic": "wmkit.control:ActorCritic",
@@ -56,6 +59,7 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "dynamics": {
         "long_short": "wmkit.dynamics:LongShortRSSM",
+        "markov": "wmkit.dynamics:MarkovDynamics",
         "rssm": "wmkit.dynamics:RSSM",
         "token": "wmkit.dynamics:TokenDynamics",
     },

@@ -11,6 +11,8 @@ from wmkit.codecs.convolutional import (
 )
 from wmkit.codecs.frames import FrameStack, unit_image
 from wmkit.codecs.pooled import PooledImageDecoder, PooledImageEncoder
+from wmkit.codecs.residual import ResidualImageEncoder
+from wmkit.codecs.vision_transformer import VisionTransformerImageEncoder
 
 __all__ = [
     "BatchNormImageDecoder",
@@ -22,7 +24,9 @@ __all__ = [
     "FrameStack",
     "PooledImageDecoder",
     "PooledImageEncoder",
+    "ResidualImageEncoder",
     "UnpaddedImageDecoder",
     "UnpaddedImageEncoder",
+    "VisionTransformerImageEncoder",
     "unit_image",
 ]

@@ -13,6 +13,7 @@ from wmkit.control.losses import (
 )
 from wmkit.control.planners import Planner
 from wmkit.control.policy import Policy
+from wmkit.control.random_policy import RandomPolicy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
 from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
 from wmkit.control.value_learning import RangeNorm, ValueLearning
@@ -32,6 +33,7 @@ __all__ = [
     "Planner",
     "Policy",
     "PrefixStarts",
+    "RandomPolicy",
     "RangeNorm",
     "Reinforce",
     "ReplayCritic",

@@ -127,6 +127,9 @@ class TokenDynamics(Dynamics):
         self.conditions = self.tokens.conditions
         self.backbone: Any = backbone(in_dim=self.tokens.width, out_dim=deter)
         self.prior = prior(deter, self.latent.stats_dim)
+        self._batchwise = any(
+            isinstance(part, nn.modules.batchnorm._NormBase) for part in self.prior.modules()
+        )
         self.recent: RecentSteps | None = None
         if acting_window is not None:
             check_range("acting_window", acting_window, 1)
@@ -172,11 +175,12 @@ class TokenDynamics(Dynamics):
         belief = visible.new_zeros(len(visible), 0, self.belief_dim)
         if before.action.shape[1]:
             belief, memory = self.advance(before, memory)
+        prior = self._counted(belief) if start is None and self._batchwise else None
         if start is None:
             belief = torch.nn.functional.pad(belief, (0, 0, 1, 0))  # [B, T, U]
         last = Latent(here.state, belief[:, -1], TokenCarry(memory, here.arrival, here.is_init), here.classes)
         latents = Latent(seen.state, belief, None, seen.classes)
-        return Observed(latents, seen.logits, self.prior_logits(belief), last)
+        return Observed(latents, seen.logits, self.prior_logits(belief) if prior is None else prior, last)
 
     def represent(self, embed: Tensor) -> Represented:
         """Posterior of ``embed [*B, E]``, and a sample of it."""
@@ -326,6 +330,11 @@ class TokenDynamics(Dynamics):
     def prior_logits(self, belief: Tensor) -> Tensor:
         """``[*B, U] -> [*B, G, C]``."""
         return self.latent.statistics(self.prior(belief))
+
+    def _counted(self, belief: Tensor) -> Tensor:
+        """What beliefs ``[B, T-1, U]`` expect, behind zeros, which no batch's statistics are to count."""
+        nothing = self.latent.statistics(belief.new_zeros(len(belief), 1, self.latent.stats_dim))
+        return torch.cat([nothing, self.prior_logits(belief)], 1) if belief.shape[1] else nothing
 
     def _arrival(self, record: Record) -> Tensor:
         if not self.conditions:

@@ -10,6 +10,7 @@ layout              tokens of a step          late                  system
 LateRewardTokens    reward, state, action     the reward            TWM
 FusedToken          one of state and action   none                  STORM, TransDreamer
 PlainToken          both as they are          none                  TD-MPC2
+StateBesideAction   one, the two side by side none                  LeWorldModel
 ==================  ========================  ====================  ===================
 
 The reward is late because a step's belief has to predict it: it is known one step later.
@@ -207,6 +208,56 @@ class PlainToken(nn.Module):
     def forward(self, steps: Steps) -> Tensor:
         """See :class:`TokenLayout`."""
         return torch.cat([steps.state, steps.action], -1).unsqueeze(-2)
+
+
+class StateBesideAction(nn.Module):
+    """The state as it is, and beside it the action through dense layers (LeWorldModel; lucas-maes/le-wm).
+
+    A sequence model that is conditioned on actions finds them in the last ``width`` numbers
+    (:class:`~wmkit.backbones.adaln.AdaLN`); any other reads a token of both.
+
+    Args:
+        state_dim: width of a state.
+        action_dim: width A of an action.
+        width: of the action's part.
+        squeeze: width of a first map of the action.
+        hidden: width of the layer behind it; four times ``width`` if not given.
+        action_norm: called as ``action_norm(width=A)``, what actions go through first.
+
+    >>> layout = StateBesideAction(6, 3, 8)
+    >>> flag = torch.zeros(2, 5, dtype=torch.bool)
+    >>> layout(Steps(torch.zeros(2, 5, 6), None, torch.zeros(2, 5, 3), torch.zeros(2, 5, 1), flag)).shape
+    torch.Size([2, 5, 1, 14])
+    """
+
+    per_step, late, conditions = 1, 0, ()
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int,
+        width: int,
+        *,
+        squeeze: int = 10,
+        hidden: int | None = None,
+        action_norm: Callable[..., nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = 4 * width if hidden is None else hidden
+        self.width = state_dim + width
+        self.action_norm: Any = nn.Identity() if action_norm is None else action_norm(width=action_dim)
+        self.action = nn.Sequential(
+            Linear(action_dim, squeeze), Linear(squeeze, hidden), nn.SiLU(), Linear(hidden, width)
+        )
+
+    def arrival(self, reward: Tensor) -> Tensor:
+        """No token is made of it."""
+        return reward
+
+    def forward(self, steps: Steps) -> Tensor:
+        """See :class:`TokenLayout`."""
+        action = self.action(self.action_norm(steps.action))
+        return torch.cat([steps.state, action], -1).unsqueeze(-2)
 
 
 class RecentSteps:

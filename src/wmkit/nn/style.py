@@ -23,6 +23,7 @@ _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "elu": F.elu,
     "relu": F.relu,
     "mish": F.mish,
+    "gelu": lambda x, inplace=False: F.gelu(x),
 }
 
 
@@ -31,9 +32,10 @@ class LayerStyle:
     """How hidden layers are built.
 
     Attributes:
-        norm: ``"layer"`` (DreamerV3 of 2023), ``"rms"`` (since 2024) or ``"none"``.
+        norm: ``"layer"`` (DreamerV3 of 2023), ``"rms"`` (since 2024), ``"batch"`` (over all rows, or all
+            places of images, of a batch) or ``"none"``.
         eps: of the norm.
-        activation: ``"silu"``, ``"elu"``, ``"relu"`` or ``"mish"`` (TD-MPC2).
+        activation: ``"silu"``, ``"elu"``, ``"relu"``, ``"gelu"`` or ``"mish"``.
         bias: whether linear maps and convolutions have one, also under a norm.
         init: see :mod:`wmkit.nn.init`.
 
@@ -45,15 +47,15 @@ class LayerStyle:
     1.0
     """
 
-    norm: Literal["layer", "rms", "none"] = "layer"
+    norm: Literal["layer", "rms", "batch", "none"] = "layer"
     eps: float = 1e-3
-    activation: Literal["silu", "elu", "relu", "mish"] = "silu"
+    activation: Literal["silu", "elu", "relu", "gelu", "mish"] = "silu"
     bias: bool = False
     init: Init = "mean_fan"
 
     def __post_init__(self) -> None:
         for what, found, wanted in (
-            ("norm", self.norm, ("layer", "rms", "none")),
+            ("norm", self.norm, ("layer", "rms", "batch", "none")),
             ("activation", self.activation, tuple(_ACTIVATIONS)),
             ("init", self.init, get_args(Init)),
         ):
@@ -66,6 +68,8 @@ class LayerStyle:
         """A norm over ``dim`` numbers."""
         if self.norm == "none":
             return nn.Identity()
+        if self.norm == "batch":
+            return RowsBatchNorm(dim, eps=self.eps)
         return nn.LayerNorm(dim, eps=self.eps) if self.norm == "layer" else RMSNorm(dim, self.eps)
 
     def activate(self, x: Tensor, *, fresh: bool = False) -> Tensor:
@@ -83,8 +87,8 @@ def channel_norm(channels: int, style: LayerStyle = STYLE_2023) -> nn.Module:
     >>> channel_norm(8, LayerStyle(norm="rms"))
     ChannelRMSNorm()
     """
-    if style.norm == "none":
-        return nn.Identity()
+    if style.norm in ("none", "batch"):
+        return nn.Identity() if style.norm == "none" else BatchNorm(channels, eps=style.eps)
     return ChannelNorm(channels, style.eps) if style.norm == "layer" else ChannelRMSNorm(channels, style.eps)
 
 
@@ -127,6 +131,18 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, dim] -> [*B, dim]``, in the dtype of ``x``."""
         return fast.rms_norm(x, self.weight, self.eps)
+
+
+class RowsBatchNorm(nn.BatchNorm1d):
+    """Batch norm of the last dimension over all others, time and batch alike.
+
+    >>> RowsBatchNorm(8)(torch.zeros(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, dim] -> [*B, dim]``."""
+        return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
 class ChannelNorm(nn.LayerNorm):

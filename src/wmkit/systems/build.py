@@ -34,6 +34,7 @@ OPTIONAL = (
     "policy",
 )  # parts without which a system has its usual ones
 ABSENT = ("world_model.decoder",)  # blocks that may be null
+KINDS = ("discrete", "continuous")  # of actions
 
 
 def build(
@@ -91,7 +92,7 @@ def build_from(config: DictConfig, observation_spec: Composite, action_spec: Ten
         vectors=_plain(config.observations.vectors),
         classes=_plain(config.observations.get("classes")),
         system=config.system,
-        actions=getattr(getattr(actor, "func", actor), "actions", ("discrete",)),
+        actions=KINDS if actor is None else getattr(getattr(actor, "func", actor), "actions", KINDS[:1]),
     )
     _expand_auto(config, spaces)
     _drop_absent(config)

@@ -113,7 +113,10 @@ def _fits(group: str, path: Path, system: str) -> bool:
         return _reads(system, page_folders()).get("size", set()) <= _load(path).keys()
     if group == "preset":
         page, preset = find_page(system), _load_whole(path)
-        given = (_load_whole(page).keys() if page else set()) | defaults(system).keys()
+        whole = _load_whole(page) if page else {}
+        if "controller" in preset and whole.get("controller") is None:
+            return False  # numbers of a controller, for a system that has none
+        given = whole.keys() | defaults(system).keys()
         sizes = [entry["override /size"] for entry in preset.get("defaults", ()) if "override /size" in entry]
         left = {block: names for block, names in _reads(system, page_folders()).items() if block not in given}
         return all(size in choices("size", system) for size in sizes) and all(

@@ -48,6 +48,13 @@ class Spaces:
         """Every key the encoder reads."""
         return (*self.images, *self.vectors)
 
+    def random_actions(self, *lead: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Actions ``[*lead, A]`` float: one-hot, or standard normals."""
+        if self.actions == "continuous":
+            return torch.randn(*lead, self.action_dim, generator=generator)
+        drawn = torch.rand(*lead, generator=generator)
+        return F.one_hot((drawn * self.action_dim).long(), self.action_dim).float()
+
     def example_batch(self, shape: tuple[int, int], seed: int) -> TensorDict:
         """A random valid batch in the sequence layout ``[B, L]``."""
         generator = torch.Generator().manual_seed(seed)
@@ -57,10 +64,7 @@ class Spaces:
 
         is_init = rand(1) < 0.05
         done = torch.cat([is_init[:, 1:], rand(1)[:, :1] < 0.05], 1)
-        if self.actions == "continuous":
-            action = torch.randn(*shape, self.action_dim, generator=generator)
-        else:
-            action = F.one_hot((rand() * self.action_dim).long(), self.action_dim).float()
+        action = self.random_actions(*shape, generator=generator)
         batch = {
             "previous_action": action * ~is_init,
             "reward": rand(1).round() * ~is_init,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, OneHot
 
 from wmkit.codecs import FrameStack
-from wmkit.control import DreamEnv, Policy
+from wmkit.control import DreamEnv, Outcome, Policy, RandomPolicy
+from wmkit.dynamics import rollout
 from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Scene
 from wmkit.optim import Loss
@@ -38,7 +39,7 @@ class System(nn.Module):
         spaces: what the environment shows and takes.
         world_model: called as ``world_model(shapes, action_dim)``.
         objectives: what the world model is trained on, by name (:mod:`wmkit.objectives`).
-        actor: called as ``actor(width, action_dim)``; none where nothing acts.
+        actor: called as ``actor(width, action_dim)``; none where nothing acts but at random.
         critic: called as ``critic(width)``; none where there is no value function.
         controller: called as ``controller(actor, critic)``, turns the model into behaviour
             (:mod:`wmkit.control`).
@@ -181,7 +182,7 @@ class System(nn.Module):
         return self
 
     def policy_of(self, controller: Any) -> Any:
-        """What acts in the environment: a controller that plans, or the actor; None where there is neither.
+        """What acts in the environment: a controller that plans, the actor, or chance where there is neither.
 
         Args:
             controller: this system's, or another one over its parts.
@@ -195,7 +196,9 @@ class System(nn.Module):
                 controller.of(self.spaces.actions)
         acting, options = controller if plans else self.actor, dict[str, Any]()
         if acting is None:
-            return None
+            return RandomPolicy(
+                self.spaces.action_dim, self.spaces.observations, self.spaces.actions == "continuous"
+            )
         if plans and getattr(self._make_policy, "keywords", {}).get("acts_on") == "mode":
             options["acts_on"] = "sample"  # imagination goes on from a state with its memory
         with made("policy"):
@@ -299,18 +302,28 @@ class System(nn.Module):
 
     @torch.no_grad()
     def imagine(self, start: TensorDictBase, horizon: int) -> TensorDict:
-        """Roll the policy out in the model.
+        """Roll the policy out in the model; without a controller, given or random actions.
 
         Args:
             start: ``[N]`` with ``state`` and, where the model carries one, ``belief``, and with the policy's
-                ``carry`` where it has one; without it the backbone remembers nothing from before.
+                ``carry`` where it has one; without it the backbone remembers nothing from before. Of a system
+                without a controller also ``action`` ``[N, H, A]``; they are random if not given.
             horizon: transitions H.
 
         Returns:
             TorchRL transitions ``[N, H]``, see :class:`~wmkit.control.Outcome`.
         """
         packed = {key: start[key] for key in ("state", "belief", "carry") if key in start.keys()}
-        return self.controller.imagine(self.world_model, self.world_model.dynamics.unpack(packed), horizon)
+        latent = self.world_model.dynamics.unpack(packed)
+        if self.controller is not None:
+            return self.controller.imagine(self.world_model, latent, horizon)
+        actions = start.get("action", None)
+        if actions is None:
+            actions = self.spaces.random_actions(len(latent.state), horizon).to(latent.state.device)
+        rewards = {name: 1.0 for name in self.world_model.heads if name == "reward"}
+        return Outcome(rewards, (), None)(
+            self.world_model, rollout(self.world_model, latent, actions, horizon)
+        )
 
     def dream_env(self, batch_size: Any = (), **options: Any) -> DreamEnv:
         """The world model as a TorchRL environment.
@@ -326,6 +339,8 @@ class System(nn.Module):
             action_spec = Bounded(-1.0, 1.0, (spaces.action_dim,))
         if self.controller is not None:
             options = {"rewards": self.controller.outcome.rewards, **options}
+        elif "reward" not in self.world_model.heads:
+            options = {"rewards": {}, **options}
         return DreamEnv(self.world_model, action_spec, batch_size=batch_size, **options)
 
     @torch.no_grad()

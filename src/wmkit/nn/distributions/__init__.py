@@ -13,7 +13,12 @@ from wmkit.nn.distributions.discrete import (
     SymlogTwoHot,
     total_loss,
 )
-from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent, SimNormLatent
+from wmkit.nn.distributions.latents import (
+    CategoricalLatent,
+    DeterministicLatent,
+    GaussianLatent,
+    SimNormLatent,
+)
 from wmkit.nn.distributions.normal import (
     BoundedNormal,
     SquaredError,
@@ -29,6 +34,7 @@ __all__ = [
     "BoundedNormal",
     "Categorical",
     "CategoricalLatent",
+    "DeterministicLatent",
     "GaussianLatent",
     "OneHotCategorical",
     "SimNormLatent",

@@ -3,13 +3,14 @@
 Dynamics hold one of these and never ask which. ``statistics`` are what prior and posterior
 predict and a KL compares; chance is drawn by ``noise``, for all steps of a loop at once.
 
-=====================  ======================  ==========================  =====================
-latent                 statistics              state                       system
-=====================  ======================  ==========================  =====================
-``CategoricalLatent``  logits ``[*B, G, C]``   ``G`` one-hots, flat        DreamerV2, DreamerV3
-``GaussianLatent``     mean, std ``[*B, 2, D]``  ``D`` numbers             DreamerV1
-``SimNormLatent``      logits ``[*B, G, C]``   ``G`` points of simplices   TD-MPC2
-=====================  ======================  ==========================  =====================
+=======================  ======================  ==========================  =====================
+latent                   statistics              state                       system
+=======================  ======================  ==========================  =====================
+``CategoricalLatent``    logits ``[*B, G, C]``   ``G`` one-hots, flat        DreamerV2, DreamerV3
+``GaussianLatent``       mean, std ``[*B, 2, D]``  ``D`` numbers             DreamerV1
+``SimNormLatent``        logits ``[*B, G, C]``   ``G`` points of simplices   TD-MPC2
+``DeterministicLatent``  itself ``[*B, 1, D]``   ``D`` numbers               LeWorldModel, PLDM
+=======================  ======================  ==========================  =====================
 """
 
 from __future__ import annotations
@@ -181,6 +182,47 @@ class SimNormLatent:
     def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
         """The same."""
         return self.sample(statistics, statistics)
+
+    def classes_of(self, state: Tensor) -> Tensor | None:
+        """There are none."""
+        return None
+
+
+class DeterministicLatent:
+    """``D`` numbers without chance: an embedding (LeWorldModel, PLDM).
+
+    Args:
+        size: numbers D.
+
+    Attributes:
+        state_dim: width of a state, D.
+        stats_dim: numbers that predict it, D.
+
+    >>> latent = DeterministicLatent(2)
+    >>> statistics = latent.statistics(torch.tensor([[5.0, 7.0]]))
+    >>> statistics.shape, latent.sample(statistics, latent.noise(1))[0]
+    (torch.Size([1, 1, 2]), tensor([[5., 7.]]))
+    """
+
+    def __init__(self, size: int) -> None:
+        check_range("size", size, 1)
+        self.state_dim = self.stats_dim = size
+
+    def noise(self, *lead: int, device: torch.device | None = None) -> Tensor:
+        """No numbers, ``[*lead, 0]``."""
+        return torch.empty(*lead, 0, device=device)
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """``[*B, D] -> [*B, 1, D]``."""
+        return x.unsqueeze(-2)
+
+    def sample(self, statistics: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The state ``[*B, D]``, with gradient; there are no classes."""
+        return statistics.squeeze(-2), None
+
+    def mode(self, statistics: Tensor, gradient: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The state too."""
+        return statistics.squeeze(-2), None
 
     def classes_of(self, state: Tensor) -> Tensor | None:
         """There are none."""
