@@ -105,10 +105,28 @@ def revisit(
         ConfigError: its configuration names more than known parts.
     """
     opened = load_run(path, best=best, trust=trust, parts=parts, stages=stages)
-    parts, run, config, system = opened.parts, opened.run, opened.run.config, opened.system
+    run, system = opened.run, opened.system
     run.check_writable()
-    stages, world = stages or Stages(), opened.make_world()
-    protocol, done = EvaluationProtocol.of(config, episodes), list[Episode]()
+    stages = stages or Stages()
+    result = play(run, system, opened.make_world(), episodes, opened.step, stages)
+    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
+    write_report(run, stages.say)
+    run.close()
+    return result
+
+
+def play(run: RunDirectory, system: Any, world: Any, episodes: int, step: int, stages: Stages) -> Evaluation:
+    """Play episodes by a run's protocol, each written down once, and close the environments.
+
+    Args:
+        run: gets the episodes' lines and the score.
+        system: whose policy acts.
+        world: environments of an evaluation.
+        episodes: how many.
+        step: environment steps that the policy learned from.
+        stages: draws the progress bar.
+    """
+    protocol, done = EvaluationProtocol.of(run.config, episodes), list[Episode]()
     with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
 
         def count(episode: Episode) -> None:
@@ -116,19 +134,9 @@ def revisit(
             name, value = headline(means(done)) or ("return", 0.0)
             bar.advance(1, **{name: value})
 
-        result = evaluate(
-            system.policy,
-            world,
-            protocol,
-            record=2,
-            limit=Settings.read(config).evaluate_limit,
-            on_episode=count,
-        )
-    step = opened.step
+        limit = Settings.read(run.config).evaluate_limit
+        result = evaluate(system.policy, world, protocol, record=2, limit=limit, on_episode=count)
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())
     run.score(step, "evaluate", result.numbers(), (result.protocol or protocol).record())
-    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
-    write_report(run, stages.say)
-    run.close()
     return result
