@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT
@@ -24,6 +24,7 @@ from wmkit.affordance.scorers.clips import MOTIONS, ClipSource, caption_table, m
 from wmkit.affordance.scorers.scorer import TEXT_DIM, fit_affine
 from wmkit.affordance.scorers.text import TextTower, tokenize
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
+from wmkit.nn.weights import fill, read_weights
 
 PROMPTS = ("Cut a tree", "Obtain water", "Obtain sand", "Obtain wool", "Mine iron ore")
 TRAINED = 6  # frames of each clip that a training step encodes
@@ -282,17 +283,16 @@ class EmbeddedScorer(nn.Module):
                     f"scorer 'embedded' has no weights: found no {name} in {str(folder)!r}, wanted a folder "
                     "written by EmbeddedScorer.save; run `wmkit affordance fit` or correct the path"
                 )
-        options = json.loads((folder / "config.json").read_text())
-        options.pop("scorer", None)
+        what, again = f"scorer 'embedded' in {str(folder)!r}", "save the scorer again with this version"
         try:
+            options = json.loads((folder / "config.json").read_text())
+            options.pop("scorer", None)
             scorer = cls(**options)
-            scorer.load_state_dict(load_file(str(folder / "model.safetensors")))
-        except (RuntimeError, TypeError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
+        except (ValueError, AttributeError, RuntimeError, TypeError) as error:
             raise CheckpointError(
-                f"scorer 'embedded' in {str(folder)!r}: found weights that do not fit ({first}), wanted "
-                "those of its config.json; save the scorer again with this version"
-            ) from None
+                f"{what}: found a config.json that makes no scorer ({error}), wanted its options; {again}"
+            ) from error
+        fill(scorer, read_weights(folder / "model.safetensors", what, again), what, again)
         return scorer
 
 
