@@ -123,11 +123,16 @@ def test_embedded_scorer_survives_saving(fitted: tuple[EmbeddedScorer, dict[str,
     torch.testing.assert_close(loaded(clip, prompts), scorer(clip, prompts))
     assert loaded.text_features(prompts).shape == (2, 512)
     (tmp_path / "scorer" / "config.json").write_text('{"dim": 8}')
-    with pytest.raises(CheckpointError, match=r"of shape .* instead of"):
+    with pytest.raises(CheckpointError, match="does not fit EmbeddedScorer"):
         EmbeddedScorer.load(tmp_path / "scorer")
     for text in ("[", "[1]", '{"dim": "wide"}', '{"nonsense": 1}'):
         (tmp_path / "scorer" / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match="cannot be read"):
+            EmbeddedScorer.load(tmp_path / "scorer")
+    for name, content in (("config.json", b"{"), ("model.safetensors", b"")):
+        scorer.save(tmp_path / "scorer")
+        (tmp_path / "scorer" / name).write_bytes(content)
+        with pytest.raises(CheckpointError):
             EmbeddedScorer.load(tmp_path / "scorer")
 
 

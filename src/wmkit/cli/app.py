@@ -131,24 +131,38 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run: Run,
-    controller: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Argument(help="Plan instead: controller=cem controller.solver.samples=512 ..."),
-    ] = None,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [OVERRIDES]",
+            help="A run directory that `wmkit train` made; to plan instead, controller=cem "
+            "controller.solver.samples=512 ... behind it. With --released, overrides alone.",
+        ),
+    ],
     episodes: Annotated[int, typer.Option(help="Episodes to play.", min=1)] = 20,
     best: Annotated[bool, typer.Option(help="Use the best-scored checkpoint instead of the newest.")] = False,
+    released: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Evaluate LS-Imagine's published latest.pt: --released latest.pt env=NAME"),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Play episodes, one record per reset, and refresh the report."""
     with reported():
-        from wmkit.training import revisit
+        if released is not None:
+            from wmkit.training import evaluate_released
 
-        evaluation = revisit(run, episodes=episodes, best=best, trust=trust, controller=controller or ())
+            evaluation, directory = evaluate_released(released, what, episodes=episodes)
+            last, where = "run", directory.path
+        else:
+            from wmkit.training import revisit
+
+            evaluation = revisit(what[0], episodes=episodes, best=best, trust=trust, controller=what[1:])
+            last, where = "report", Path(what[0]) / "report.html"
         for name, value in evaluation.numbers().items():
             typer.echo(f"{name.replace('_', ' '):<14} {value:.3g}")
         typer.echo(f"{'protocol':<14} {evaluation.protocol}")
-        typer.echo(f"{'report':<14} {run / 'report.html'}")
+        typer.echo(f"{last:<14} {where}")
 
 
 @app.command()

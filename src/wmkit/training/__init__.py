@@ -14,6 +14,7 @@ collect.py           TorchRL's collector over batched environments
 devices.py           acting with weights on another device than the environments'
 evaluate.py          one record per reset
 reopen.py            a run that is there: load it, evaluate it, report on it
+released.py          weights that were published: evaluate them
 memory.py            replay and jump pairs
 guard.py             NaN and infinity, without a synchronisation per update
 schedule.py          ratios, intervals, deadlines, interrupts
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wmkit.training.affordance_stage import fit_only
     from wmkit.training.protocol import EvaluationProtocol
+    from wmkit.training.released import evaluate_released
     from wmkit.training.reopen import load_run, revisit
     from wmkit.training.report import write_report
     from wmkit.training.run import RunDirectory
@@ -40,6 +42,7 @@ _HOMES = {
     "RunDirectory": "run",
     "Summary": "trainer",
     "Trainer": "trainer",
+    "evaluate_released": "released",
     "fit_only": "affordance_stage",
     "load_run": "reopen",
     "revisit": "reopen",
@@ -52,6 +55,7 @@ __all__ = [
     "RunDirectory",
     "Summary",
     "Trainer",
+    "evaluate_released",
     "fit_only",
     "load_run",
     "revisit",

@@ -114,35 +114,46 @@ def revisit(
         ConfigError: its configuration names more than known parts, or ``controller`` does not fit.
     """
     opened = load_run(path, best=best, trust=trust, parts=parts, stages=stages)
-    parts, run, config, system = opened.parts, opened.run, opened.run.config, opened.system
+    run, system = opened.run, opened.system
     run.check_writable()
-    policy, protocol = system.policy, EvaluationProtocol.of(config, episodes)
+    stages = stages or Stages()
+    policy, protocol = system.policy, EvaluationProtocol.of(run.config, episodes)
     if controller:
         from wmkit.systems.planning import make_policy
 
         policy = make_policy(system, controller)
         protocol = replace(protocol, controller=" ".join(controller).removeprefix("controller="))
-    stages, world, done = stages or Stages(), opened.make_world(policy), list[Episode]()
-    with closing(world), stages.stage("evaluation", episodes, "episodes") as bar:
+    result = play(run, policy, opened.make_world(policy), protocol, opened.step, stages)
+    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
+    write_report(run, stages.say)
+    run.close()
+    return result
+
+
+def play(
+    run: RunDirectory, policy: Any, world: Any, protocol: EvaluationProtocol, step: int, stages: Stages
+) -> Evaluation:
+    """Play episodes by a protocol, each written down once, and close the environments.
+
+    Args:
+        run: gets the episodes' lines and the score.
+        policy: acts.
+        world: environments of an evaluation.
+        protocol: how many episodes, and by which rules.
+        step: environment steps that the policy learned from.
+        stages: draws the progress bar.
+    """
+    done = list[Episode]()
+    with closing(world), stages.stage("evaluation", protocol.episodes, "episodes") as bar:
 
         def count(episode: Episode) -> None:
             done.append(episode)
             name, value = headline(means(done)) or ("return", 0.0)
             bar.advance(1, **{name: value})
 
-        result = evaluate(
-            policy,
-            world,
-            protocol,
-            record=2,
-            limit=Settings.read(config).evaluate_limit,
-            on_episode=count,
-        )
-    step = opened.step
+        limit = Settings.read(run.config).evaluate_limit
+        result = evaluate(policy, world, protocol, record=2, limit=limit, on_episode=count)
     for episode in result.episodes:
         run.episode(step, "evaluate", episode.line())
     run.score(step, "evaluate", result.numbers(), (result.protocol or protocol).record())
-    gather_evidence(run, system, result, opened.memory, opened.device, opened.affordance, stages.say)
-    write_report(run, stages.say)
-    run.close()
     return result

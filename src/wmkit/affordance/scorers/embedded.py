@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wmkit.affordance.labels.score_fusion import LOGIT_MIDPOINT
@@ -24,7 +24,7 @@ from wmkit.affordance.scorers.clips import MOTIONS, ClipSource, caption_table, m
 from wmkit.affordance.scorers.scorer import TEXT_DIM, fit_affine
 from wmkit.affordance.scorers.text import TextTower, tokenize
 from wmkit.errors import CheckpointError, ConfigError, MissingWeightsError
-from wmkit.nn.weights import fill
+from wmkit.nn.weights import fill, read_weights
 
 PROMPTS = ("Cut a tree", "Obtain water", "Obtain sand", "Obtain wool", "Mine iron ore")
 TRAINED = 6  # frames of each clip that a training step encodes
@@ -288,13 +288,13 @@ class EmbeddedScorer(nn.Module):
             options = dict(json.loads((folder / "config.json").read_text()))
             options.pop("scorer", None)
             scorer = cls(**options)
-            weights = load_file(str(folder / "model.safetensors"))
         except Exception as error:  # a stranger's files may break anything
             found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise CheckpointError(
                 f"{what} cannot be read: found {found}, wanted what save writes; save the scorer again with "
                 "this version"
             ) from None
+        weights = read_weights(folder / "model.safetensors", what, "save the scorer again with this version")
         fill(scorer, weights, what, "use the file that belongs to this scorer")
         return scorer
 
