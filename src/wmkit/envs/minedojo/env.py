@@ -77,6 +77,7 @@ class MinecraftEnv(EnvBase):
         check_range("fast_reset", self.fast_reset, 0)
         self.simulator: Simulator | None = None
         self.report: Report | None = None
+        self.given: Any = None  # what the simulator was told last
         self._seed, self._resets = int(seed), 0
         self._seeded = False
         spec = Composite(
@@ -119,7 +120,8 @@ class MinecraftEnv(EnvBase):
         if self.simulator is None:
             raise ConfigError("the environment has no simulator yet: wanted a reset before the first step")
         try:
-            self.report = self.simulator.step(self._act(tensordict.get("action")))
+            self.given = self._act(tensordict.get("action"))
+            self.report = self.simulator.step(self.given)
         except BaseException:
             self._drop()
             raise

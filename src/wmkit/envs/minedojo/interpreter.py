@@ -53,14 +53,18 @@ def find_python() -> Path:
     return made
 
 
-def find_malmo() -> Path | None:
-    """The folder that :data:`MALMO` names; None for MineDojo's own.
+def find_malmo(environment: Path | None = None) -> Path | None:
+    """The folder that :data:`MALMO` names, else what ``setup --mixin`` made; None for MineDojo's own.
+
+    Args:
+        environment: that setup made; the default one if not given.
 
     Raises:
         ConfigError: it has no ``launchClient.sh``.
     """
     if not (named := os.environ.get(MALMO)):
-        return None
+        mended = (environment or default_folder()) / "Malmo" / "Minecraft"
+        return mended if mended.is_dir() else None
     if not Path(named, "launchClient.sh").is_file():
         raise ConfigError(
             f"{MALMO} is {named!r}: found no launchClient.sh there, wanted a copy of MineDojo's folder "
