@@ -6,6 +6,7 @@ tests are skipped. Environments are shared where nothing breaks them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -21,11 +22,14 @@ from torchrl.collectors import Collector
 from torchrl.envs import check_env_specs
 
 from support.malmo import Malmo
+from wmkit.cli.app import read_config
+from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 from wmkit.envs.guarded import Guard
 from wmkit.envs.minedojo.client import MineDojoServer
 from wmkit.envs.minedojo.interpreter import MALMO, find_python
 from wmkit.errors import ConfigError, EnvironmentCrashError
+from wmkit.training import train
 
 try:
     PYTHON = find_python()
@@ -257,6 +261,8 @@ exec {python} {malmo} "$@"
 """
 TRAINER = """
 import os, sys, torch
+from wmkit.cli.app import read_config
+from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 env = make_env("minedojo/harvest_log_in_plains")
 td = env.reset()
@@ -312,3 +318,48 @@ def test_nothing_outlives_a_kill(minecraft, tmp_path, victim):
     assert ("EnvironmentCrashError" in said) == (victim == "server")
     assert gone(lambda: running(minecraft)) and gone(lambda: Path(f"/proc/{server}").exists())
     assert gone(lambda: list(minecraft.iterdir()))
+
+
+# ---------------------------------------------------------------- runs
+
+RUN = (
+    *("env=minedojo/harvest_log_in_plains", "preset=smoke", "size=tiny", "env.options.max_steps=20"),
+    *(
+        "training.prefill=64",
+        "training.time_limit=null",
+        "training.report=false",
+        "training.checkpoint_every=32",
+    ),
+)
+
+
+def transitions(run):
+    """How many transitions the replay of a run holds, by stream."""
+    streams = ReplayStreams.open(run / "replay")
+    return [int((~streams.get(streams.ids(i))["is_init"]).sum()) for i in range(streams.num_streams)]
+
+
+@pytest.mark.slow
+def test_a_run_survives_its_simulator_and_its_trainer(tmp_path):
+    run = tmp_path / "run"
+    with Malmo(faults={30: "drop"}) as malmo:
+        overrides = [*RUN, f"env.options.port={malmo.port}", f"run_dir={run}", "training.steps=100000"]
+        command = [sys.executable, "-m", "wmkit", "train", "dreamer_v3_2023", *overrides]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as trainer:
+            while not list(run.glob("checkpoints/step-*")):
+                assert trainer.poll() is None
+                time.sleep(0.1)
+            trainer.kill()
+            said = trainer.stderr.read()
+        assert "is made anew (1 of 5 an hour) and its episode closed as truncated" in " ".join(said.split())
+        assert gone(lambda: malmo.open)  # both simulators went with it
+        before = sum(transitions(run))
+        episodes = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+        cut = sum(line.get("cut", False) for line in episodes)
+        assert cut == 1 and before >= 64 - cut
+        steps = 2 * (before // 2 + 40)
+        config = read_config("dreamer_v3_2023", [f"resume={run}", f"training.steps={steps}"])
+        summary = train(config)
+        assert summary.steps >= steps
+        assert sum(transitions(run)) == summary.steps - cut  # nothing else is missing
+        assert gone(lambda: malmo.open)

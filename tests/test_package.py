@@ -109,7 +109,8 @@ PathFinder.find_spec = staticmethod(hidden)
 from wmkit.cli import main
 main()
 """
-EXTRAS = "transformers,ale_py,crafter,dm_control,mujoco,minigrid,pytest,hypothesis,hatchling,mkdocs,ruff,mypy"
+EXTRAS = "transformers,ale_py,crafter,craftground,dm_control,mujoco,minigrid,pytest,hypothesis,hatchling"
+EXTRAS += ",mkdocs,ruff,mypy"
 
 
 def test_the_main_job_runs_without_any_extra(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Game:
 
 def main():
     log = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
-    path = f"/tmp/minecraftrl_{os.environ['PORT']}.sock"
+    path = os.path.join(os.sep, "tmp", f"minecraftrl_{os.environ['PORT']}.sock")
     if os.path.exists(path):
         os.remove(path)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -4,9 +4,9 @@ Read of craftground 2.7.4 and its runtime 0.1.0 for Minecraft 1.21, and tried ag
 no real one was at hand. Names of items are mapped back to those of Minecraft 1.11, so that what wins is the
 same: see :data:`COUNTS`. What cannot be the same:
 
-* Its mod makes no world of one biome: tasks in plains begin wherever the world begins (``world_seed`` fixes it).
-* A new world is a new Java process, and it is waited for without end. Play it with ``env.parallel=true``, where
-  a worker that hangs is ended after ``env.timeout`` and made anew.
+* Its mod makes no world of one biome: tasks in plains begin where the world begins (``world_seed`` fixes it).
+* A new world is a new Java process, and it is waited for without end. Play it with ``env.parallel=true``,
+  where a worker that hangs is ended after ``env.timeout`` and made anew.
 """
 
 from __future__ import annotations
@@ -38,19 +38,7 @@ COUNTS: dict[str, str] = {
 }
 """Items of Minecraft 1.21, and what they were called in 1.11; others keep their name."""
 
-_PLAIN_KEYS = (
-    "attack",
-    "back",
-    "forward",
-    "jump",
-    "left",
-    "right",
-    "sneak",
-    "sprint",
-    "use",
-    "drop",
-    "inventory",
-)
+_PLAIN_KEYS = (*KEYS, "inventory")
 # Waits for a line or the end of the pipe; without the line the owner was killed.
 _WATCH = 'read -r word; [ "$word" = closed ] || kill -9 "-$1"'
 SETTLE = 2  # steps after the commands of a reset
