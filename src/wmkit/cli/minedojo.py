@@ -33,7 +33,7 @@ def _group() -> None:
 def setup(
     python: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A Python 3.9 or 3.10; by default one is looked for."),
+        typer.Option(help="A Python 3.9, 3.10 or 3.11; by default one is looked for."),
     ] = None,
     folder: Annotated[
         Optional[Path],  # noqa: UP045
