@@ -146,7 +146,7 @@ def test_specs_hold_for_five_hundred_steps(malmo):
 
 
 def test_the_commands_of_a_fast_reset(malmo):
-    env = make_env("minedojo/harvest_water_with_bucket", port=malmo.port)
+    env = make_env("minedojo/harvest_water_with_bucket", port=malmo.port, on_success="terminate")
     td = env.reset()
     assert env.report.inventory == {"bucket": 1}
     assert re.search(r'<BiomeGenerator[^>]*biome="1"', malmo.missions[-1])  # plains

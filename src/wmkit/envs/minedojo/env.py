@@ -39,7 +39,7 @@ class MinecraftEnv(EnvBase):
         max_steps: time limit, the task's own by default.
         frames: emit ``frame``.
         numbers: emit ``vitals`` and ``place``.
-        on_success: ``terminate``, ``truncate`` (LS-Imagine's released code) or ``continue``.
+        on_success: ``truncate`` (LS-Imagine's released code), ``terminate`` or ``continue``.
         item_bonus: what an item pays beyond 1 (1 in the released code).
         sticky_jump: steps for which a jump holds jump and forward.
         pitch_limit: degrees beyond which the camera does not bend.
@@ -57,7 +57,7 @@ class MinecraftEnv(EnvBase):
         max_steps: int | None = None,
         frames: bool = True,
         numbers: bool = False,
-        on_success: str = "terminate",
+        on_success: str = "truncate",
         item_bonus: float = 1.0,
         sticky_jump: int = 10,
         pitch_limit: float = 70.0,
@@ -190,7 +190,7 @@ class MineDojoEnv(MinecraftEnv):
         max_steps: int | None = None,
         frames: bool = True,
         numbers: bool = False,
-        on_success: str = "terminate",
+        on_success: str = "truncate",
         item_bonus: float = 1.0,
         sticky_jump: int = 10,
         pitch_limit: float = 70.0,
