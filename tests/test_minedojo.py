@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from wmkit.envs.minedojo import TASKS, VECTOR, Keyboard, Report
 from wmkit.envs.minedojo.actions import KEYS, check_vector, to_dict, to_vector
 from wmkit.envs.minedojo.episode import Episode
 from wmkit.envs.minedojo.far import wire
-from wmkit.envs.minedojo.interpreter import VARIABLE
+from wmkit.envs.minedojo.interpreter import MALMO, VARIABLE
 from wmkit.envs.minedojo.observations import hud_mask, read_report, to_tensors
+from wmkit.envs.minedojo.recording import Recorder, Recording, missing
+from wmkit.envs.minedojo.requirements import examine, mend_build
 from wmkit.errors import ConfigError, EnvironmentCrashError, SpecError
 
 
@@ -277,3 +280,107 @@ def test_options_that_do_not_fit_are_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="wmkit minedojo setup"):
         make_env("minedojo/harvest_sand")
+
+
+# ---------------------------------------------------------------- an episode in a file
+
+
+def record(path, moments=3):
+    slot = {"inventory": "inventory", "name": "air", "variant": 0, "quantity": 0}
+    raw = {"inventory": [slot | {"max_durability": -1, "cur_durability": -1.0}] * 41, "life": 20.0}
+    raw |= dict.fromkeys(("nearby_crafting_table", "nearby_furnace"), False)
+    raw |= dict.fromkeys(("xpos", "ypos", "zpos"), 0.5)
+    rng = np.random.default_rng(0)
+    with Recorder(path, "harvest_sand", {"name": "minedojo", "version": "0.1"}) as recorder:
+        for i in range(moments):
+            frame = rng.integers(0, 256, (3, 160, 256), dtype=np.uint8)
+            action = {"camera": [10, 0]} if i else None
+            recorder.add(action, Report(frame, {}, raw=raw | {"xp": i}, reward=i / 2, success=i == 2))
+
+
+def test_a_recording_gives_back_what_was_said_and_shown(tmp_path):
+    record(tmp_path / "episode.zip")
+    recording = Recording.open(tmp_path / "episode.zip")
+    moments = list(recording.moments())
+    assert [m.action for m in moments] == [None, {"camera": [10, 0]}, {"camera": [10, 0]}]
+    assert [(m.reward, m.success, m.raw["xp"]) for m in moments] == [
+        (0, False, 0),
+        (0.5, False, 1),
+        (1, True, 2),
+    ]
+    frame = np.random.default_rng(0).integers(0, 256, (3, 160, 256), dtype=np.uint8)
+    assert np.array_equal(moments[0].frame, frame)
+    demanded, defaulted = missing(moments[0].raw)
+    assert demanded == [] and "yaw" in defaulted and "life" not in defaulted
+    short = moments[0].raw | {"inventory": [*moments[0].raw["inventory"][1:], {"inventory": "inventory"}]}
+    assert "inventory's name" in missing(short)[0]
+    with pytest.raises(ConfigError, match="there already"):
+        record(tmp_path / "episode.zip")
+
+
+def test_a_torn_or_foreign_recording_is_a_sentence(tmp_path):
+    record(tmp_path / "whole.zip")
+    whole = (tmp_path / "whole.zip").read_bytes()
+    members = {}
+    with zipfile.ZipFile(tmp_path / "whole.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    head = json.loads(members["recording.json"])
+    bad = {
+        "torn": whole[: len(whole) // 2],
+        "text": b"no archive",
+        "later": {"recording.json": json.dumps(head | {"version": 2}).encode()},
+        "many": {"recording.json": json.dumps(head | {"moments": 10**9}).encode()},
+        "none": {"recording.json": b"[]"},
+        "steps": {"steps.jsonl": members["steps.jsonl"][:40]},
+        "values": {"steps.jsonl": members["steps.jsonl"].replace(b'"raw": {', b'"raw": [{', 1)},
+        "picture": {"frames/00001.png": members["frames/00001.png"][:500]},
+        "size": {"frames/00001.png": b"GIF89a" + bytes(100)},
+    }
+    for name, change in bad.items():
+        path = tmp_path / f"{name}.zip"
+        if isinstance(change, bytes):
+            path.write_bytes(change)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                for member, content in {**members, **change}.items():
+                    archive.writestr(member, content)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            list(Recording.open(path).moments())
+
+
+# ---------------------------------------------------------------- what a machine needs
+
+
+def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", str(tools))
+    for variable in ("DISPLAY", "MINEDOJO_HEADLESS", MALMO, "GRADLE_USER_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def found():
+        return {finding.name: finding for finding in examine(tmp_path / "venv")}
+
+    assert not any(found()[name].good for name in ("Java", "screen", "Malmo"))
+    for name, script in (("java", "echo 'openjdk version \"1.8.0_392\"' >&2"), ("xvfb-run", ":")):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("MINEDOJO_HEADLESS", "1")
+    malmo = tmp_path / "venv" / "lib" / "python3.9" / "site-packages" / "minedojo" / "sim" / "Malmo"
+    (malmo / "Minecraft").mkdir(parents=True)
+    build = "buildscript {\n    repositories {\n    }\n"
+    build += "    classpath('com.github.SpongePowered:MixinGradle:dcfaf61')\n}"
+    (malmo / "Minecraft" / "build.gradle").write_text(build)
+    now = found()
+    assert now["Java"].good and now["screen"].good and now["Malmo"].good and not now["MixinGradle"].good
+    with pytest.raises(ConfigError, match="MixinGradle-dcfaf61"):
+        mend_build(malmo, tmp_path, tmp_path / "venv" / "Malmo")
+    clone = tmp_path / "clones" / "MixinGradle-dcfaf61"
+    clone.mkdir(parents=True)
+    mended = mend_build(malmo, clone, tmp_path / "venv" / "Malmo")
+    text = (mended / "build.gradle").read_text()
+    assert f'maven {{ url "{clone.parent.as_uri()}" }}' in text
+    assert "'MixinGradle-dcfaf61:MixinGradle:dcfaf61'" in text and "SpongePowered" not in text
+    assert all(finding.good for finding in found().values()), found()
+    assert (malmo / "Minecraft" / "build.gradle").read_text() == build

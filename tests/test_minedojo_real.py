@@ -6,6 +6,8 @@ tests are skipped. Environments are shared where nothing breaks them.
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import signal
@@ -15,17 +17,22 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchrl.collectors import Collector
 from torchrl.envs import check_env_specs
 
 from support.malmo import Malmo
+from wmkit.cli.app import read_config
+from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 from wmkit.envs.guarded import Guard
 from wmkit.envs.minedojo.client import MineDojoServer
 from wmkit.envs.minedojo.interpreter import MALMO, find_python
+from wmkit.envs.minedojo.recording import Recorder, Recording, missing
 from wmkit.errors import ConfigError, EnvironmentCrashError
+from wmkit.training import train
 
 try:
     PYTHON = find_python()
@@ -139,7 +146,7 @@ def test_specs_hold_for_five_hundred_steps(malmo):
 
 
 def test_the_commands_of_a_fast_reset(malmo):
-    env = make_env("minedojo/harvest_water_with_bucket", port=malmo.port)
+    env = make_env("minedojo/harvest_water_with_bucket", port=malmo.port, on_success="terminate")
     td = env.reset()
     assert env.report.inventory == {"bucket": 1}
     assert re.search(r'<BiomeGenerator[^>]*biome="1"', malmo.missions[-1])  # plains
@@ -257,6 +264,8 @@ exec {python} {malmo} "$@"
 """
 TRAINER = """
 import os, sys, torch
+from wmkit.cli.app import read_config
+from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
 env = make_env("minedojo/harvest_log_in_plains")
 td = env.reset()
@@ -312,3 +321,110 @@ def test_nothing_outlives_a_kill(minecraft, tmp_path, victim):
     assert ("EnvironmentCrashError" in said) == (victim == "server")
     assert gone(lambda: running(minecraft)) and gone(lambda: Path(f"/proc/{server}").exists())
     assert gone(lambda: list(minecraft.iterdir()))
+
+
+# ---------------------------------------------------------------- runs
+
+RUN = (
+    *("env=minedojo/harvest_log_in_plains", "preset=smoke", "size=tiny", "env.options.max_steps=20"),
+    *(
+        "training.prefill=64",
+        "training.time_limit=null",
+        "training.report=false",
+        "training.checkpoint_every=32",
+    ),
+)
+
+
+def transitions(run):
+    """How many transitions the replay of a run holds, by stream."""
+    streams = ReplayStreams.open(run / "replay")
+    return [int((~streams.get(streams.ids(i))["is_init"]).sum()) for i in range(streams.num_streams)]
+
+
+@pytest.mark.slow
+def test_a_run_survives_its_simulator_and_its_trainer(tmp_path):
+    run = tmp_path / "run"
+    with Malmo(faults={30: "drop"}) as malmo:
+        overrides = [*RUN, f"env.options.port={malmo.port}", f"run_dir={run}", "training.steps=100000"]
+        command = [sys.executable, "-m", "wmkit", "train", "dreamer_v3_2023", *overrides]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as trainer:
+            while not list(run.glob("checkpoints/step-*")):
+                assert trainer.poll() is None
+                time.sleep(0.1)
+            trainer.kill()
+            said = trainer.stderr.read()
+        assert "is made anew (1 of 5 an hour) and its episode closed as truncated" in " ".join(said.split())
+        assert gone(lambda: malmo.open)  # both simulators went with it
+        before = sum(transitions(run))
+        episodes = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+        cut = sum(line.get("cut", False) for line in episodes)
+        assert cut == 1 and before >= 64 - cut
+        steps = 2 * (before // 2 + 40)
+        config = read_config("dreamer_v3_2023", [f"resume={run}", f"training.steps={steps}"])
+        summary = train(config)
+        assert summary.steps >= steps
+        assert sum(transitions(run)) == summary.steps - cut  # nothing else is missing
+        assert gone(lambda: malmo.open)
+
+
+# ---------------------------------------------------------------- what is recorded
+
+
+def test_a_recorded_episode_plays_again(malmo, tmp_path):
+    """What the game said goes through MineDojo a second time, and comes out the same."""
+    env = make_env("minedojo/shear_sheep", port=malmo.port, raw=True, hud="inpaint")
+    reports = []
+    with Recorder(tmp_path / "episode.zip", "shear_sheep", {"name": "minedojo"}) as recorder:
+        td = env.reset()
+        for action in (None, LOOK_DOWN, ATTACK, ATTACK, ATTACK):
+            if action is not None:
+                td = act(env, td, action)
+            reports.append(env.report)
+            recorder.add(env.given if action is not None else None, env.report)
+    env.close()
+    shown = reports[0].frame
+    assert shown[0, :81, 0].tolist() == list(range(81))  # the sky is as it was
+    assert shown[0, 140, 200] < 130 and shown[0, 140, 10] == 140  # hot bar and hand are painted over
+    moments = list(Recording.open(tmp_path / "episode.zip").moments())
+    assert moments[-1].action == {"attack": 1} and missing(moments[0].raw)[0] == []
+
+    def as_sent(moment):
+        return moment.raw, moment.frame.transpose(1, 2, 0)[::-1].tobytes()
+
+    told = [as_sent(moments[0]), *map(as_sent, moments)]  # a sheep is summoned in a step of its own
+    with Malmo(recording=told) as player:
+        env = make_env("minedojo/shear_sheep", port=player.port)
+        td = env.reset()
+        for i, moment in enumerate(moments):
+            if i:
+                td = act(env, td, NOOP)
+            assert np.array_equal(td["frame"].numpy(), moment.frame)
+            assert (env.report.inventory, env.report.place) == (reports[i].inventory, reports[i].place)
+        env.close()
+
+
+# ---------------------------------------------------------------- side by side
+
+
+@pytest.mark.slow
+def test_workers_play_side_by_side_and_a_killed_one_is_replaced(malmo):
+    guard = Guard(LOG, timeout=120, restarts=2)
+    env = make_env(LOG, num_envs=2, parallel=True, guard=guard, port=malmo.port)
+    td = env.rollout(6, break_when_any_done=False)
+    assert td.batch_size == (2, 6) and td["next", "frame"].float().std() > 1
+    td = env.reset()
+    os.kill(env._workers[1].pid, signal.SIGKILL)
+    last = env.step(td.set("action", env.action_spec.rand()))["next"]
+    assert last["truncated"].flatten().tolist() == [False, True]
+    assert env.rollout(3)["next", "reward"].isfinite().all() and guard.over is None
+    env.close()
+    assert gone(lambda: malmo.open > 1)
+
+
+def test_in_this_process_it_says_what_is_wanted():
+    env = make_env(LOG, server=False, port=1)
+    if importlib.util.find_spec("minedojo") is None:
+        with pytest.raises(ConfigError, match="cannot be played in this process: found ModuleNotFoundError"):
+            env.reset()
+    env.close()

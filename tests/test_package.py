@@ -110,7 +110,7 @@ from wmkit.cli import main
 main()
 """
 EXTRAS = (
-    "transformers,open_clip_torch,open_clip,ale_py,crafter,dm_control,mujoco,minigrid,h5py,zarr,pyarrow,av,"
+    "transformers,open_clip_torch,open_clip,ale_py,crafter,craftground,dm_control,mujoco,minigrid,h5py,zarr,pyarrow,av,"
     "gym_pusht,pytest,hypothesis,hatchling,mkdocs,ruff,mypy"
 )
 

@@ -107,6 +107,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "atari": "wmkit.envs.atari:atari",
         "atari100k": "wmkit.envs.atari:atari100k",
         "counting": "wmkit.envs.counting:CountingEnv",
+        "craftground": "wmkit.envs.craftground:CraftGroundEnv",
         "crafter": "wmkit.envs.crafter_env:CrafterEnv",
         "dmc_proprio": "wmkit.envs.dmc:dmc_proprio",
         "dmc_vision": "wmkit.envs.dmc:dmc_vision",

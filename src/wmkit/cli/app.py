@@ -358,5 +358,7 @@ def _print_summary(summary: Any) -> None:
 
 
 from wmkit.cli.data import data_app  # noqa: E402  (which uses what stands above)
+from wmkit.cli.minedojo import minedojo_app  # noqa: E402
 
 app.add_typer(data_app, name="data")
+app.add_typer(minedojo_app, name="minedojo")

@@ -39,7 +39,7 @@ class MinecraftEnv(EnvBase):
         max_steps: time limit, the task's own by default.
         frames: emit ``frame``.
         numbers: emit ``vitals`` and ``place``.
-        on_success: ``terminate``, ``truncate`` (LS-Imagine's released code) or ``continue``.
+        on_success: ``truncate`` (LS-Imagine's released code), ``terminate`` or ``continue``.
         item_bonus: what an item pays beyond 1 (1 in the released code).
         sticky_jump: steps for which a jump holds jump and forward.
         pitch_limit: degrees beyond which the camera does not bend.
@@ -57,7 +57,7 @@ class MinecraftEnv(EnvBase):
         max_steps: int | None = None,
         frames: bool = True,
         numbers: bool = False,
-        on_success: str = "terminate",
+        on_success: str = "truncate",
         item_bonus: float = 1.0,
         sticky_jump: int = 10,
         pitch_limit: float = 70.0,
@@ -77,6 +77,7 @@ class MinecraftEnv(EnvBase):
         check_range("fast_reset", self.fast_reset, 0)
         self.simulator: Simulator | None = None
         self.report: Report | None = None
+        self.given: Any = None  # what the simulator was told last
         self._seed, self._resets = int(seed), 0
         self._seeded = False
         spec = Composite(
@@ -119,7 +120,8 @@ class MinecraftEnv(EnvBase):
         if self.simulator is None:
             raise ConfigError("the environment has no simulator yet: wanted a reset before the first step")
         try:
-            self.report = self.simulator.step(self._act(tensordict.get("action")))
+            self.given = self._act(tensordict.get("action"))
+            self.report = self.simulator.step(self.given)
         except BaseException:
             self._drop()
             raise
@@ -188,7 +190,7 @@ class MineDojoEnv(MinecraftEnv):
         max_steps: int | None = None,
         frames: bool = True,
         numbers: bool = False,
-        on_success: str = "terminate",
+        on_success: str = "truncate",
         item_bonus: float = 1.0,
         sticky_jump: int = 10,
         pitch_limit: float = 70.0,

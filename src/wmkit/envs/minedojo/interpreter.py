@@ -1,7 +1,7 @@
 """MineDojo's own interpreter: where it is, and how one is made.
 
 MineDojo 0.1 wants gym 0.21, which pip 24.1 and setuptools 66 refuse, and a numpy before 2. Pins that were
-tried on Python 3.9 and 3.10 are :data:`PINS`.
+tried on Python 3.9, 3.10 and 3.11 are :data:`PINS`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIABLE = "WMKIT_MINEDOJO_PYTHON"
 MALMO = "WMKIT_MINEDOJO_MALMO"
 """Environment variable that names another folder ``Minecraft`` of Malmo, with mended Gradle files."""
 
-VERSIONS = ("3.9", "3.10")
+VERSIONS = ("3.10", "3.9", "3.11")  # the first that is there
 PINS = ("minedojo==0.1", "numpy==1.26.4", "opencv-python==4.8.1.78", "gym==0.21.0")
 TOOLS = ("pip==23.0.1", "setuptools==65.5.0", "wheel==0.38.4")
 
@@ -47,20 +47,24 @@ def find_python() -> Path:
     made = python_in(default_folder())
     if not made.exists():
         raise ConfigError(
-            f"MineDojo cannot be played: found no interpreter for it at {str(made)!r}, wanted Python 3.9 or "
-            f"3.10 with minedojo 0.1; run `wmkit minedojo setup`, or name one in {VARIABLE}"
+            f"MineDojo cannot be played: found no interpreter for it at {str(made)!r}, wanted Python 3.9 to "
+            f"3.11 with minedojo 0.1; run `wmkit minedojo setup`, or name one in {VARIABLE}"
         )
     return made
 
 
-def find_malmo() -> Path | None:
-    """The folder that :data:`MALMO` names; None for MineDojo's own.
+def find_malmo(environment: Path | None = None) -> Path | None:
+    """The folder that :data:`MALMO` names, else what ``setup --mixin`` made; None for MineDojo's own.
+
+    Args:
+        environment: that setup made; the default one if not given.
 
     Raises:
         ConfigError: it has no ``launchClient.sh``.
     """
     if not (named := os.environ.get(MALMO)):
-        return None
+        mended = (environment or default_folder()) / "Malmo" / "Minecraft"
+        return mended if mended.is_dir() else None
     if not Path(named, "launchClient.sh").is_file():
         raise ConfigError(
             f"{MALMO} is {named!r}: found no launchClient.sh there, wanted a copy of MineDojo's folder "
@@ -75,7 +79,7 @@ def python_in(folder: Path) -> Path:
 
 
 def find_base(named: str | None = None) -> Path:
-    """A Python 3.9 or 3.10 to make the environment with.
+    """A Python 3.9, 3.10 or 3.11 to make the environment with.
 
     Args:
         named: a path or a command; None looks along PATH, at this interpreter and among pyenv's.
@@ -96,7 +100,7 @@ def find_base(named: str | None = None) -> Path:
         if candidate.exists() and _version(candidate) in VERSIONS:
             return candidate
     raise ConfigError(
-        "MineDojo needs a Python of its own: found neither Python 3.9 nor 3.10 on PATH or under pyenv, "
+        "MineDojo needs a Python of its own: found no Python 3.9, 3.10 or 3.11 on PATH or under pyenv, "
         "wanted one of them; install one (pyenv install 3.10, uv python install 3.10, or your system's "
         "python3.10 with its venv module) and name it with --python"
     )
@@ -109,7 +113,7 @@ def create(folder: Path, base: Path, say: Callable[[str], None] = print) -> Path
 
     Args:
         folder: of the environment.
-        base: a Python 3.9 or 3.10.
+        base: a Python 3.9, 3.10 or 3.11.
         say: told each step.
 
     Returns:
@@ -168,7 +172,7 @@ def _version(python: Path) -> str | None:
 
 
 def _candidates() -> Iterator[Path]:
-    for version in reversed(VERSIONS):
+    for version in VERSIONS:
         if f"{sys.version_info.major}.{sys.version_info.minor}" == version:
             yield Path(sys.executable)
         root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
