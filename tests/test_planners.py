@@ -339,6 +339,20 @@ def test_any_run_is_evaluated_by_a_planner(system: str, size: str, env: str, tmp
     assert refused.exit_code == 2 and "controller.solver.samples" in refused.output
 
 
+def test_another_solver_over_a_system_that_plans_keeps_its_cost_and_seeds() -> None:
+    spec = Composite(observation=Unbounded((3,)))
+    options: Any = {"observation_spec": spec, "action_spec": NUMBERS, "overrides": ["size=micro"]}
+    system = wmkit.build("td_mpc2", **options)
+    planner = make_planner(system, ["controller=icem", "controller.solver.iterations=1"])
+    own, cost = system.controller, planner.cost
+    assert (planner.prior, planner.horizon) == (own.prior, own.horizon) == (24, 3)
+    assert (cost.value, cost.gamma, cost.actor) == ("action", own.cost.gamma, system.actor)
+    plan = planner.plan(system.world_model, system.world_model.dynamics.initial(2))
+    assert plan.actions.shape == (2, 3, 2) and plan.cost.isfinite().all()
+    beams = make_planner(system, ["controller=beam_search", "controller.prior=2"])
+    assert beams.plan(system.world_model, system.world_model.dynamics.initial(2)).actions.shape == (2, 3, 2)
+
+
 def test_a_value_without_a_critic_is_refused() -> None:
     with pytest.raises(ConfigError, match="value is 'state': wanted none"):
         PredictedReturn().attach(None, None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Bounded, Composite, Unbounded
 
 import wmkit
@@ -71,6 +71,22 @@ def test_every_network_computes_what_it_does_there(system: System) -> None:
     theirs = RECORDED.weights()
     assert all(torch.equal(torch.from_numpy(released[name]), RECORDED(f"weight:{name}")) for name in released)
     assert set(theirs) - set(released) == {"log_std_min", "log_std_dif"}
+
+
+def test_weights_under_their_older_names_are_the_same(system: System) -> None:
+    kinds, older = ("weight", "bias", "ln.weight", "ln.bias"), dict[str, Any]()
+    for name, value in RECORDED.weights().items():
+        if name.startswith("_target_Qs_params."):
+            continue  # which begin as copies
+        if name.startswith("_Qs.params."):
+            layer, _, kind = name.removeprefix("_Qs.params.").partition(".")
+            name = f"_Qs.params.{4 * int(layer) + kinds.index(kind)}"
+        older[name] = value
+    wanted = {name: p.clone() for name, p in system.critic.named_parameters()}
+    nn.init.zeros_(system.critic.trunk.out.weight)
+    wmkit.load_released(system, older)
+    for part in (system.critic, system.schedule.slow["critic"]):
+        assert all(torch.equal(p, wanted[name]) for name, p in part.named_parameters())
 
 
 def test_one_plan_is_that_of_the_original(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
