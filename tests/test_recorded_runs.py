@@ -21,6 +21,7 @@ from wmkit.envs import make_env
 from wmkit.errors import WmkitError
 from wmkit.nn import Standardise
 from wmkit.systems import compose
+from wmkit.training.checkpoints import CheckpointStore
 from wmkit.training.gather import gather
 from wmkit.training.records import teach
 from wmkit.training.run import RunDirectory
@@ -156,6 +157,19 @@ def test_dreamer_v3_learns_from_records_without_an_environment(counted: Path, tm
     assert code == 2 and "no environment" in output
     code, output = call("data", "info", run)
     assert code == 0 and "wmkit replay" in output
+
+
+def test_a_run_that_was_stopped_learns_what_one_that_was_not_does(counted: Path, tmp_path: Path):
+    plain = ("size=tiny", "training.report=false", "data.windows=across")
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert train("dreamer_v3", counted, once, *plain, "data.updates=5")[0] == 0
+    assert train("dreamer_v3", counted, twice, *plain, "data.updates=2")[0] == 0
+    assert call("train", "dreamer_v3", f"resume={twice}", "data.updates=5")[0] == 0
+    stores = [CheckpointStore(run / "checkpoints") for run in (once, twice)]
+    one, two = (store.load(store.latest())["system"] for store in stores)
+    assert one.keys() == two.keys()
+    weights = [key for key, value in one.items() if isinstance(value, torch.Tensor)]
+    assert weights and all(torch.equal(one[key], two[key]) for key in weights)
 
 
 def test_storm_starts_from_a_run_s_replay_is_evaluated_and_goes_on_live(counted: Path, tmp_path: Path):

@@ -67,10 +67,6 @@ class OfflineTrainer(Trainer):
     def _check_room(self) -> None:
         """Replay is as large as the data set, and no update waits for more."""
 
-    def _keep(self) -> None:
-        """Write a checkpoint."""
-        keeping.save(self)
-
     def _learn(self) -> None:
         if not self.updates:
             self.step = 0  # what replay holds was not played
@@ -97,8 +93,9 @@ class OfflineTrainer(Trainer):
             for every in (settings.log_every, settings.evaluate_every, settings.checkpoint_every)
         )
         self._logged_wall, self._logged_at, self._logged_updates = self.run.wall, self.step, self.updates
+        self.ratio.take_left()  # of an interrupt: what is left is counted here
         if not self.updates:
-            self._keep()
+            keeping.save(self)
         with self.stages.stage("offline", self.offline, "updates", self.deadline.learning_left) as bar:
             bar.start_at(self.updates)
             while self.updates < self.offline and not self._stopping():
@@ -111,9 +108,9 @@ class OfflineTrainer(Trainer):
                 if evaluation(steps()) and self.updates < self.offline and not self._stopping():
                     self._evaluate(settings.evaluate_episodes, "evaluate")
                 if save(steps()):
-                    self._keep()
+                    keeping.save(self)
             if self._logged_at != self.step:
-                self._log()
+                self._log(keep=True)
 
     def _evaluate(self, episodes: int, stage: str, record: int = 0, bar: Stage | None = None) -> Evaluation:
         if self.records.has_env:
@@ -125,7 +122,7 @@ class OfflineTrainer(Trainer):
         if self.records.has_env:
             return super()._finish()
         evaluation = self._evaluate(0, "final", record=2)
-        self._keep()
+        keeping.save(self)
         if self.settings.report and not self.interrupt.requested:
             from wmkit.training.report import make_report
 

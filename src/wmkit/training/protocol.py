@@ -17,6 +17,10 @@ from wmkit.arguments import check_arguments
 from wmkit.errors import ConfigError
 
 EVALUATION_SEED = 1_000_000  # evaluation worlds are the same in every run and never met in training
+NO_WORLD = (
+    "this run has no environment: found recorded data alone, wanted an environment to play in; begin a run "
+    "with env=NAME beside data=PATH"
+)
 FOUND = ("fire", "fewest_noops", "noop_frames", "actions", "filter", "limit")  # by the made environment
 LIMITS = {"truncate": ", then truncated", "terminate": ", then terminated"}
 LIVES = {"ignored": "lives ignored", "terminate": "the loss of a life ends the episode"}
@@ -217,6 +221,8 @@ def training_options(config: DictConfig) -> dict[str, Any]:
 
 
 def _options(config: DictConfig, *names: str) -> dict[str, Any]:
+    if config.get("env") is None:
+        raise ConfigError(NO_WORLD)
     blocks = (config.env.get(name) for name in names)
     plain = [OmegaConf.to_container(block, resolve=True) for block in blocks if block is not None]
     return {str(name): value for block in plain if isinstance(block, dict) for name, value in block.items()}

@@ -40,6 +40,7 @@ from wmkit.errors import ConfigError, DataError, WmkitError
 from wmkit.training.memory import ReplayMemory
 from wmkit.training.parts import Parts
 from wmkit.training.progress import Stages
+from wmkit.training.protocol import NO_WORLD
 from wmkit.training.run import RunDirectory
 
 FILE = "records.json"
@@ -75,12 +76,6 @@ class RecordedWorld(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         return None
-
-
-NO_WORLD = (
-    "this run has no environment: found recorded data alone, wanted an environment to play in; begin a run "
-    "with env=NAME beside data=PATH"
-)
 
 
 class Records:
