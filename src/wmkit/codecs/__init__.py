@@ -10,7 +10,8 @@ from wmkit.codecs.convolutional import (
     UnpaddedImageEncoder,
 )
 from wmkit.codecs.frames import FrameStack, unit_image
-from wmkit.codecs.pooled import PooledImageDecoder, PooledImageEncoder
+from wmkit.codecs.pooled import MaxPooledImageEncoder, PooledImageDecoder, PooledImageEncoder
+from wmkit.codecs.residual import ResidualImageDecoder, ResidualImageEncoder
 
 __all__ = [
     "BatchNormImageDecoder",
@@ -20,8 +21,11 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FrameStack",
+    "MaxPooledImageEncoder",
     "PooledImageDecoder",
     "PooledImageEncoder",
+    "ResidualImageDecoder",
+    "ResidualImageEncoder",
     "UnpaddedImageDecoder",
     "UnpaddedImageEncoder",
     "unit_image",

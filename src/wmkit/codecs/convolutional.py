@@ -47,6 +47,7 @@ from wmkit.nn import (
     init_output,
     patches,
 )
+from wmkit.nn.init import Init
 
 Norm = Literal["style", "batch"]
 
@@ -152,7 +153,7 @@ class ConvolutionalImageDecoder(nn.Module):
         norm: Norm = "style",
         centred: bool = True,
         activation: Literal["silu", "elu", "relu"] | None = None,
-        init: Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "default"] | None = None,
+        init: Init | None = None,
         last_bias: float | None = None,
         style: LayerStyle = STYLE_2023,
     ) -> None:

@@ -13,7 +13,7 @@ from wmkit.control.losses import (
 )
 from wmkit.control.policy import Policy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
-from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
+from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, RememberedStarts, SampledStarts
 
 __all__ = [
     "ActorCritic",
@@ -30,6 +30,7 @@ __all__ = [
     "Policy",
     "PrefixStarts",
     "Reinforce",
+    "RememberedStarts",
     "ReplayCritic",
     "SampledStarts",
     "StateReturns",

@@ -24,6 +24,7 @@ from wmkit.codecs import FrameStack
 from wmkit.control.fused_step import FusedStep, fuse
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.errors import ConfigError
+from wmkit.heads import CARRIED
 
 ARRIVAL_REWARD = "arrival_reward"  # read where it is there, and so no in-key
 ACTS_ON = ("sample", "mode", "expected")
@@ -94,7 +95,8 @@ class Policy(TensorDictModuleBase):
         self.__dict__["_fused"] = _Fused(world_model, actor)
         dynamics, self.frames = world_model.dynamics, frames or FrameStack()
         own = hasattr(actor, "policy")  # one of wmkit's, called on tensors
-        fields = {dynamics.fields.get(key) for key in actor.in_keys} if own else set()
+        fields = world_model.sources(actor) if own else set()
+        self.__dict__["memory"] = getattr(actor, "memory", None) if own else None
         self.memoryless = dynamics.myopic and fields == {"state"}
         if acts_on not in ACTS_ON or (acts_on == "mode" and not self.memoryless):
             raise ConfigError(
@@ -111,10 +113,12 @@ class Policy(TensorDictModuleBase):
         self.latent_keys = () if self.memoryless else tuple(dynamics.pack_shapes)
         carried = [*self.latent_keys, *(() if self.memoryless else ("previous_action",))]
         carried += ["recent_frames"] if self._stacks else []
+        carried += [CARRIED] if self.memory is not None else []
         self.in_keys = [*(key for key in self.observations if key != "reward"), "is_init", *carried]
         self.out_keys: list[Any] = ["action", *self.latent_keys]
         self.out_keys += [] if self.memoryless else [("next", "previous_action")]
         self.out_keys += [("next", "recent_frames")] if self._stacks else []
+        self.out_keys += [("next", CARRIED)] if self.memory is not None else []
 
     def make_tensordict_primer(self) -> TensorDictPrimer | list[TensorDictPrimer]:
         """The transform that declares and carries this policy's memory; none where it has none."""
@@ -125,6 +129,8 @@ class Policy(TensorDictModuleBase):
         if self._stacks:
             shapes = list(self._stacks.values())
             specs["recent_frames"] = Unbounded((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        if self.memory is not None:
+            specs[CARRIED] = Unbounded((self.memory.carry_dim,))
         if not specs:
             return []
         primer = _EndlessPrimer if self.across_episodes else TensorDictPrimer
@@ -144,6 +150,7 @@ class Policy(TensorDictModuleBase):
         observations = {key: rows(key) for key in self.observations}
         recent = self._stack(observations, rows("recent_frames"), is_init) if self._stacks else None
         carried = {key: rows(key) for key in self.latent_keys}
+        recalled = None if self.memory is None else rows(CARRIED)
         previous_action = None if self.memoryless else rows("previous_action").float()
         explore = exploration_type() == ExplorationType.RANDOM
         step = self._fused.step() if self._may_fuse else None
@@ -153,7 +160,7 @@ class Policy(TensorDictModuleBase):
             )
             packed = dict(zip(self.latent_keys, latent, strict=True))
         else:
-            action, packed = self._step(observations, carried, previous_action, is_init, explore)
+            action, packed = self._step(observations, carried, previous_action, is_init, explore, recalled)
         if explore and self.exploration is not None:
             action = self.exploration(action)
         written = {"action": action, **packed}
@@ -172,10 +179,11 @@ class Policy(TensorDictModuleBase):
         previous_action: Tensor | None,
         is_init: Tensor,
         explore: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        recalled: Tensor | None = None,
+    ) -> tuple[Tensor, dict[Any, Tensor]]:
         """Action ``[E, A]`` and what the next step is to carry."""
         model = self.world_model
-        dynamics, packed = model.dynamics, {}
+        dynamics, packed = model.dynamics, dict[Any, Tensor]()
         if self.across_episodes:  # the first step is that before which nothing was remembered
             is_init = torch.stack([(x == 0).flatten(1).all(1) for x in carried.values()]).all(0)
         with model.evaluating():
@@ -193,6 +201,13 @@ class Policy(TensorDictModuleBase):
                 packed = dynamics.pack(latent)
                 if self.acts_on == "expected":
                     latent = self._expected(latent, is_init)
+            if recalled is not None:
+                seen, carry = model.read(self.memory, latent).dense, self.memory.unpack(recalled)
+                out, carry = self.memory.step(seen, carry, is_init)
+                latent, packed = (
+                    latent._replace(memory=out),
+                    packed | {("next", CARRIED): self.memory.pack(carry)},
+                )
             if hasattr(self.actor, "policy"):
                 choice = self.actor.policy(model.read(self.actor, latent))
                 return (choice.sample() if explore else choice.mode), packed

@@ -125,12 +125,17 @@ class TokenDynamics(Dynamics):
         self.tokens = tokens(self.state_dim, action_dim, deter if width is None else width)
         self.conditions = self.tokens.conditions
         self.backbone: Any = backbone(in_dim=self.tokens.width, out_dim=deter)
-        self.prior = prior(deter, self.latent.stats_dim)
+        self.prior = prior(deter, self.prior_dim)
         self.recent: RecentSteps | None = None
         if acting_window is not None:
             check_range("acting_window", acting_window, 1)
             self.recent = RecentSteps(acting_window, self.latent, action_dim)
         self.name_keys(in_keys, out_keys)
+
+    @property
+    def prior_dim(self) -> int:
+        """Numbers that the prior predicts from a belief."""
+        return self.latent.stats_dim
 
     # -- a window ------------------------------------------------------------------------
 

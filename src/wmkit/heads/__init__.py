@@ -20,12 +20,15 @@ from wmkit.heads.head import (
     first_weight,
     in_keys_of,
 )
-from wmkit.heads.outputs import Prediction, TwoHotBins
+from wmkit.heads.memory import CARRIED, ActorMemory
+from wmkit.heads.outputs import Numbers, Prediction, TwoHotBins, TwoLogits
 
 __all__ = [
+    "CARRIED",
     "ActionDistribution",
     "Actor",
     "ActorChoice",
+    "ActorMemory",
     "ContinueHead",
     "ContinuousActor",
     "Critic",
@@ -34,12 +37,14 @@ __all__ = [
     "JumpFlagHead",
     "JumpReturnHead",
     "JumpSpanHead",
+    "Numbers",
     "Policy",
     "Prediction",
     "RewardHead",
     "TanhNormalActor",
     "TruncatedNormalActor",
     "TwoHotBins",
+    "TwoLogits",
     "first_weight",
     "in_keys_of",
 ]

@@ -7,8 +7,8 @@ DreamerV1 and V2, is the uniform for both (Glorot and Bengio 2010). An ``outscal
 head at exactly zero.
 
 TWM's code (jrobine/twm) has two others, both with zero biases: ``"kaiming"``, uniform over fan-in, and
-``"orthogonal"``; a gain of the root of two for hidden layers, of one for output layers. ``"default"`` leaves
-layers as PyTorch makes them, biases too.
+``"orthogonal"``; a gain of the root of two for hidden layers, of one for output layers. ``"gpt"`` is a normal
+of deviation 0.02 with zero biases (IRIS). ``"default"`` leaves layers as PyTorch makes them, biases too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-Init = Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "default"]
+Init = Literal["mean_fan", "fan_in", "glorot", "kaiming", "orthogonal", "gpt", "default"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # Standard deviation of a unit normal truncated at two: dividing by it restores unit variance.
@@ -45,6 +45,8 @@ def init_hidden(layer: Layer, init: Init = "mean_fan") -> Layer:
         return init_output(layer, init=init)
     if init in ("kaiming", "orthogonal"):
         _with_gain(layer, init, math.sqrt(2.0))
+    elif init == "gpt":
+        nn.init.normal_(layer.weight, std=0.02)
     else:
         truncated_normal_(layer.weight, math.sqrt(1.0 / _fan(layer, init)))
     if layer.bias is not None:
@@ -70,6 +72,8 @@ def init_output(layer: Layer, outscale: float = 1.0, init: Init = "mean_fan") ->
         truncated_normal_(layer.weight, outscale * math.sqrt(1.0 / _fan(layer, init)))
     elif init in ("kaiming", "orthogonal"):
         _with_gain(layer, init, outscale)
+    elif init == "gpt":
+        nn.init.normal_(layer.weight, std=0.02 * outscale)
     else:
         limit = math.sqrt(3.0 * outscale / _fan(layer, init))
         nn.init.uniform_(layer.weight, -limit, limit)

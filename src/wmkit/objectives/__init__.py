@@ -1,6 +1,7 @@
 """What is minimised: givers of loss terms that are TorchRL losses too, and value estimators."""
 
 from wmkit.objectives.estimators import LambdaReturnJumpy, OwnValueReturn, WorldModelEstimators
+from wmkit.objectives.frame_tokens import Quantization, TokenCrossEntropy
 from wmkit.objectives.latent_terms import KL, CrossEntropyLatents, EntropyHinge, KLBalance
 from wmkit.objectives.long_branch import BatchMeanTargets, LongBranch, PerSampleTargets
 from wmkit.objectives.objective import Objective, Scene, Start, Term, check_weights, episode_ends
@@ -18,10 +19,12 @@ __all__ = [
     "Objective",
     "OwnValueReturn",
     "PerSampleTargets",
+    "Quantization",
     "Reconstruction",
     "Scene",
     "Start",
     "Term",
+    "TokenCrossEntropy",
     "WorldModelEstimators",
     "check_weights",
     "episode_ends",

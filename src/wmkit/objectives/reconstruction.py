@@ -7,7 +7,7 @@ from typing import Any
 
 from wmkit.dynamics import WorldModel
 from wmkit.errors import ConfigError
-from wmkit.objectives.objective import Objective, Scene, Score, Term, plain, within_episode
+from wmkit.objectives.objective import Objective, Scene, Score, Term, episode_ends, plain, within_episode
 
 
 class Reconstruction(Objective):
@@ -18,11 +18,14 @@ class Reconstruction(Objective):
             were not there.
         first: leading records that are not decoded.
         ahead: last records that are not.
+        ends: whether the last records of episodes are; the released IRIS never stores their frames.
         world_model: what is trained; :meth:`attach` gives it later.
 
     >>> Reconstruction({"observations": 1.0}, first=1, ahead=1).shortest
     3
     """
+
+    groups = ("representation",)
 
     def __init__(
         self,
@@ -30,9 +33,10 @@ class Reconstruction(Objective):
         *,
         first: int = 0,
         ahead: int = 0,
+        ends: bool = True,
         world_model: WorldModel | None = None,
     ) -> None:
-        self.first, self.ahead = first, ahead
+        self.first, self.ahead, self.ends = first, ahead, ends
         super().__init__(weights, world_model)
         self.shortest = first + ahead + 1
 
@@ -64,8 +68,11 @@ class Reconstruction(Objective):
             latent = latent.light().map(lambda x: x[:, seen])
             targets = {key: value[:, seen] for key, value in targets.items()}
         predictions = model.decoder.predict(model.read(model.decoder, latent))
+        mask = None
+        if not self.ends:
+            mask = ~episode_ends(batch)[:, self.first : batch["is_init"].shape[1] - self.ahead, 0]
         return {
-            key: Term(score(predictions[key], target), None, "representation")
+            key: Term(score(predictions[key], target), mask, "representation")
             for key, target in targets.items()
         }
 
@@ -83,6 +90,8 @@ class HeadLosses(Objective):
     Raises:
         ConfigError: a head that the world model does not have.
     """
+
+    groups = ("dynamics",)
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class Learner:
         parameters: what it trains.
         optimizer: called as ``optimizer(parameters)``, gives the optimiser.
         clip: largest norm of the whole gradient; ``None`` where the optimiser clips.
+        decay: ``weight_decay`` of the first so many parameters, zero for all others: ``(decay, count)``.
 
     >>> weight = nn.Parameter(torch.ones(2))
     >>> learner = Learner([weight], lambda p: torch.optim.SGD(p, lr=1.0), clip=1.0)
@@ -31,11 +32,16 @@ class Learner:
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Any], torch.optim.Optimizer],
         clip: float | None,
+        decay: tuple[float, int] | None = None,
     ) -> None:
         self.parameters = list(parameters)
-        self.optimizer = optimizer(self.parameters)
+        groups: Any = self.parameters
+        if decay is not None:
+            decayed, others = self.parameters[: decay[1]], self.parameters[decay[1] :]
+            groups = [{"params": decayed, "weight_decay": decay[0]}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = optimizer(groups)
         self.clip = clip
         self._prepared: list[Any] | None = None
         self._grads: tuple[Tensor, ...] = ()

@@ -5,16 +5,19 @@ inside, no ``torch.distributions``: nothing validates, nothing synchronises. Eve
 nats or squared units, with the event dimension removed.
 """
 
+from wmkit.nn.distributions.codebook import CodebookLatent
 from wmkit.nn.distributions.discrete import (
     Bernoulli,
     Categorical,
     OneHotCategorical,
+    OneOf,
     SymexpTwoHot,
     SymlogTwoHot,
     total_loss,
 )
 from wmkit.nn.distributions.latents import CategoricalLatent, GaussianLatent
 from wmkit.nn.distributions.normal import (
+    AbsoluteError,
     BoundedNormal,
     SquaredError,
     SymlogSquaredError,
@@ -24,12 +27,15 @@ from wmkit.nn.distributions.normal import (
 )
 
 __all__ = [
+    "AbsoluteError",
     "Bernoulli",
     "BoundedNormal",
     "Categorical",
     "CategoricalLatent",
+    "CodebookLatent",
     "GaussianLatent",
     "OneHotCategorical",
+    "OneOf",
     "SquaredError",
     "SymexpTwoHot",
     "SymlogSquaredError",

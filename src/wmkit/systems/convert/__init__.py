@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from wmkit.errors import CheckpointError
-from wmkit.systems.convert import ls_imagine, storm, transdreamer, twm
+from wmkit.systems.convert import iris, ls_imagine, storm, transdreamer, twm
 from wmkit.systems.convert.dreamerv3_jax import dreamerv3_jax_parameters, load_dreamerv3_jax
 from wmkit.systems.convert.strict import as_float32, export, load
 from wmkit.systems.system import System
 
 __all__ = ["dreamerv3_jax_parameters", "load_dreamerv3_jax", "load_released", "released_parameters"]
 
-_CODES: dict[str, Any] = {"ls_imagine": ls_imagine, "storm": storm, "transdreamer": transdreamer, "twm": twm}
+_CODES: dict[str, Any] = {
+    **{"iris": iris, "ls_imagine": ls_imagine, "storm": storm, "transdreamer": transdreamer, "twm": twm}
+}
 
 
 def load_released(system: System, weights: Mapping[str, Any]) -> None:
@@ -25,6 +27,7 @@ def load_released(system: System, weights: Mapping[str, Any]) -> None:
     system            ``weights``
     ================  ====================================================================================
     ``dreamer_v3``    the JAX agent's parameters (:func:`load_dreamerv3_jax`)
+    ``iris``          the state dict of ``Agent``; its perceptual loss may be left out
     ``ls_imagine``    ``agent_state_dict`` of ``latest.pt``; build with ``compat=released``
     ``storm``         the state dicts of world model and agent in one; ``wm.`` and ``ag.`` may stand before
     ``transdreamer``  the state dict of its model; the slow value may be left out
