@@ -76,6 +76,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "lambda_return_jumpy": "wmkit.objectives:LambdaReturnJumpy",
         "long_branch": "wmkit.objectives:LongBranch",
         "own_value_return": "wmkit.objectives:OwnValueReturn",
+        "perceptual": "wmkit.objectives:Perceptual",
         "quantization": "wmkit.objectives:Quantization",
         "reconstruction": "wmkit.objectives:Reconstruction",
         "token_cross_entropy": "wmkit.objectives:TokenCrossEntropy",

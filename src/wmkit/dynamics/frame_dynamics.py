@@ -10,6 +10,9 @@
 The action is a late token: an episode begins after it. What predicts the frame is the belief for its first
 token and the outputs at its other tokens, so a window is scored in one pass, and an imagined step draws the G
 tokens one after another. The last token of a state is read together with the action that is taken there.
+
+With ``at_once`` the belief predicts all tokens of the frame, independent of each other, as block teacher
+forcing has it (Dedieu et al. 2025, arXiv:2502.01591): a step takes two passes instead of G.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class FrameDynamics(TokenDynamics):
         action_dim: width A of an action.
         embed_dim: width E of an embedding.
         latent: of two tokens or more.
+        at_once: predict all tokens of a frame from the belief; ``prior`` then makes G times as many numbers.
         **options: all others of :class:`TokenDynamics`.
 
     >>> from functools import partial
@@ -59,14 +63,17 @@ class FrameDynamics(TokenDynamics):
     torch.Size([2, 4])
     """
 
-    def __init__(self, action_dim: int, embed_dim: int, *, latent: Any, **options: Any) -> None:
+    def __init__(
+        self, action_dim: int, embed_dim: int, *, latent: Any, at_once: bool = False, **options: Any
+    ) -> None:
         check_range("latent.groups", latent.groups, 2)
+        self.__dict__["at_once"] = at_once  # before the base makes the prior
         super().__init__(action_dim, embed_dim, latent=latent, **options)
 
     @property
     def prior_dim(self) -> int:
-        """Rows of the table."""
-        return self.latent.rows
+        """Rows of the table, for each token that a belief predicts."""
+        return self.latent.prior_dim if self.at_once else self.latent.rows
 
     # -- a window ------------------------------------------------------------------------
 
@@ -86,9 +93,8 @@ class FrameDynamics(TokenDynamics):
         outputs, memory = self.run(seen.state.detach(), seen.classes, record, latent)
         belief = outputs[:, :, 0]
         last = Latent(seen.state[:, -1], belief[:, -1], memory, seen.classes[:, -1])
-        return Observed(
-            Latent(seen.state, belief, None, seen.classes), seen.logits, self.prior(outputs), last
-        )
+        expected = self.prior_logits(belief) if self.at_once else self.prior(outputs)
+        return Observed(Latent(seen.state, belief, None, seen.classes), seen.logits, expected, last)
 
     def run(
         self, state: Tensor, classes: Tensor | None, record: Record, latent: Latent | None = None
@@ -140,7 +146,7 @@ class FrameDynamics(TokenDynamics):
 
     def bind(self, *, one_hot: bool = False) -> Any:
         """See :meth:`Dynamics.bind`."""
-        return _FrameSteps(self, self.backbone.bind(tokens=2))
+        return _FrameSteps(self, self.backbone.bind(tokens=self.latent.groups if self.at_once else 2))
 
     def restart(self, latent: Latent, mask: Tensor, start: Latent) -> Latent:
         """Other states in rows ``mask [B]``, whose own tokens are read first of all."""
@@ -177,8 +183,10 @@ class FrameDynamics(TokenDynamics):
     # -- pieces --------------------------------------------------------------------------
 
     def prior_logits(self, belief: Tensor) -> Tensor:
-        """``[*B, U] -> [*B, 1, C]``: of a state's first token alone; the others follow from it."""
-        return self.prior(belief).unsqueeze(-2)
+        """``[*B, U] -> [*B, 1, C]``: of a state's first token alone, which the others follow from; of all of
+        them, ``[*B, G, C]``, where they are predicted at once.
+        """
+        return self.prior(belief).unflatten(-1, (-1, self.latent.rows))
 
     def draw(self, output: Tensor, uniform: Tensor) -> Tensor:
         """The next token ``[B]`` that an output ``[B, U]`` predicts, for a uniform ``[B, 1]``."""
@@ -214,6 +222,10 @@ class _FrameSteps(NamedTuple):
         x = torch.cat([dynamics._last_token(latent), tokens.action(action).unsqueeze(1)], 1)
         output, memory = self.loop.scan(x, dynamics._carry(latent), None, slice(-1, None))
         belief, drawn = output[:, -1], list[Tensor]()
+        if dynamics.at_once:
+            state, classes = dynamics.latent.sample(dynamics.prior_logits(belief), noise)
+            _, memory = self.loop.scan(tokens.frame(classes[:, :-1]), memory, None, slice(-1, None))
+            return Latent(state, belief, memory, classes)
         for uniform in noise.unbind(-2):
             if drawn:
                 output, memory = self.loop.scan(tokens.frame(drawn[-1]).unsqueeze(1), memory)

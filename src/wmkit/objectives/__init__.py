@@ -5,6 +5,7 @@ from wmkit.objectives.frame_tokens import Quantization, TokenCrossEntropy
 from wmkit.objectives.latent_terms import KL, CrossEntropyLatents, EntropyHinge, KLBalance
 from wmkit.objectives.long_branch import BatchMeanTargets, LongBranch, PerSampleTargets
 from wmkit.objectives.objective import Objective, Scene, Start, Term, check_weights, episode_ends
+from wmkit.objectives.perceptual import Perceptual
 from wmkit.objectives.reconstruction import HeadLosses, Reconstruction
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Objective",
     "OwnValueReturn",
     "PerSampleTargets",
+    "Perceptual",
     "Quantization",
     "Reconstruction",
     "Scene",

@@ -50,8 +50,8 @@ class Quantization(Objective):
 class TokenCrossEntropy(Objective):
     """``tokens``: what predicts each token of a frame, scored by the token that came.
 
-    A frame's first token is scored where something led to it, the others in every frame; those of frames that
-    end an episode in none, unless ``ends``.
+    A frame's first token is scored where something led to it, the others in every frame (all as the first
+    where they are predicted at once); those of frames that end an episode in none, unless ``ends``.
 
     Args:
         weights: of ``tokens``.
@@ -85,9 +85,10 @@ class TokenCrossEntropy(Objective):
         assert classes is not None
         loss = F.cross_entropy(logits.flatten(0, 2).float(), classes.flatten(), reduction="none")
         counts = torch.ones_like(classes, dtype=torch.bool)
-        counts[:, :, 0] = ~scene.batch["is_init"].squeeze(-1)
+        first = slice(None if scene.world_model.dynamics.at_once else 1)  # tokens that a belief predicts
+        counts[:, :, first] = ~scene.batch["is_init"].bool()
         if scene.latent is None:
-            counts[:, 0, 0] = False
+            counts[:, 0, first] = False
         if not self.ends:
             counts &= ~scene.batch["terminated"].bool()
         if self.ahead:

@@ -75,6 +75,15 @@ class Scene:
         self._embed: Tensor | None = None
         self._represented: Any = None
         self._observed = observed
+        self._decoded: dict[Any, Any] | None = None
+
+    @property
+    def decoded(self) -> dict[Any, Any]:
+        """What the decoder predicts of each observation of the window."""
+        if self._decoded is None:
+            decoder = self.world_model.decoder
+            self._decoded = decoder.predict(self.world_model.read(decoder, self.latent_for(decoder)))
+        return self._decoded
 
     @property
     def represented(self) -> Any:

@@ -61,13 +61,16 @@ class Reconstruction(Objective):
     def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:
         """See :meth:`Objective.terms <wmkit.objectives.Objective.terms>`."""
         model, score = scene.world_model, score or plain
-        latent, batch = scene.latent_for(model.decoder), scene.batch
+        batch = scene.batch
         targets = {key: batch[key] for key in model.decoder.targets}
         if self.first or self.ahead:
+            latent = scene.latent_for(model.decoder)
             seen = slice(self.first, latent.state.shape[1] - self.ahead)
             latent = latent.light().map(lambda x: x[:, seen])
             targets = {key: value[:, seen] for key, value in targets.items()}
-        predictions = model.decoder.predict(model.read(model.decoder, latent))
+            predictions = model.decoder.predict(model.read(model.decoder, latent))
+        else:
+            predictions = scene.decoded
         mask = None
         if not self.ends:
             mask = ~episode_ends(batch)[:, self.first : batch["is_init"].shape[1] - self.ahead, 0]
