@@ -1,8 +1,8 @@
 """IRIS's update in plain PyTorch: what is done, in the order and in the batches of its own code, and no more.
 
 Whole batches go through every layer at once, in PyTorch's own memory layout; dreams go token by token over
-keys and values in tensors that were set aside (as in the original), each step's frames are decoded and seen by
-the actor with gradient. Networks are random, of the published size; only their cost matters here.
+keys and values in tensors that were set aside (as in the original), each step's frames are decoded and seen
+by the actor with gradient. Networks are random, of the published size; only their cost matters here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import wmkit
 from wmkit.systems import compose
 
-TOKENS = ("storm", "transdreamer", "twm")
+TOKENS = ("iris", "storm", "transdreamer", "twm")
 VERSIONS = {"dreamer_v3_2024": "dreamer_v3"}  # the same system, its code of an earlier year
 USUAL = {  # what a system takes where its page names no other: place on the page, part
     "policy": "wmkit.control.Policy",

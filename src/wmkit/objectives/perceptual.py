@@ -127,7 +127,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if missing := [name for name, shape in shapes.items() if has.get(name) != shape]:
         raise ConfigError(
             f"path of the perceptual loss is {str(path)!r}: found no {missing[0]} of shape "
-            f"{list(shapes[missing[0]])}, wanted the names of torchvision's VGG16 and of lpips in one mapping; "
-            "join the two files"
+            f"{list(shapes[missing[0]])}, wanted the names of torchvision's VGG16 and of lpips in one "
+            "mapping; join the two files"
         )
     return {name: found[name].float() for name in shapes}
