@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 import wmkit
 from wmkit.systems import compose
 
-TOKENS = ("le_wm", "storm", "td_mpc2", "transdreamer", "twm")
+TOKENS = ("iris", "le_wm", "storm", "td_mpc2", "transdreamer", "twm")
 VERSIONS = {"dreamer_v3_2024": "dreamer_v3"}  # the same system, its code of an earlier year
 NOBODY = "wmkit.control.RandomPolicy"  # acts where there is no controller
 USUAL = {  # what a system takes where its page names no other: place on the page, part

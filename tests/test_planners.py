@@ -290,7 +290,7 @@ def test_a_planner_runs_in_a_collector_and_goes_on_from_its_plan(execute: int) -
     assert torch.equal(starts[1][:, : 3 - execute], plans[0][:, execute:])
     if execute == 2:
         assert torch.equal(batch["action"][1], plans[0][0, 1])
-    memory = {key: torch.ones(1, *shape) for key, shape in planner.memory(1).items()}
+    memory = {key: torch.ones(1, *shape) for key, shape in planner.carries(1).items()}
     starts.clear()
     latent = system.world_model.dynamics.initial(1)
     planner.act(system.world_model, latent, memory, torch.tensor([True]), sampled=False)

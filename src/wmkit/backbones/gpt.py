@@ -28,6 +28,7 @@ option          default        STORM    IRIS      meaning
 ``dropout``     0.0            0.1      0.1       on attention, both outputs, the hidden layer; with
                                                   ``pre_norm`` on the embedded tokens too
 ``norm_eps``    1e-6           1e-6     1e-5
+``init_std``    -              -        0.02      of linear layers
 ==============  =============  =======  ========  ==================================================
 
 STORM itself never resets: its attention crosses the borders of episodes. Give it resets that are
@@ -65,6 +66,8 @@ class GPT(Transformer):
         dropout: see the table above.
         hidden_dropout: of the feed-forward layers' hidden layer; ``dropout`` if not given.
         position_std: standard deviation of the positions at first.
+        init_std: the same of the weights of all linear layers, with zero biases (0.02 in IRIS); PyTorch's
+            initialisation if not given.
         norm_eps: epsilon of every LayerNorm.
         in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
         out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
@@ -97,6 +100,7 @@ class GPT(Transformer):
         dropout: float = 0.0,
         hidden_dropout: float | None = None,
         position_std: float = 0.02,
+        init_std: float | None = None,
         norm_eps: float = 1e-6,
         in_keys: Keys = IN_KEYS,
         out_keys: Keys = OUT_KEYS,
@@ -119,6 +123,12 @@ class GPT(Transformer):
         norm, nothing = nn.LayerNorm(self.width, eps=norm_eps), nn.Identity()
         self.after_embedding = Dropout(dropout) if pre_norm else norm
         self.after_layers = norm if pre_norm else nothing
+        if init_std is not None:
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=init_std)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
 
     def embed(self, x: Tensor, ages: Tensor) -> Tensor:
         """Add positions."""

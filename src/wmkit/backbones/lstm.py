@@ -23,11 +23,12 @@ Carry = tuple[Tensor, Tensor]
 class LSTM(SequenceModel):
     """An LSTM whose output is its short-term half; the carry is both, ``(h, c)``.
 
-    Unlike :class:`torch.nn.LSTM` it has one bias, not two that are only ever added.
+    Unlike :class:`torch.nn.LSTM` it has one bias, not two that are only ever added, unless asked for.
 
     Args:
         in_dim: input width D.
         out_dim: width U of h and of c.
+        two_biases: as :class:`torch.nn.LSTM` has (IRIS).
         in_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
         out_keys: see :class:`~wmkit.backbones.base.SequenceModel`.
 
@@ -38,12 +39,18 @@ class LSTM(SequenceModel):
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, *, in_keys: Keys = IN_KEYS, out_keys: Keys = OUT_KEYS
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        two_biases: bool = False,
+        in_keys: Keys = IN_KEYS,
+        out_keys: Keys = OUT_KEYS,
     ) -> None:
         super().__init__(in_dim, out_dim, in_keys=in_keys, out_keys=out_keys)
         # Rows: input, forget, candidate, output, as in torch.nn.LSTM.
         self.input = Linear(in_dim, 4 * out_dim)
-        self.recurrent = Linear(out_dim, 4 * out_dim, bias=False)
+        self.recurrent = Linear(out_dim, 4 * out_dim, bias=two_biases)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(out_dim**-0.5), out_dim**-0.5)
 

@@ -10,8 +10,9 @@ from wmkit.codecs.convolutional import (
     UnpaddedImageEncoder,
 )
 from wmkit.codecs.frames import FrameStack, unit_image
-from wmkit.codecs.pooled import PooledImageDecoder, PooledImageEncoder
-from wmkit.codecs.residual import ResidualImageEncoder
+from wmkit.codecs.impala import ImpalaImageEncoder
+from wmkit.codecs.pooled import MaxPooledImageEncoder, PooledImageDecoder, PooledImageEncoder
+from wmkit.codecs.residual import ResidualImageDecoder, ResidualImageEncoder
 from wmkit.codecs.vision_transformer import VisionTransformerImageEncoder
 
 __all__ = [
@@ -22,8 +23,11 @@ __all__ = [
     "Decoder",
     "Encoder",
     "FrameStack",
+    "ImpalaImageEncoder",
+    "MaxPooledImageEncoder",
     "PooledImageDecoder",
     "PooledImageEncoder",
+    "ResidualImageDecoder",
     "ResidualImageEncoder",
     "UnpaddedImageDecoder",
     "UnpaddedImageEncoder",

@@ -22,6 +22,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from wmkit import fast
 from wmkit.codecs.frames import Shapes, channels, check_patch, image_side
 from wmkit.errors import ConfigError
 from wmkit.nn import (
@@ -145,6 +146,43 @@ class PooledImageEncoder(nn.Module):
         """``image`` float in [0, 1]; rows, columns and channels are flattened in this order."""
         grid = self.stages(patches(image, self.patch) - 0.5)  # [N, 4d, h, h]
         return grid.permute(0, 2, 3, 1).flatten(1)
+
+
+class MaxPooledImageEncoder(nn.Module):
+    """Images ``[N, C, H, H]`` to ``[N, 2 depth * h * h]``, h = H/16: what IRIS's actor sees them with
+    (arXiv:2209.00588, appendix A).
+
+    Four convolutions of kernel 3, each followed by max-pooling and a ReLU; no norm. What lies outside of
+    [0, 1] is cut off.
+
+    Args:
+        shapes: ``[C, H, H]`` of each image key; C in what follows is their sum.
+        depth: channels of the first two stages, 32 as published; the others have twice as many.
+        style: not read: activation and initialisation are PyTorch's.
+
+    Raises:
+        SpecError: an image is not square, or its side no multiple of 16.
+
+    >>> MaxPooledImageEncoder({"pixels": (3, 64, 64)}, depth=4)(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 128])
+    """
+
+    def __init__(self, shapes: Shapes, *, depth: int, style: LayerStyle = STYLE_2024) -> None:
+        super().__init__()
+        wanted = "[channels, H, H] with H a multiple of 16"
+        side = image_side(shapes, lambda side: side >= 16 and side % 16 == 0, wanted)
+        widths = [channels(shapes), depth, depth, 2 * depth, 2 * depth]
+        self.layers = nn.Sequential()
+        for before, after in pairwise(widths):
+            self.layers.extend([nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()])
+        self.numbers, self.out_dim = depth * side**2, widths[-1] * (side // 16) ** 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``image`` float; channels, rows and columns are flattened in this order."""
+        return fast.in_groups(self._encode, image, self.numbers)
+
+    def _encode(self, image: Tensor) -> Tensor:
+        return self.layers(patches(2 * image.clamp(0, 1) - 1, 1)).flatten(1)
 
 
 class BlockGrid(nn.Module):

@@ -15,7 +15,7 @@ from wmkit.control.planners import Planner
 from wmkit.control.policy import Policy
 from wmkit.control.random_policy import RandomPolicy
 from wmkit.control.returns import Outcome, StateReturns, TransitionReturns
-from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, SampledStarts
+from wmkit.control.starts import AllStates, PairStarts, PrefixStarts, RememberedStarts, SampledStarts
 from wmkit.control.value_learning import RangeNorm, ValueLearning
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "RandomPolicy",
     "RangeNorm",
     "Reinforce",
+    "RememberedStarts",
     "ReplayCritic",
     "SampledStarts",
     "StateReturns",

@@ -26,6 +26,7 @@ from wmkit.arguments import check_range
 from wmkit.control.losses import EntropyBonus, EntropyFloor, Reinforce, ReplayCritic, largest_entropy
 from wmkit.control.returns import Outcome, StateReturns, Targets, TransitionReturns
 from wmkit.dynamics import Hook, Latent, Restart, Rollout, WorldModel, constants, rollout
+from wmkit.dynamics.dynamics import map_carry
 from wmkit.errors import ConfigError
 from wmkit.nn import total_loss
 from wmkit.objectives import Scene, Start, Term, episode_ends
@@ -116,6 +117,11 @@ class ActorCritic(nn.Module):
         self.states, self.acting = returns.scored(horizon)
         self.shortest = 1 if replay is None else replay.shortest
         self.outcome = Outcome(rewards, self.hooks, returns)
+        if self.gradient.through and getattr(actor, "memory", None) is not None:
+            raise ConfigError(
+                "the actor has a memory of its own and climbs through the dynamics: wanted Reinforce, since "
+                "a roll-out's gradient does not go through a memory; correct gradient"
+            )
         if self.gradient.through and not getattr(returns.estimator, "differentiable", False):
             raise ConfigError(
                 "the actor climbs through the dynamics with an estimator that keeps no gradient: found "
@@ -148,9 +154,12 @@ class ActorCritic(nn.Module):
         model, through = scene.world_model, self.gradient.through
         frozen = (model, slow_critic) if through else ()
         with constants(*frozen):
-            found = self.dream(model, start, gradient=through, readers=[self.critic, slow_critic])
+            burnt_in = self._burnt_in(model, start)
+            readers = [self.critic, slow_critic]
+            found = self.dream(model, start, gradient=through, readers=readers, memory=burnt_in)
+            found = self._recalled(found, burnt_in)
             mask = start.mask[found.rows] & found.valid  # [N, 1]
-            scored = found.latent.map(lambda x: x[self.states].detach())
+            scored = _constant(found.latent, self.states)
             if not through:
                 online = self.critic.predict(model.read(self.critic, scored))
             values = {
@@ -178,14 +187,42 @@ class ActorCritic(nn.Module):
         return Learned(terms, {name: value.detach() for name, value in metrics.items()})
 
     def dream(
-        self, world_model: WorldModel, start: Start, *, gradient: bool = False, readers: Sequence[Any] = ()
+        self,
+        world_model: WorldModel,
+        start: Start,
+        *,
+        gradient: bool = False,
+        readers: Sequence[Any] = (),
+        memory: Any = None,
     ) -> Rollout:
         """Roll the policy out; ``readers`` besides the world model's heads will read its states."""
         states = (start.latent if start.restarts is None else start.restarts).light()
         hooks = [hook.of(states) if isinstance(hook, Restart) else hook for hook in self.hooks]
         readers = [*readers, *world_model.heads.values()]
-        options: Any = {"gradient": gradient, "hooks": hooks, "readers": readers}
+        options: Any = {"gradient": gradient, "hooks": hooks, "readers": readers, "memory": memory}
         return rollout(world_model, start.latent, self.actor, self.horizon, **options)
+
+    @torch.no_grad()
+    def _burnt_in(self, world_model: WorldModel, start: Start) -> Any:
+        """The carry of the actor's memory before the starts; None where it has none, or an empty one."""
+        memory = getattr(self.actor, "memory", None)
+        if memory is None or start.before is None or start.is_init is None:
+            return None
+        carry, begins = memory.initial(len(start.mask)), start.is_init[:, -1]
+        if start.is_init.shape[1] > 1:
+            with world_model.evaluating():
+                seen = world_model.read(memory, start.before.map(lambda x: x[:, :-1])).dense
+            _, carry = memory.scan(seen, carry, start.is_init[:, :-1])
+        empty = memory.initial(len(start.mask))
+        return map_carry(lambda x, y: torch.where(begins.view(-1, *[1] * (x.ndim - 1)), y, x), carry, empty)
+
+    def _recalled(self, found: Rollout, burnt_in: Any) -> Rollout:
+        """The roll-out with what the actor's memory gives at each state, with gradient: all steps at once."""
+        if found.seen is None:
+            return found
+        resets = torch.cat([torch.zeros_like(found.restarts[:1]), found.restarts])[..., 0]  # [H+1, N]
+        out, _ = self.actor.memory.scan(_swap(found.seen), burnt_in, _swap(resets))
+        return found._replace(latent=found.latent._replace(memory=_swap(out)))
 
     def _critic_loss(
         self,
@@ -250,7 +287,7 @@ class ActorCritic(nn.Module):
             pairs = zip(steps, actions, strict=True)
             log_prob = torch.stack([p.log_prob(a) for p, a in pairs]) if self.gradient.scored else None
         else:  # all steps at once: layers applied to few rows each cost more, backwards above all
-            latent = found.latent.map(lambda x: x[: self.acting].detach())
+            latent = _constant(found.latent, slice(self.acting))
             policy = self.actor.policy(model.read(self.actor, latent))
             entropy = policy.entropy
             log_prob = policy.log_prob(actions) if self.gradient.scored else None
@@ -299,6 +336,12 @@ class ActorCritic(nn.Module):
         """
         hooks = [single for hook in self.hooks if (single := hook.single()) is not None]
         return self.outcome(world_model, rollout(world_model, latent, self.actor, horizon, hooks=hooks))
+
+
+def _constant(latent: Latent, part: slice) -> Latent:
+    """Some steps of a latent, without gradient but that of the actor's memory, which is the actor's own."""
+    cut = latent.map(lambda x: x[part].detach())
+    return cut if latent.memory is None else cut._replace(memory=latent.memory[part])
 
 
 def mean_of(x: Tensor, mask: Tensor) -> Tensor:

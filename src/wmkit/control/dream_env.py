@@ -143,7 +143,7 @@ class DreamEnv(ModelBasedEnvBase):
         return TensorDict(shaped, lead, device=self.device)
 
     def _reward(self, latent: Latent) -> Tensor:
-        parts = [scale * self.world_model.predict(name, latent).mean for name, scale in self.rewards.items()]
+        parts = [scale * self.world_model.read_out(name, latent) for name, scale in self.rewards.items()]
         return sum(parts, torch.zeros_like(latent.belief[:, :1]))
 
     def _over(self, continuation: Tensor) -> Tensor:

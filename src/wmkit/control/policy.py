@@ -24,6 +24,7 @@ from wmkit.codecs import FrameStack
 from wmkit.control.fused_step import FusedStep, fuse
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.errors import ConfigError
+from wmkit.heads import CARRIED
 
 ARRIVAL_REWARD = "arrival_reward"  # read where it is there, and so no in-key
 ACTS_ON = ("sample", "mode", "expected")
@@ -95,7 +96,8 @@ class Policy(TensorDictModuleBase):
         self.__dict__["_fused"] = _Fused(world_model, actor)
         dynamics, self.frames = world_model.dynamics, frames or FrameStack()
         own = hasattr(actor, "policy")  # one of wmkit's, called on tensors
-        fields = {dynamics.fields.get(key) for key in actor.in_keys} if own else set()
+        fields = world_model.sources(actor) if own else set()
+        self.__dict__["memory"] = getattr(actor, "memory", None) if own else None
         self.memoryless = dynamics.myopic and fields == {"state"}
         if acts_on not in ACTS_ON or (acts_on == "mode" and not self.memoryless):
             raise ConfigError(
@@ -112,13 +114,15 @@ class Policy(TensorDictModuleBase):
         self.latent_keys = () if self.memoryless else tuple(dynamics.pack_shapes)
         carried = [*self.latent_keys, *(() if self.memoryless else ("previous_action",))]
         carried += ["recent_frames"] if self._stacks else []
-        self._plans = actor.memory(dynamics.action_dim) if hasattr(actor, "memory") else {}
+        self._plans = actor.carries(dynamics.action_dim) if hasattr(actor, "carries") else {}
         carried += self._plans
+        carried += [CARRIED] if self.memory is not None else []
         self.in_keys = [*(key for key in self.observations if key != "reward"), "is_init", *carried]
         self.out_keys: list[Any] = ["action", *self.latent_keys]
         self.out_keys += [] if self.memoryless else [("next", "previous_action")]
         self.out_keys += [("next", "recent_frames")] if self._stacks else []
         self.out_keys += [("next", key) for key in self._plans]
+        self.out_keys += [("next", CARRIED)] if self.memory is not None else []
 
     def make_tensordict_primer(self) -> TensorDictPrimer | list[TensorDictPrimer]:
         """The transform that declares and carries this policy's memory; none where it has none."""
@@ -130,6 +134,8 @@ class Policy(TensorDictModuleBase):
         if self._stacks:
             shapes = list(self._stacks.values())
             specs["recent_frames"] = Unbounded((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        if self.memory is not None:
+            specs[CARRIED] = Unbounded((self.memory.carry_dim,))
         if not specs:
             return []
         primer = _EndlessPrimer if self.across_episodes else TensorDictPrimer
@@ -149,6 +155,7 @@ class Policy(TensorDictModuleBase):
         observations = {key: rows(key) for key in self.observations}
         recent = self._stack(observations, rows("recent_frames"), is_init) if self._stacks else None
         carried = {key: rows(key) for key in self.latent_keys}
+        recalled = None if self.memory is None else rows(CARRIED)
         previous_action = None if self.memoryless else rows("previous_action").float()
         explore = exploration_type() == ExplorationType.RANDOM
         step = self._fused.step() if self._may_fuse else None
@@ -159,7 +166,7 @@ class Policy(TensorDictModuleBase):
             packed = dict(zip(self.latent_keys, latent, strict=True))
         else:
             carried |= {key: rows(key) for key in self._plans}
-            action, packed = self._step(observations, carried, previous_action, is_init, explore)
+            action, packed = self._step(observations, carried, previous_action, is_init, explore, recalled)
         if explore and self.exploration is not None:
             action = self.exploration(action)
         written = {"action": action, **packed}
@@ -178,10 +185,11 @@ class Policy(TensorDictModuleBase):
         previous_action: Tensor | None,
         is_init: Tensor,
         explore: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        recalled: Tensor | None = None,
+    ) -> tuple[Tensor, dict[Any, Tensor]]:
         """Action ``[E, A]`` and what the next step is to carry."""
         model = self.world_model
-        dynamics, packed = model.dynamics, {}
+        dynamics, packed = model.dynamics, dict[Any, Tensor]()
         if self.across_episodes:  # the first step is that before which nothing was remembered
             is_init = torch.stack([(x == 0).flatten(1).all(1) for x in carried.values()]).all(0)
         with model.evaluating():
@@ -199,6 +207,13 @@ class Policy(TensorDictModuleBase):
                 packed = dynamics.pack(latent)
                 if self.acts_on == "expected":
                     latent = self._expected(latent, is_init)
+            if recalled is not None:
+                seen, carry = model.read(self.memory, latent).dense, self.memory.unpack(recalled)
+                out, carry = self.memory.step(seen, carry, is_init)
+                latent, packed = (
+                    latent._replace(memory=out),
+                    packed | {("next", CARRIED): self.memory.pack(carry)},
+                )
             if hasattr(self.actor, "policy"):
                 choice = self.actor.policy(model.read(self.actor, latent))
                 return (choice.sample() if explore else choice.mode), packed

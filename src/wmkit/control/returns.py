@@ -266,7 +266,7 @@ class Outcome:
     def reward(self, world_model: WorldModel, latent: Latent) -> Tensor:
         """Predicted reward ``[*B, 1]`` on arriving at states."""
         with world_model.evaluating():
-            parts = [scale * world_model.predict(name, latent).mean for name, scale in self.rewards.items()]
+            parts = [scale * world_model.read_out(name, latent) for name, scale in self.rewards.items()]
         return sum(parts, torch.zeros_like(latent.state[..., :1]))
 
     @torch.no_grad()

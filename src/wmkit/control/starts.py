@@ -45,7 +45,7 @@ class AllStates:
             ),
             *scene.starts,
         ]
-        latents, masks, continuations, _ = zip(*starts, strict=True)
+        latents, masks, continuations, *_ = zip(*starts, strict=True)
         if len(starts) == 1:
             return starts[0]
         return Start(Latent.cat(latents), torch.cat(masks), torch.cat(continuations))
@@ -192,6 +192,51 @@ class SampledStarts:
             start = model.dynamics.remember(latent, model.record(beside))
         mask = torch.ones(len(latent.state), 1, dtype=torch.bool, device=latent.state.device)
         return Start(start, mask, torch.ones_like(mask, dtype=torch.float32))
+
+
+class RememberedStarts:
+    """Starts from windows that are sampled for dreams alone; the actor's own memory sees them whole (IRIS).
+
+    Records that end an episode start nothing that counts.
+
+    Args:
+        count: windows N that an update is given beside its batch, 64 in IRIS.
+        burn_in: records of a window before its last that the actor's memory goes through, 20 in IRIS.
+        context: how many of them the sequence model reads as well; none in IRIS, whose dreams begin with one
+            frame.
+
+    Raises:
+        ConfigError: ``count`` is not positive, or another number negative.
+    """
+
+    shortest = 1
+
+    def __init__(self, count: int, burn_in: int = 20, context: int = 0) -> None:
+        check_range("count", count, 1)
+        check_range("burn_in", burn_in, 0)
+        check_range("context", context, 0, burn_in)
+        self.count, self.burn_in, self.context = count, burn_in, context
+
+    def windows(self, frames: int) -> tuple[int, int] | None:
+        """N and records of each."""
+        return self.count, self.burn_in + 1
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene) -> Start:
+        """The last record of every window."""
+        model, beside = scene.world_model, scene.beside
+        assert beside is not None, "a system whose starts have windows of their own is given them"
+        before, record = encoded(model, beside), model.record(beside)
+        read = slice(self.burn_in - self.context, None)
+        with model.evaluating():
+            start = model.dynamics.remember(
+                before.map(lambda x: x[:, read]), {key: value[:, read] for key, value in record.items()}
+            )
+        last = beside["terminated"][:, -1].bool()
+        if "done" in beside:
+            last = last | beside["done"][:, -1].bool()
+        one = torch.ones_like(last, dtype=torch.float32)
+        return Start(start, ~last, one, None, before, record["is_init"])
 
 
 @torch.no_grad()

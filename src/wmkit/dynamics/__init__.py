@@ -1,6 +1,7 @@
 """Dynamics: how states move; the world model that holds them; the one roll-out."""
 
 from wmkit.dynamics.dynamics import Dynamics, Latent, Observed, read, to_record
+from wmkit.dynamics.frame_dynamics import FrameDynamics
 from wmkit.dynamics.hooks import FromPrior, JumpGate, Restart, SecondBranch
 from wmkit.dynamics.long_short import LongShortRSSM
 from wmkit.dynamics.markov import MarkovDynamics, RecurrentTransition
@@ -9,6 +10,7 @@ from wmkit.dynamics.rollout import Hook, Rollout, constants, rollout
 from wmkit.dynamics.rssm import RSSM
 from wmkit.dynamics.token_dynamics import TokenDynamics
 from wmkit.dynamics.tokens import (
+    FrameTokens,
     FusedToken,
     LateRewardTokens,
     PlainToken,
@@ -22,6 +24,8 @@ __all__ = [
     "RSSM",
     "Dynamics",
     "FilteredStep",
+    "FrameDynamics",
+    "FrameTokens",
     "FromPrior",
     "FusedToken",
     "Hook",

@@ -46,6 +46,7 @@ class Latent(NamedTuple):
         carry: what else the sequence model needs to go on (a pytree); ``None`` where the belief is all.
         classes: ``[*B, G]`` int64, class of each categorical of ``state`` where known.
         products: what first layers make of state and belief, where a roll-out knows (:mod:`wmkit.fast`).
+        memory: ``[*B, M]`` what an actor's own memory gives, this state seen; where a roll-out has one.
 
     >>> Latent(torch.ones(2, 3), torch.ones(2, 4)).map(lambda x: x[:1]).belief.shape
     torch.Size([1, 4])
@@ -56,6 +57,7 @@ class Latent(NamedTuple):
     carry: Carry = None
     classes: Tensor | None = None
     products: fast.Products | None = None
+    memory: Tensor | None = None
 
     @property
     def feature(self) -> Feature:

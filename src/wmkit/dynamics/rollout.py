@@ -39,6 +39,7 @@ class Rollout(NamedTuple):
         valid: ``[N, 1]`` bool, roll-outs that count.
         last: state after the last transition, leaves ``[N, ...]``, to go on from.
         policies: the actor's distributions ``[N, A]`` by step, of a roll-out with gradient; none otherwise.
+        seen: ``[H+1, N, F]`` what the actor's memory read, where it has one.
     """
 
     latent: Latent
@@ -49,6 +50,7 @@ class Rollout(NamedTuple):
     valid: Tensor
     last: Latent
     policies: tuple[Any, ...] = ()
+    seen: Tensor | None = None
 
     @property
     def before(self) -> Latent:
@@ -67,7 +69,7 @@ class Rollout(NamedTuple):
         bare = [x._replace(products=None) for x in latent]
         fields = (None if x[0] is None else torch.cat(x, 1) for x in zip(*bare, strict=True))
         whole = Latent(*fields)  # type: ignore[arg-type]
-        *timed, rows, valid, last, _ = rest
+        *timed, rows, valid, last, _, _ = rest
         actions, options, restarts = (torch.cat(x, 1) for x in timed)
         merged = torch.cat(rows), torch.cat(valid), Latent.cat(last)
         return Rollout(whole, actions, options, restarts, *merged)
@@ -130,6 +132,7 @@ def rollout(
     gradient: bool = False,
     hooks: Iterable[Hook] = (),
     readers: Iterable[Any] = (),
+    memory: Any = None,
 ) -> Rollout:
     """Imagine ``horizon`` transitions from each start, without dropout.
 
@@ -143,6 +146,8 @@ def rollout(
             it. The actor reads its features without gradient either way.
         hooks: see :class:`Hook`.
         readers: heads and critics that will read its states; their first layers may be taken on the way.
+        memory: carry of the actor's memory before the starts, where it has one; that of an empty one if not
+            given.
 
     Raises:
         SpecError: given actions are not ``[N, horizon, A]``.
@@ -166,7 +171,8 @@ def rollout(
         def multiplied(latent: Latent, t: int) -> Latent:
             return latent if made is None else latent._replace(products=made.take(latent.feature, t))
 
-        latent = multiplied(latent, 0)
+        remember = _Remembering(world_model, act, memory, never[:, 0])
+        latent = remember(multiplied(latent, 0), never)
         latents, actions, options, restarts = [latent.light()], [], [], []
         for t in range(horizon):
             action = choose(latent, t)
@@ -180,7 +186,7 @@ def rollout(
             for hook, chance in zip(hooks, chances, strict=True):
                 latent, new = hook.stepped(steps, latent, option, choose, chance, t)
                 begins = begins if new is None else begins | new
-            latent = multiplied(latent, t + 1)
+            latent = remember(multiplied(latent, t + 1), begins)
             latents.append(latent.light())
             actions.append(action)
             options.append(never if option is None else option.unsqueeze(-1))
@@ -190,10 +196,34 @@ def rollout(
         whole = whole._replace(products=made)
         acted, opted, begun = (torch.stack(x) for x in (actions, options, restarts))
         own, last = torch.arange(rows, device=device), latent._replace(products=None)
-        found = Rollout(whole, acted, opted, begun, own, ~never, last, tuple(policies or ()))
+        found = Rollout(whole, acted, opted, begun, own, ~never, last, tuple(policies or ()), remember.seen)
         for hook, chance in zip(hooks, chances, strict=True):
             found = hook.finish(world_model, act, found, chance)
     return found
+
+
+class _Remembering:
+    """An actor's own memory on its way through a roll-out; nothing where it has none."""
+
+    def __init__(self, world_model: WorldModel, act: Any, carry: Any, rows: Tensor) -> None:
+        self.world_model, self.memory = world_model, getattr(act, "memory", None)
+        self._seen: list[Tensor] = []
+        if self.memory is not None:
+            self.carry = self.memory.initial(len(rows)) if carry is None else carry
+
+    def __call__(self, latent: Latent, begins: Tensor) -> Latent:
+        """The latent with what the memory gives; ``begins [N, 1]`` bool are new starts."""
+        if self.memory is None:
+            return latent
+        features = self.world_model.read(self.memory, latent).dense
+        self._seen.append(features)
+        out, self.carry = self.memory.step(features, self.carry, begins[:, 0])
+        return latent._replace(memory=out)
+
+    @property
+    def seen(self) -> Tensor | None:
+        """``[H+1, N, F]`` what it read."""
+        return torch.stack(self._seen) if self._seen else None
 
 
 @contextmanager

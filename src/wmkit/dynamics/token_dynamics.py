@@ -126,7 +126,7 @@ class TokenDynamics(Dynamics):
         self.belief_dim = deter = self.tokens.width if deter is None else deter
         self.conditions = self.tokens.conditions
         self.backbone: Any = backbone(in_dim=self.tokens.width, out_dim=deter)
-        self.prior = prior(deter, self.latent.stats_dim)
+        self.prior = prior(deter, self.prior_dim)
         self._batchwise = any(
             isinstance(part, nn.modules.batchnorm._NormBase) for part in self.prior.modules()
         )
@@ -135,6 +135,11 @@ class TokenDynamics(Dynamics):
             check_range("acting_window", acting_window, 1)
             self.recent = RecentSteps(acting_window, self.latent, action_dim)
         self.name_keys(in_keys, out_keys)
+
+    @property
+    def prior_dim(self) -> int:
+        """Numbers that the prior predicts from a belief."""
+        return self.latent.stats_dim
 
     # -- a window ------------------------------------------------------------------------
 

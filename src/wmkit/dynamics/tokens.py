@@ -11,6 +11,8 @@ LateRewardTokens    reward, state, action     the reward            TWM
 FusedToken          one of state and action   none                  STORM, TransDreamer
 PlainToken          both as they are          none                  TD-MPC2
 StateBesideAction   one, the two side by side none                  LeWorldModel
+FrameTokens         action, then each of      the action            IRIS
+                    the state's tokens
 ==================  ========================  ====================  ===================
 
 The reward is late because a step's belief has to predict it: it is known one step later.
@@ -258,6 +260,46 @@ class StateBesideAction(nn.Module):
         """See :class:`TokenLayout`."""
         action = self.action(self.action_norm(steps.action))
         return torch.cat([steps.state, action], -1).unsqueeze(-2)
+
+
+class FrameTokens(nn.Module):
+    """The action that led here, and each token of the frame: a row of a table each (IRIS, arXiv:2209.00588,
+    section 2.2).
+
+    Args:
+        state_dim: width of a state; not read, as frames are read by their classes.
+        action_dim: width A of an action.
+        width: of a token.
+        groups: tokens of a frame.
+        rows: of the table of each.
+        std: of the tables at first.
+
+    >>> layout = FrameTokens(6, 3, 8, groups=2, rows=5)
+    >>> classes, flag = torch.zeros(2, 7, 2, dtype=torch.int64), torch.zeros(2, 7, dtype=torch.bool)
+    >>> layout(Steps(torch.zeros(2, 7, 6), classes, torch.zeros(2, 7, 3), torch.zeros(2, 7, 1), flag)).shape
+    torch.Size([2, 7, 3, 8])
+    """
+
+    late, conditions = 1, ()
+
+    def __init__(
+        self, state_dim: int, action_dim: int, width: int, *, groups: int, rows: int, std: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.width, self.per_step = width, 1 + groups
+        self.frame = nn.Embedding(rows, width)
+        self.action = Linear(action_dim, width, bias=False)
+        for table in (self.frame, self.action):
+            nn.init.normal_(table.weight, std=std)
+
+    def arrival(self, reward: Tensor) -> Tensor:
+        """No token is made of it."""
+        return reward
+
+    def forward(self, steps: Steps) -> Tensor:
+        """See :class:`TokenLayout`; ``steps`` have the action that *led* to each."""
+        assert steps.classes is not None
+        return torch.cat([self.action(steps.action).unsqueeze(-2), self.frame(steps.classes)], -2)
 
 
 class RecentSteps:

@@ -6,6 +6,7 @@ It holds parts and says how they connect. What they are trained on is in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from wmkit import fast
 from wmkit.dynamics.dynamics import NEXT, Dynamics, Latent, Observed, read, to_record
 from wmkit.errors import ConfigError
 from wmkit.heads import first_weight, in_keys_of
+from wmkit.heads.memory import MEMORY
+from wmkit.nn import Feature
 from wmkit.plug import Plug
 
 
@@ -25,7 +28,8 @@ class WorldModel(Plug):
     """Encoder, dynamics, decoder and named heads.
 
     What decoder and heads read is their ``in_keys``: any of the state and belief that the dynamics write,
-    before and, under ``next``, after a transition. ``forward`` encodes and observes a window ``[B, T]``: it
+    before and, under ``next``, after a transition; an actor's memory may read what the decoder shows.
+    ``forward`` encodes and observes a window ``[B, T]``: it
     writes ``embed`` and what the dynamics write.
 
     Args:
@@ -59,6 +63,7 @@ class WorldModel(Plug):
     encoder: Any
     dynamics: Any
     decoder: Any
+    _shown: dict[Any, tuple[Any, int]]  # by key: an observation, and how many numbers it has
 
     def __init__(
         self,
@@ -72,10 +77,15 @@ class WorldModel(Plug):
     ) -> None:
         super().__init__()
         self._known_fields: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        self._shown = {}
         self.encoder = encoder(spaces)
         self.dynamics = dynamics(action_dim, self.encoder.out_dim)
         # In this order: a checkpoint holds an optimiser's moments by the parameters' place.
-        self.decoder = None if decoder is None else decoder(self.width(decoder, "decoder"), spaces)
+        self.decoder = None
+        if decoder is not None:
+            self.decoder = decoder(self.width(decoder, "decoder"), spaces)
+            shown = zip(self.decoder.out_keys, self.decoder.targets, strict=True)
+            self._shown = {key: (name, math.prod(spaces[name])) for key, name in shown}
         self.heads = nn.ModuleDict()
         for name, make in heads.items():
             head: Any = make(self.width(make, name))
@@ -99,15 +109,36 @@ class WorldModel(Plug):
             self._noisy = any(map(_is_noisy, self.modules()))
         return self.projections[name]
 
-    def width(self, maker: Callable[..., Any], name: str) -> int:
-        """Width of what a part that ``maker`` makes is going to read."""
-        return sum(self.dynamics.width(field) for field in self._fields(in_keys_of(maker), name))
+    def width(self, maker: Callable[..., Any], name: str, actor: Any = None) -> int:
+        """Width of what a part that ``maker`` makes is going to read, beside an ``actor`` with a memory."""
+        memory = getattr(actor, "memory", None)
+        total = 0
+        for key in in_keys_of(maker):
+            if key in self._shown:
+                total += self._shown[key][1]
+            elif key == MEMORY:
+                if memory is None:
+                    raise ConfigError(
+                        f"{name} reads {MEMORY!r}: found no actor with a memory, wanted one; give the actor "
+                        "a memory, or correct in_keys"
+                    )
+                total += memory.out_dim
+            else:
+                total += self.dynamics.width(*self._fields([key], name))
+        return total
+
+    def sources(self, part: Any) -> set[str]:
+        """Fields of a latent that reading for a part needs in the end: of its memory, and of the decoder."""
+        part = getattr(part, "memory", None) or part
+        shown = [key for key in part.in_keys if key in self._shown]
+        fields = set(self._fields([key for key in part.in_keys if key not in self._shown], "the actor"))
+        return fields | (self.sources(self.decoder) if shown else set())
 
     def _fields(self, keys: Sequence[Any], name: str) -> tuple[str, ...]:
         found = self._known_fields.get(tuple(keys))  # asked at every step of a roll-out
         if found is not None:
             return found
-        known = self.dynamics.fields
+        known = {**self.dynamics.fields, MEMORY: MEMORY}
         for key in keys:
             if key not in known:
                 raise ConfigError(
@@ -172,7 +203,15 @@ class WorldModel(Plug):
 
     def read(self, part: Any, latent: Latent, following: Latent | None = None) -> Any:
         """What a decoder, head, actor or critic reads of a latent, or of a transition's two."""
+        if any(key in self._shown for key in part.in_keys):
+            return self._look(part, latent)
         return read(latent, self._fields(part.in_keys, type(part).__name__), following)
+
+    def _look(self, part: Any, latent: Latent) -> Feature:
+        """What the decoder shows of a latent, flat, ``[*B, F]``."""
+        seen = self.decoder.predict(self.read(self.decoder, latent))
+        lead = latent.state.ndim - 1
+        return Feature(*(seen[self._shown[key][0]].mean.flatten(lead) for key in part.in_keys))
 
     def first_layers(self, parts: Iterable[Any], latent: Latent) -> fast.FirstLayers | None:
         """First layers of those ``parts`` that read state and belief, for a roll-out from ``latent``."""
@@ -189,6 +228,11 @@ class WorldModel(Plug):
         """Prediction of the head ``name`` from a latent, or from a transition's two."""
         head: Any = self.heads[name]
         return head.predict(self.read(head, latent, following))
+
+    def read_out(self, name: str, latent: Latent) -> Tensor:
+        """What the head ``name`` says of a latent ``[*B, 1]``: as a rule the mean of its prediction."""
+        head: Any = self.heads[name]
+        return head.value(self.predict(name, latent))
 
     def continuation(self, latent: Latent) -> Tensor:
         """Probability, or discount, ``[*B, 1]`` of going on from a state; one without such a head."""

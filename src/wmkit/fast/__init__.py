@@ -25,6 +25,7 @@ from wmkit.fast.fused import (
     squared_norm,
     weighted_sum,
 )
+from wmkit.fast.groups import in_groups
 from wmkit.fast.last_layer import LastLayer
 from wmkit.fast.loop_weights import loop_weights
 from wmkit.fast.products import (
@@ -53,6 +54,7 @@ __all__ = [
     "enabled",
     "gated_update",
     "halving_conv",
+    "in_groups",
     "keep_freed_memory",
     "linear",
     "linear_of_parts",

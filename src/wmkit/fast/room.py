@@ -30,7 +30,7 @@ class Room:
     def __init__(self) -> None:
         self.last: Any = None
         self._buffers: list[tuple[Tensor, Tensor]] = []
-        self._end = 0
+        self._end = self._slots = 0  # where they are filled to, and how much of that was remembered
 
     def remember(self, carry: Any, count: int, layers: int) -> list[Remember | None]:
         """For each layer, what to call with its ``count`` new keys and values ``[B, heads, count, d]``.
@@ -57,10 +57,11 @@ class Room:
         slots = pairs[0][0].shape[2]
         full = not self._buffers or self._end + count > self._buffers[0][0].shape[2]
         if full or carry is not last:
-            spare = self.SPARE * count
+            # A memory that grows would be copied again and again: it gets as much room as it takes.
+            spare = max(self.SPARE * count, slots if 0 < self._slots < slots else 0)
             self._buffers = [(_roomy(keys, spare), _roomy(values, spare)) for keys, values in pairs]
             self._end = slots
-        begin, self._end = self._end - slots, self._end + count
+        begin, self._end, self._slots = self._end - slots, self._end + count, slots
         return [_written(*buffers, begin, slots) for buffers in self._buffers]
 
 

@@ -22,12 +22,15 @@ from wmkit.heads.head import (
     first_weight,
     in_keys_of,
 )
-from wmkit.heads.outputs import Prediction, TwoHotBins
+from wmkit.heads.memory import CARRIED, ActorMemory
+from wmkit.heads.outputs import Numbers, Prediction, TwoHotBins, TwoLogits
 
 __all__ = [
+    "CARRIED",
     "ActionDistribution",
     "Actor",
     "ActorChoice",
+    "ActorMemory",
     "ContinueHead",
     "ContinuousActor",
     "Critic",
@@ -37,6 +40,7 @@ __all__ = [
     "JumpFlagHead",
     "JumpReturnHead",
     "JumpSpanHead",
+    "Numbers",
     "Policy",
     "Prediction",
     "RewardHead",
@@ -44,6 +48,7 @@ __all__ = [
     "TanhNormalActor",
     "TruncatedNormalActor",
     "TwoHotBins",
+    "TwoLogits",
     "first_weight",
     "in_keys_of",
 ]

@@ -22,6 +22,7 @@ from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.heads.action_distribution import ActionDistribution, Policy
 from wmkit.heads.head import ARRIVAL, prepared, read, takes_parts
+from wmkit.heads.memory import ActorMemory
 from wmkit.nn import (
     MLP,
     STYLE_2023,
@@ -52,7 +53,9 @@ class Actor(Plug):
         layers: depth of the trunk.
         outscale: scale of the output layers; that of the kind if not given.
         style: norm, activation, bias and initialisation.
-        in_keys: what is read, side by side; state and belief if not given.
+        memory: called as ``memory(in_dim)``, what remembers (:class:`~wmkit.heads.ActorMemory`): it reads
+            those features, the policy what it gives. None has only what a state holds.
+        in_keys: what is read, side by side; state and belief if not given, or ``memory`` where there is one.
         out_keys: where the action is written, and its log-probability; ``action`` and ``action_log_prob``
             if not given.
         return_log_prob: write the log-probability ``[*B]`` of the action too.
@@ -90,12 +93,17 @@ class Actor(Plug):
         layers: int,
         outscale: float | None = None,
         style: LayerStyle = STYLE_2023,
+        memory: Callable[[int], ActorMemory] | None = None,
         in_keys: Sequence[NestedKey] | None = None,
         out_keys: Sequence[NestedKey] | None = None,
         return_log_prob: bool = False,
         **options: float,
     ) -> None:
         super().__init__()
+        self.memory: Any = None
+        if memory is not None:
+            self.memory = memory(in_dim)
+            in_dim, in_keys = self.memory.out_dim, self.memory.out_keys
         self.action_dim, self.return_log_prob = action_dim, return_log_prob
         self._told = {**self.options, **options}
         for name, number in self._told.items():

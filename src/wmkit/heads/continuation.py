@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.heads.head import Head
-from wmkit.heads.outputs import Prediction
+from wmkit.heads.outputs import Distribution, Prediction
 from wmkit.nn import STYLE_2023, LayerStyle
 
 Label = Literal["continue", "end", "discount"]
-Readout = Literal["mean", "mode"]
+Readout = Literal["mean", "mode", "sample"]
 Initial = Literal["style", "discount", "value"]
 
 
@@ -31,7 +31,8 @@ class ContinueHead(Head):
         discount: of a transition. ``label="discount"`` learns it; with the others, a discount below one
             is multiplied to what is read out.
         readout: what :meth:`continuation` is: the probability (``"mean"``), or ``discount`` where going on
-            is the likelier and zero elsewhere (``"mode"``, STORM).
+            is the likelier and zero elsewhere (``"mode"``, STORM), or
+            where a draw says that it goes on (``"sample"``, IRIS).
         initial: the output layer's bias: the logit of ``discount`` (``"discount"``), ``discount`` itself,
             which as a logit means a probability of 0.73 and not of 0.99 (``"value"``, the released
             TWM), or what ``style`` gives (``"style"``).
@@ -39,6 +40,7 @@ class ContinueHead(Head):
         units: width of the trunk.
         layers: depth of the trunk.
         trunk: see :class:`~wmkit.heads.Head`.
+        distribution: another code of the flag than one logit, as ``"two_logits"`` (IRIS).
         outscale: scale of the output layer.
         style: norm, activation, bias and initialisation.
         in_keys: what is read, side by side; state and belief if not given.
@@ -77,6 +79,7 @@ class ContinueHead(Head):
         units: int,
         layers: int,
         trunk: Callable[..., nn.Module] | None = None,
+        distribution: Distribution | None = None,
         outscale: float | None = None,
         style: LayerStyle = STYLE_2023,
         in_keys: Sequence[NestedKey] | None = None,
@@ -98,13 +101,15 @@ class ContinueHead(Head):
             units=units,
             layers=layers,
             trunk=trunk,
+            distribution=distribution,
+            readout=readout,
             outscale=outscale,
             bias=_bias(initial, label, discount),
             style=style,
             in_keys=in_keys,
             out_keys=out_keys,
         )
-        self.kind, self.discount, self.readout = label, discount, readout
+        self.kind, self.discount = label, discount
 
     def label(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The target ``[*B, 1]`` in a batch."""
@@ -116,7 +121,7 @@ class ContinueHead(Head):
 
     def continuation(self, prediction: Prediction) -> Tensor:
         """Probability or discount of going on ``[*B, 1]`` that a prediction of this head means."""
-        going_on = prediction.mean if self.readout == "mean" else prediction.mode.float()
+        going_on = super().value(prediction).float()
         if self.kind == "end":
             going_on = 1 - going_on
         learned = self.kind == "discount" and self.readout == "mean"

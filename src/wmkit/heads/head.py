@@ -43,7 +43,7 @@ def in_keys_of(maker: Callable[..., Any]) -> list[NestedKey]:
 
     Args:
         maker: a class with ``default_in_keys``, or a :class:`functools.partial` of one. ``in_keys`` among
-            the partial's keywords come first.
+            the partial's keywords come first, those of a ``memory`` before them.
 
     >>> from functools import partial
     >>> from wmkit.heads import JumpSpanHead, RewardHead
@@ -52,7 +52,10 @@ def in_keys_of(maker: Callable[..., Any]) -> list[NestedKey]:
     >>> in_keys_of(JumpSpanHead)
     ['state', 'belief', ('next', 'state'), ('next', 'belief')]
     """
-    if (keys := getattr(maker, "keywords", {}).get("in_keys")) is not None:
+    given = getattr(maker, "keywords", {})
+    if given.get("memory") is not None:  # an actor's own memory reads first
+        return in_keys_of(given["memory"])
+    if (keys := given.get("in_keys")) is not None:
         return as_keys(keys)
     inner = getattr(maker, "func", None)
     return in_keys_of(inner) if inner is not None else as_keys(getattr(maker, "default_in_keys", ARRIVAL))
@@ -114,7 +117,8 @@ class Head(Plug):
         units: width of the trunk.
         layers: depth of the trunk.
         distribution: what is predicted: ``"bernoulli"`` (a flag), ``"normal"`` (a mean with unit variance,
-            DreamerV1 and V2), ``"symlog_two_hot"`` (DreamerV3 of 2023), ``"symexp_two_hot"`` (since 2024);
+            DreamerV1 and V2), ``"symlog_two_hot"`` (DreamerV3 of 2023), ``"symexp_two_hot"`` (since 2024),
+            ``"signs"`` (one of -1, 0 and 1) or ``"two_logits"`` (a flag, IRIS);
             or what turns ``[*B, width]`` numbers into a :class:`~wmkit.heads.Prediction`, such as
             :class:`~wmkit.heads.TwoHotBins`; without a ``width`` it gets one number.
         transform: of the label: ``"none"``, ``"tanh"``, ``"sign"`` or a function. Predictions stay in these
@@ -125,11 +129,12 @@ class Head(Plug):
             codes, so that their predictions start at zero.
         bias: what the output layer's bias starts with; left to ``style`` if not given.
         style: norm, activation, bias and initialisation.
+        readout: what :meth:`value` is: the prediction's mean, or a ``"sample"`` of it (IRIS).
         in_keys: what is read, side by side; state and belief if not given.
         out_keys: where it is written; ``("predicted", target)`` if not given.
 
     Raises:
-        ConfigError: an unknown distribution or transform.
+        ConfigError: an unknown distribution, transform or readout.
 
     >>> head = Head(16, target="reward", units=8, layers=1, distribution="normal", in_keys=["belief"])
     >>> head.predict(torch.zeros(2, 16)).mean.shape
@@ -157,10 +162,14 @@ class Head(Plug):
         outscale: float | None = None,
         bias: float | None = None,
         style: LayerStyle = STYLE_2023,
+        readout: Literal["mean", "mode", "sample"] = "mean",
         in_keys: Sequence[NestedKey] | None = None,
         out_keys: Sequence[NestedKey] | None = None,
     ) -> None:
         super().__init__()
+        if readout not in ("mean", "mode", "sample"):
+            raise ConfigError(f"readout is {readout!r}: wanted mean, mode or sample; correct readout")
+        self.readout = readout
         if not callable(transform) and transform not in ("none", *_TRANSFORMS):
             raise ConfigError(
                 f"transform is {transform!r}: wanted one of none, {', '.join(_TRANSFORMS)}, or a function; "
@@ -232,8 +241,9 @@ class Head(Plug):
         return label if self.transform == "none" else _TRANSFORMS[self.transform](label)
 
     def value(self, prediction: Prediction) -> Tensor:
-        """The mean of a prediction, ``[*B, 1]``, which ``forward`` writes."""
-        return prediction.mean
+        """What a prediction says, ``[*B, 1]``, and ``forward`` writes: its mean, or a sample of it."""
+        said: Any = getattr(prediction, self.readout)
+        return said() if self.readout == "sample" else said
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Read ``in_keys`` of a TensorDict ``[*B]``, write the prediction, and return it."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from wmkit import fast
 from wmkit.arguments import check_range
 from wmkit.errors import ConfigError
 from wmkit.functional import symexp_bins, symmetric_bins
-from wmkit.nn import Bernoulli, SymexpTwoHot, SymlogTwoHot, UnitNormal
+from wmkit.nn import Bernoulli, OneOf, SymexpTwoHot, SymlogTwoHot, UnitNormal
 
-Distribution = Literal["bernoulli", "normal", "symlog_two_hot", "symexp_two_hot"]
+Distribution = Literal["bernoulli", "normal", "signs", "symlog_two_hot", "symexp_two_hot", "two_logits"]
 
 
 class Prediction(Protocol):
@@ -76,11 +77,53 @@ class TwoHotBins(nn.Module):
         return self.prediction(logits, self.bins)
 
 
+class Numbers(nn.Module):
+    """One of a few numbers (:class:`~wmkit.nn.OneOf`).
+
+    Args:
+        values: which; their signs in IRIS (arXiv:2209.00588).
+
+    Attributes:
+        width: numbers it takes, one for each of them.
+
+    >>> import torch
+    >>> Numbers([-1.0, 0.0, 1.0])(torch.zeros(1, 3)).mean
+    tensor([[0.]])
+    """
+
+    def __init__(self, values: Sequence[float] = (-1.0, 0.0, 1.0)) -> None:
+        super().__init__()
+        self.width = len(values)
+        self.values: Tensor
+        self.register_buffer("values", torch.tensor([float(value) for value in values]), persistent=False)
+
+    def forward(self, logits: Tensor) -> OneOf:
+        """Predict from ``[*B, K]``."""
+        return OneOf(logits, self.values)
+
+
+class TwoLogits(nn.Module):
+    """A flag from a logit for each of its values (IRIS): that of their difference.
+
+    >>> import torch
+    >>> TwoLogits()(torch.tensor([[1.0, 1.0]])).mean
+    tensor([[0.5000]])
+    """
+
+    width = 2
+
+    def forward(self, logits: Tensor) -> Bernoulli:
+        """Predict from ``[*B, 2]``, unset before set."""
+        return Bernoulli(logits[..., 1:] - logits[..., :1])
+
+
 _NAMED: dict[str, Callable[[], Any]] = {
     "bernoulli": lambda: Bernoulli,
     "normal": lambda: partial(UnitNormal, event_dims=1),
+    "signs": Numbers,
     "symlog_two_hot": partial(TwoHotBins, code="symlog"),
     "symexp_two_hot": partial(TwoHotBins, code="symexp"),
+    "two_logits": TwoLogits,
 }
 
 

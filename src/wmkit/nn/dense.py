@@ -76,6 +76,36 @@ class Linear(nn.Linear):
         return fast.linear(x, self.weight, self.bias)
 
 
+class SlotLinear(Linear):
+    """One affine map, applied to each of several parts side by side.
+
+    Args:
+        in_dim: width of all parts together.
+        out_dim: of what is made of them.
+        slots: how many.
+
+    Raises:
+        ConfigError: ``slots`` does not divide a width.
+
+    >>> import torch
+    >>> SlotLinear(6, 8, slots=2)(torch.zeros(3, 6)).shape
+    torch.Size([3, 8])
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, slots: int) -> None:
+        if slots < 1 or in_dim % slots or out_dim % slots:
+            raise ConfigError(
+                f"a layer {in_dim} -> {out_dim} cannot be cut into {slots} equal slots: wanted a divisor of "
+                "both widths; change slots or the widths"
+            )
+        super().__init__(in_dim // slots, out_dim // slots)
+        self.slots = slots
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[*B, in_dim] -> [*B, out_dim]``."""
+        return super().forward(x.unflatten(-1, (self.slots, self.in_features))).flatten(-2)
+
+
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014); on a CPU its masks are other ones than :class:`torch.nn.Dropout`'s.
 

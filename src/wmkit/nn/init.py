@@ -8,8 +8,8 @@ head at exactly zero.
 
 TWM's code (jrobine/twm) has two others, both with zero biases: ``"kaiming"``, uniform over fan-in, and
 ``"orthogonal"``; a gain of the root of two for hidden layers, of one for output layers. ``"default"`` leaves
-layers as PyTorch makes them, biases too. ``"small"`` is TD-MPC2's: a normal of standard deviation 0.02 for
-all layers, and zero biases.
+layers as PyTorch makes them, biases too. ``"small"`` (TD-MPC2, IRIS) is a normal of standard deviation 0.02
+for all layers, and zero biases.
 """
 
 from __future__ import annotations

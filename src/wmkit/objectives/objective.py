@@ -33,12 +33,16 @@ class Start(NamedTuple):
         mask: ``[N, 1]`` bool, which of them are real.
         continuation: ``[N, 1]`` float, one where the episode goes on after the start.
         restarts: leaves ``[M, ...]``, real states for roll-outs that begin anew; the starts if None.
+        before: leaves ``[N, T, ...]``, the states that an actor's own memory has seen, the start last.
+        is_init: ``[N, T]`` bool, where among them an episode begins.
     """
 
     latent: Latent
     mask: Tensor
     continuation: Tensor
     restarts: Latent | None = None
+    before: Latent | None = None
+    is_init: Tensor | None = None
 
 
 class Unrolled(NamedTuple):
@@ -91,6 +95,15 @@ class Scene:
         self._represented: Any = None
         self._observed = observed
         self._unrolled: Unrolled | None = None
+        self._decoded: dict[Any, Any] | None = None
+
+    @property
+    def decoded(self) -> dict[Any, Any]:
+        """What the decoder predicts of each observation of the window."""
+        if self._decoded is None:
+            decoder = self.world_model.decoder
+            self._decoded = decoder.predict(self.world_model.read(decoder, self.latent_for(decoder)))
+        return self._decoded
 
     @property
     def represented(self) -> Any:
@@ -244,6 +257,7 @@ class Objective(LossModule):
 
     Attributes:
         shortest: the fewest records of a window that can be scored.
+        groups: of its terms, where all teach the same learners; empty where that is not known.
     """
 
     @dataclass
@@ -256,6 +270,7 @@ class Objective(LossModule):
     default_keys = _AcceptedKeys
     tensor_keys: Any
     shortest = 1
+    groups: tuple[str, ...] = ()
 
     def __init__(self, weights: Mapping[str, float | None], world_model: WorldModel | None = None) -> None:
         super().__init__()

@@ -8,7 +8,16 @@ from typing import Any
 from wmkit.arguments import check_range
 from wmkit.dynamics import Latent, WorldModel
 from wmkit.errors import ConfigError
-from wmkit.objectives.objective import Objective, Scene, Score, Term, decayed, plain, within_episode
+from wmkit.objectives.objective import (
+    Objective,
+    Scene,
+    Score,
+    Term,
+    decayed,
+    episode_ends,
+    plain,
+    within_episode,
+)
 
 
 class Reconstruction(Objective):
@@ -19,11 +28,14 @@ class Reconstruction(Objective):
             were not there.
         first: leading records that are not decoded.
         ahead: last records that are not.
+        ends: whether the last records of episodes are; the released IRIS never stores their frames.
         world_model: what is trained; :meth:`attach` gives it later.
 
     >>> Reconstruction({"observations": 1.0}, first=1, ahead=1).shortest
     3
     """
+
+    groups = ("representation",)
 
     def __init__(
         self,
@@ -31,9 +43,10 @@ class Reconstruction(Objective):
         *,
         first: int = 0,
         ahead: int = 0,
+        ends: bool = True,
         world_model: WorldModel | None = None,
     ) -> None:
-        self.first, self.ahead = first, ahead
+        self.first, self.ahead, self.ends = first, ahead, ends
         super().__init__(weights, world_model)
         self.shortest = first + ahead + 1
 
@@ -58,15 +71,21 @@ class Reconstruction(Objective):
     def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:
         """See :meth:`Objective.terms <wmkit.objectives.Objective.terms>`."""
         model, score = scene.world_model, score or plain
-        latent, batch = scene.latent_for(model.decoder), scene.batch
+        batch = scene.batch
         targets = {key: batch[key] for key in model.decoder.targets}
         if self.first or self.ahead:
+            latent = scene.latent_for(model.decoder)
             seen = slice(self.first, latent.state.shape[1] - self.ahead)
             latent = latent.light().map(lambda x: x[:, seen])
             targets = {key: value[:, seen] for key, value in targets.items()}
-        predictions = model.decoder.predict(model.read(model.decoder, latent))
+            predictions = model.decoder.predict(model.read(model.decoder, latent))
+        else:
+            predictions = scene.decoded
+        mask = None
+        if not self.ends:
+            mask = ~episode_ends(batch)[:, self.first : batch["is_init"].shape[1] - self.ahead, 0]
         return {
-            key: Term(score(predictions[key], target), None, "representation")
+            key: Term(score(predictions[key], target), mask, "representation")
             for key, target in targets.items()
         }
 
@@ -87,6 +106,8 @@ class HeadLosses(Objective):
     Raises:
         ConfigError: a head that the world model does not have.
     """
+
+    groups = ("dynamics",)
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ class Learner:
         optimizer: called as ``optimizer(parameters)``, gives the optimiser.
         clip: largest norm of the whole gradient; ``None`` where the optimiser clips.
         rates: factors on the learning rate of some parameters.
+        decay: ``weight_decay`` of some parameters, zero for all others; all have the optimiser's own if not
+            given.
 
     >>> weight = nn.Parameter(torch.ones(2))
     >>> learner = Learner([weight], lambda p: torch.optim.SGD(p, lr=1.0), clip=1.0)
@@ -35,17 +37,25 @@ class Learner:
         optimizer: Callable[[list[Any]], torch.optim.Optimizer],
         clip: float | None,
         rates: Mapping[nn.Parameter, float] | None = None,
+        decay: Mapping[nn.Parameter, float] | None = None,
     ) -> None:
         self.parameters, factors = list(parameters), dict(rates or {})
-        if factors:  # a group for each rate, in the parameters' order otherwise
-            kinds = list(dict.fromkeys(factors.get(p, 1.0) for p in self.parameters))
-            by_rate = [[p for p in self.parameters if factors.get(p, 1.0) == kind] for kind in kinds]
-            self.parameters = [p for group in by_rate for p in group]
-            self.optimizer = optimizer([{"params": group} for group in by_rate])
-            for group, kind in zip(self.optimizer.param_groups, kinds, strict=True):
-                group["lr"] *= kind
-        else:
-            self.optimizer = optimizer(self.parameters)
+        groups: list[Any] = self.parameters
+        kinds = [(factors.get(p, 1.0), None if decay is None else decay.get(p, 0.0)) for p in self.parameters]
+        found = list(dict.fromkeys(kinds))
+        if found != [(1.0, None)] and found:  # a group for each kind, in the parameters' order otherwise
+            by_kind = [
+                [p for p, k in zip(self.parameters, kinds, strict=True) if k == kind] for kind in found
+            ]
+            self.parameters = [p for group in by_kind for p in group]
+            groups = [
+                {"params": group} if kind[1] is None else {"params": group, "weight_decay": kind[1]}
+                for group, kind in zip(by_kind, found, strict=True)
+            ]
+        self.optimizer = optimizer(groups)
+        if groups is not self.parameters:
+            for group, kind in zip(self.optimizer.param_groups, found, strict=True):
+                group["lr"] *= kind[0]
         self.clip = clip
         self._prepared: list[Any] | None = None
         self._grads: tuple[Tensor, ...] = ()

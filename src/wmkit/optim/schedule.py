@@ -10,10 +10,12 @@
       critic: ...
     order: [[dynamics, representation], [critic, actor]]     one inner list learns at once
     slow: {critic: {fraction: 0.02, every: 1}}               copies that follow
+    batches: {frames: {size: 256, length: 1, objectives: [reconstruction]}}    a learner's own batch
     phases: {representation: {share: 0.6, learners: [representation], objectives: [...]}, ...}
 
 Learners of one inner list see the weights as they were before any of them stepped; those of the next see what
-the former have learned. Phases come before all of that, each with its share of ``pretrain`` updates.
+the former have learned. Phases come before all of that, each with its share of ``pretrain`` updates,
+or while the policy plays.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ class Phase(NamedTuple):
         order: which learners learn.
         objectives: names of those that are asked; all if None.
         records: whether actor and critic learn from records instead of dreams.
+        playing: whether the policy plays meanwhile.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Phase(NamedTuple):
     order: tuple[tuple[str, ...], ...]
     objectives: tuple[str, ...] | None = None
     records: bool = False
+    playing: bool = False
 
 
 class Schedule(nn.Module):
@@ -63,12 +67,15 @@ class Schedule(nn.Module):
         modules: what there is to train, by name: ``world_model``, ``actor``, ``critic``.
         learners: by name, ``trains`` (names of modules, dotted for parts of them; a parameter belongs to the
             learner that names it most closely), ``learns_from`` (groups of terms), ``optimizer`` (called with
-            parameters) and, if any, ``clip``, the largest norm of the whole gradient, and ``rates``, factors
-            on the learning rate of some of what it trains, by name.
+            parameters), and, if any, ``clip``, the largest norm of the whole gradient, ``rates``, factors on
+            the learning rate of some of what it trains, by name, and ``decay``, the optimiser's
+            ``weight_decay`` of the weights of linear layers that have a bias, alone.
         order: inner lists of learners that learn at once.
         slow: by module, ``fraction`` that its slow copy moves towards it, ``every`` so many updates.
         pretrain: updates of a pretraining of share one.
-        phases: by name, ``share``, ``learners`` and, if any, ``objectives`` and ``records``.
+        phases: by name, ``share`` or a number of ``updates``, ``learners`` and, if any, ``objectives``,
+            ``records`` and ``playing``: the policy plays meanwhile, and learners keep the ``order``.
+        batches: of learners' own, by name: ``size``, ``length`` and the ``objectives`` that are scored on it.
 
     Raises:
         ConfigError: an unknown module, learner or option, or a learner that trains nothing.
@@ -93,34 +100,36 @@ class Schedule(nn.Module):
         slow: Mapping[str, Mapping[str, float] | None] | None = None,
         pretrain: int = 0,
         phases: Mapping[str, Mapping[str, Any]] | None = None,
+        batches: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         owners = {path: name for name, spec in learners.items() for path in spec["trains"]}
         for name, learner in learners.items():
             check_value(f"schedule.learners.{name}.clip", learner.get("clip"), float | None, "Learner")
-        self.learners = {
-            name: Learner(
-                _parameters(modules, owners, name, spec["trains"]),
-                spec["optimizer"],
-                spec.get("clip"),
-                rates={
-                    parameter: float(factor)
-                    for path, factor in (spec.get("rates") or {}).items()
-                    for parameter in _module(modules, path).parameters()
-                },
-            )
-            for name, spec in learners.items()
-        }
+        self.learners: dict[str, Learner] = {}
+        for name, spec in learners.items():
+            rates = {
+                parameter: float(factor)
+                for path, factor in (spec.get("rates") or {}).items()
+                for parameter in _module(modules, path).parameters()
+            }
+            decay = spec.get("decay")
+            if decay is not None:
+                check_range(f"schedule.learners.{name}.decay", decay, 0)
+                decay = dict.fromkeys(_linear_weights(modules), float(decay))
+            own = _parameters(modules, owners, name, spec["trains"])
+            self.learners[name] = Learner(own, spec["optimizer"], spec.get("clip"), rates, decay)
+        self.batches = {name: dict(spec) for name, spec in (batches or {}).items()}
         self.on = {name: tuple(spec["learns_from"]) for name, spec in learners.items()}
         self.order = tuple(tuple(self._known(name) for name in names) for names in order)
         self.phases = tuple(self._phase(name, pretrain, spec) for name, spec in (phases or {}).items())
         self._slow_spec: dict[str, tuple[float, int]] = {}
         self.__dict__["_followed"] = {}
-        for path, spec in (slow or {}).items():
-            if spec is None:
+        for path, follows in (slow or {}).items():
+            if follows is None:
                 continue
             module, key = _module(modules, path), path.replace(".", "_")
-            fraction, every = float(spec["fraction"]), int(spec.get("every", 1))
+            fraction, every = float(follows["fraction"]), int(follows.get("every", 1))
             check_range(f"slow.{path}.fraction", fraction, 0, 1)
             check_range(f"slow.{path}.every", every, 1)
             self._slow_spec[key], self._followed[key] = (fraction, every), module
@@ -136,8 +145,9 @@ class Schedule(nn.Module):
 
     @property
     def pretraining(self) -> int | None:
-        """Updates of all phases; None where there are none."""
-        return sum(phase.updates for phase in self.phases) if self.phases else None
+        """Updates of all phases before the policy plays; None where there are none."""
+        before = [phase.updates for phase in self.phases if not phase.playing]
+        return sum(before) if before else None
 
     @property
     def now(self) -> Phase:
@@ -238,16 +248,26 @@ class Schedule(nn.Module):
         return name
 
     def _phase(self, name: str, pretrain: int, spec: Mapping[str, Any]) -> Phase:
-        check_range(f"phases.{name}.share", spec["share"], 0)
-        order = (tuple(self._known(learner) for learner in spec["learners"]),)
-        objectives = spec.get("objectives")
-        return Phase(
-            name,
-            round(pretrain * spec["share"]),
-            order,
-            None if objectives is None else tuple(objectives),
-            bool(spec.get("records", False)),
-        )
+        learners = tuple(self._known(learner) for learner in spec["learners"])
+        playing, objectives = bool(spec.get("playing", False)), spec.get("objectives")
+        if "updates" in spec:
+            check_range(f"phases.{name}.updates", spec["updates"], 0)
+            updates = int(spec["updates"])
+        else:
+            check_range(f"phases.{name}.share", spec["share"], 0)
+            updates = round(pretrain * spec["share"])
+        order: tuple[tuple[str, ...], ...] = (learners,)
+        if playing:
+            kept = (tuple(one for one in names if one in learners) for names in self.order)
+            order = tuple(names for names in kept if names)
+        chosen = None if objectives is None else tuple(objectives)
+        return Phase(name, updates, order, chosen, bool(spec.get("records", False)), playing)
+
+
+def _linear_weights(modules: Mapping[str, nn.Module]) -> list[Any]:
+    """The weights of linear layers that have a bias."""
+    layers = (layer for module in modules.values() for layer in module.modules())
+    return [layer.weight for layer in layers if isinstance(layer, nn.Linear) and layer.bias is not None]
 
 
 def _module(modules: Mapping[str, nn.Module], path: str) -> nn.Module:

@@ -64,6 +64,7 @@ class System(nn.Module):
             (:meth:`compute_in`); replay stores it so without loss.
         dream_windows: ``(N, length)`` of the extra windows that :meth:`update` takes; None if imagination
             starts from the batch.
+        own_windows: the same of learners' own batches, by name, which :meth:`update` takes after these.
         pretraining: updates to make before the first step that the policy chooses, if the schedule says.
     """
 
@@ -112,7 +113,7 @@ class System(nn.Module):
         with made("actor"):
             self.actor = actor and actor(self.world_model.width(actor, "the actor"), spaces.action_dim)
         with made("critic"):
-            self.critic = critic and critic(self.world_model.width(critic, "the critic"))
+            self.critic = critic and critic(self.world_model.width(critic, "the critic", self.actor))
         self.objectives: Any = nn.ModuleDict()
         terms: dict[str, Sequence[str]] = {}
         for key, objective in objectives.items():
@@ -132,6 +133,9 @@ class System(nn.Module):
             {"controller": self.controller, "controller.starts": starts},
         )
         self.dream_windows: tuple[int, int] | None = starts and starts.windows(self.frames.count)
+        batches = self.schedule.batches
+        self.own_windows = {name: (spec["size"], spec["length"]) for name, spec in batches.items()}
+        self._scored_on = {one: name for name, spec in batches.items() for one in spec["objectives"]}
         spaces.needs |= self._needs()
         self.exploration = (exploration or {}).get(spaces.actions)
         self._make_policy = policy
@@ -215,30 +219,37 @@ class System(nn.Module):
 
     # -- learning ------------------------------------------------------------------------
 
-    def update(self, batch: TensorDictBase, dreams: TensorDictBase | None = None) -> TensorDict:
+    def update(self, batch: TensorDictBase, *beside: TensorDictBase) -> TensorDict:
         """One full training update: encode and observe, score, imagine, score, step.
 
         Args:
             batch: the sequence layout ``[B, L]``; with :attr:`context` steps in front whose
                 stored ``state`` and ``belief`` start the window. Without stored latents the
                 window starts from the initial state.
-            dreams: windows of the same layout, ``[N, c+1]`` as :attr:`dream_windows` says, where it does.
+            *beside: windows of the same layout: ``[N, c+1]`` as :attr:`dream_windows` says, where it does,
+                then one for each of :attr:`own_windows`.
 
         Returns:
             Detached scalars by name and, where windows start from stored latents, ``replay_context``
             ``[B, L - context]`` with the fresh ``state`` and ``belief`` for writing back to replay.
 
         Raises:
-            SpecError: a key is missing or has the wrong rank or dtype, or ``dreams`` are not what is wanted.
+            SpecError: a key is missing or has the wrong rank or dtype, or the windows beside are not what is
+                wanted.
         """
-        schedule, scene = self.schedule, self.scene(batch, dreams)
+        first = 0 if self.dream_windows is None else 1
+        schedule, scene = (
+            self.schedule,
+            self.scene(batch, *beside[:first] if first or self.own_windows else beside),
+        )
+        own = self._own_scenes(beside[first:]) if self.own_windows else {}
         metrics: dict[str, Any] = {}
         phase = schedule.now
         for learners in phase.order:  # those of one inner list learn at once
             losses: dict[str, Loss] = {}
             with schedule.alone(learners):
                 if self._models(learners):
-                    losses |= self._score(scene, metrics, phase.objectives)
+                    losses |= self._score(scene, metrics, learners, phase.objectives, own)
                 if self._behaves(learners):
                     learn = self.controller.learn_records if phase.records else self.controller.learn
                     learned = learn(scene, schedule.slow)
@@ -269,19 +280,46 @@ class System(nn.Module):
         window = {key: value[:, self.context :] for key, value in self.fill(batch).items()}
         return Scene(self.world_model, window, latent, beside=beside, slow=self.schedule.slow)
 
-    def _score(self, scene: Scene, metrics: dict, names: tuple[str, ...] | None = None) -> dict[str, Loss]:
-        """Weighted losses of the world model, by term."""
+    def _own_scenes(self, windows: Sequence[TensorDictBase]) -> dict[str, Scene]:
+        """By name, what the objectives of learners' own batches look at."""
+        shapes = [tuple(window.shape) for window in windows]
+        if shapes != list(self.own_windows.values()):
+            raise SpecError(
+                f"learners' own batches are {shapes}: wanted {list(self.own_windows.values())}; give update "
+                "what System.example_batches shows"
+            )
+        for window in windows:
+            check_batch(window, self.spaces)
+        filled = map(self.fill, windows)
+        return {
+            name: Scene(self.world_model, one) for name, one in zip(self.own_windows, filled, strict=True)
+        }
+
+    def _score(
+        self,
+        scene: Scene,
+        metrics: dict,
+        learners: tuple[str, ...],
+        names: tuple[str, ...] | None = None,
+        own: Mapping[str, Scene] | None = None,
+    ) -> dict[str, Loss]:
+        """Weighted losses of the world model that teach these learners, by term."""
         losses = {}
         for name, objective in self.objectives.items():
             if names is not None and name not in names:
                 continue
-            for term_name, term in objective.terms(scene).items():
+            if objective.groups and not self.schedule.wants(learners, objective.groups):
+                continue
+            seen = (own or {}).get(self._scored_on.get(name, ""), scene)
+            for term_name, term in objective.terms(seen).items():
                 losses[term_name] = Loss(objective.weights[term_name] * term.loss, term.group)
                 metrics[f"loss_{term_name}"] = term.mean.detach()
         nothing = torch.zeros((), device=scene.batch["is_init"].device)
         for name, groups in {"world_model": None, **{group: (group,) for group in GROUPS}}.items():
-            own = [loss.value.detach() for loss in losses.values() if groups is None or loss.group in groups]
-            metrics[f"loss_{name}"] = sum(own, nothing)
+            found = [
+                loss.value.detach() for loss in losses.values() if groups is None or loss.group in groups
+            ]
+            metrics[f"loss_{name}"] = sum(found, metrics.get(f"loss_{name}", nothing))
         metrics |= scene.metrics
         return losses
 
@@ -373,11 +411,10 @@ class System(nn.Module):
         return self.spaces.example_batch(self.batch_shape, seed)
 
     def example_batches(self, seed: int = 0) -> tuple[TensorDict, ...]:
-        """All that :meth:`update` takes: a random batch and, where dreams have their own, such windows."""
-        batch = self.example_batch(seed)
-        if self.dream_windows is None:
-            return (batch,)
-        return batch, self.spaces.example_batch(self.dream_windows, seed + 1)
+        """All that :meth:`update` takes: a random batch and those of dreams' and learners' own."""
+        dreams = [] if self.dream_windows is None else [self.dream_windows]
+        shapes = [self.batch_shape, *dreams, *self.own_windows.values()]
+        return tuple(self.spaces.example_batch(shape, seed + i) for i, shape in enumerate(shapes))
 
     def fill(self, batch: TensorDictBase) -> dict[str, Any]:
         """The batch as a mapping: images stacked, in [0, 1]; defaults for missing keys that parts need."""

@@ -26,7 +26,13 @@ from wmkit.errors import CheckpointError, ConfigError
 from wmkit.training.collect import that_came, with_ends
 
 ADVICE = "move that checkpoint away to take the one before it"
-NOT_KEPT = (*EXCLUDE, "arrival_reward", "recent_frames", "recent_steps")  # large, or there under another name
+NOT_KEPT = (
+    *EXCLUDE,
+    "arrival_reward",
+    "recent_frames",
+    "recent_steps",
+    "actor_memory",
+)  # large, or there under another name
 
 
 class ReplayMemory:
@@ -44,6 +50,7 @@ class ReplayMemory:
             without jumps.
         keep_latents: store the ``state`` and ``belief`` that the policy writes.
         dream_windows: windows and records of each that :meth:`sample_dreams` gives.
+        own_windows: the same of learners' own batches, by name.
         seed: of the sampling generator.
 
     Raises:
@@ -62,10 +69,12 @@ class ReplayMemory:
         pairs: Mapping[str, Any] | None = None,
         keep_latents: bool = True,
         dream_windows: tuple[int, int] | None = None,
+        own_windows: Mapping[str, tuple[int, int]] | None = None,
         seed: int = 0,
     ) -> None:
         self.batch, self.length = int(batch_shape[0]), int(batch_shape[1])
         self.context, self.dream_windows = context, dream_windows
+        self.own_windows = dict(own_windows or {})
         self.streams = ReplayStreams(
             folder, num_streams=num_envs, capacity=capacity, seed=seed, **dict(options or {})
         )
@@ -83,7 +92,7 @@ class ReplayMemory:
         self.uniform: Sampler = Uniform()
         self._spans: list[Tensor] = []
         self._window: TensorDictBase | None = None
-        self._dreams: TensorDictBase | None = None
+        self._beside: dict[str, TensorDictBase] = {}
 
     def _defaults(self) -> dict[Any, Tensor]:
         if self.pairs is None:
@@ -147,13 +156,15 @@ class ReplayMemory:
         return self._window
 
     def sample_dreams(self) -> tuple[TensorDictBase, ...]:
-        """Windows ``[N, c+1]`` for dreams alone, drawn uniformly; none where dreams start in the batch."""
-        if self.dream_windows is None:
-            return ()
-        self._dreams = self.streams.sample(
-            *self.dream_windows, force_init=True, out=self._dreams, sampler=self.uniform
-        )
-        return (self._dreams,)
+        """Windows that an update takes beside its batch, drawn uniformly: ``[N, c+1]`` for dreams alone where
+        they do not start in the batch, then those of learners' own batches.
+        """
+        wanted = {} if self.dream_windows is None else {"": self.dream_windows}
+        for name, shape in (wanted | self.own_windows).items():
+            self._beside[name] = self.streams.sample(
+                *shape, force_init=True, out=self._beside.get(name), sampler=self.uniform
+            )
+        return tuple(self._beside.values())
 
     def write_back(self, batch: TensorDictBase, latents: TensorDictBase) -> None:
         """Store latents ``[B, T]`` that an update computed; T counts from the window's end.

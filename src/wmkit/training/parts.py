@@ -192,6 +192,7 @@ def make_memory(config: DictConfig, run: RunDirectory, system: Any, num_envs: in
         options=options,
         pairs=pairs,
         dream_windows=getattr(system, "dream_windows", None),
+        own_windows=getattr(system, "own_windows", None),
         seed=int(config.get("seed", 0)),
     )
 

@@ -149,7 +149,7 @@ class Planner(nn.Module):
 
     # -- acting ----------------------------------------------------------------------------
 
-    def memory(self, action_dim: int) -> dict[str, tuple[int, ...]]:
+    def carries(self, action_dim: int) -> dict[str, tuple[int, ...]]:
         """What a policy carries from step to step, by key: shapes of one row."""
         plan: dict[str, tuple[int, ...]] = {"plan": (self.horizon, action_dim)}
         return plan if self.execute == 1 else {**plan, "planned": plan["plan"], "plan_step": (1,)}
@@ -168,7 +168,7 @@ class Planner(nn.Module):
         Args:
             world_model: read only.
             latent: where the environments are.
-            memory: of :meth:`memory`, leaves ``[E, ...]``.
+            memory: of :meth:`carries`, leaves ``[E, ...]``.
             is_init: ``[E]`` bool, episodes that begin: there is no earlier plan.
             sampled: actions are drawn, as in training.
         """

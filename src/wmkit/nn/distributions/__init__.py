@@ -5,10 +5,12 @@ inside, no ``torch.distributions``: nothing validates, nothing synchronises. Eve
 nats or squared units, with the event dimension removed.
 """
 
+from wmkit.nn.distributions.codebook import CodebookLatent
 from wmkit.nn.distributions.discrete import (
     Bernoulli,
     Categorical,
     OneHotCategorical,
+    OneOf,
     SymexpTwoHot,
     SymlogTwoHot,
     total_loss,
@@ -20,6 +22,7 @@ from wmkit.nn.distributions.latents import (
     SimNormLatent,
 )
 from wmkit.nn.distributions.normal import (
+    AbsoluteError,
     BoundedNormal,
     SquaredError,
     SquashedNormal,
@@ -30,13 +33,16 @@ from wmkit.nn.distributions.normal import (
 )
 
 __all__ = [
+    "AbsoluteError",
     "Bernoulli",
     "BoundedNormal",
     "Categorical",
     "CategoricalLatent",
+    "CodebookLatent",
     "DeterministicLatent",
     "GaussianLatent",
     "OneHotCategorical",
+    "OneOf",
     "SimNormLatent",
     "SquaredError",
     "SquashedNormal",

@@ -19,6 +19,7 @@ from wmkit.functional import (
     check_samples,
     check_shape,
     one_hot,
+    sample_index,
     sample_one_hot,
     straight_through,
     symexp,
@@ -143,12 +144,53 @@ class Bernoulli:
         """The likelier value, ``[*B, 1]`` bool."""
         return self.logits > 0
 
+    def sample(self) -> Tensor:
+        """One draw of the flag, ``[*B, 1]`` bool."""
+        return torch.rand_like(self.logits) < self.mean
+
     def loss(self, target: Tensor) -> Tensor:
         """Cross-entropy to ``target`` ``[*B, 1]`` (bool or soft label); ``[*B]``."""
         check_equal("Bernoulli.loss", "[*B, 1]", logits=self.logits, target=target)
         return F.binary_cross_entropy_with_logits(
             self.logits, target.to(self.logits.dtype), reduction="none"
         ).squeeze(-1)
+
+
+class OneOf:
+    """A number that is one of a few (IRIS's reward, arXiv:2209.00588).
+
+    Args:
+        logits: ``[*B, K]`` float; computed with in float32.
+        values: ``[K]`` float.
+
+    >>> prediction = OneOf(torch.tensor([[0.0, 0.0, 99.0]]), torch.tensor([-1.0, 0.0, 1.0]))
+    >>> prediction.mean, prediction.loss(torch.tensor([[1.0]]))
+    (tensor([[1.]]), tensor([0.]))
+    """
+
+    def __init__(self, logits: Tensor, values: Tensor) -> None:
+        self.logits, self.values = logits.float(), values
+
+    @property
+    def mean(self) -> Tensor:
+        """``[*B, 1]``."""
+        return (torch.softmax(self.logits, -1) * self.values).sum(-1, keepdim=True)
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest, ``[*B, 1]``."""
+        return self.values[self.logits.argmax(-1, keepdim=True)]
+
+    def sample(self) -> Tensor:
+        """One draw, ``[*B, 1]``."""
+        uniform = torch.rand_like(self.logits[..., :1])
+        return self.values[sample_index(torch.softmax(self.logits, -1), uniform)].unsqueeze(-1)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Cross-entropy to the nearest of the numbers, ``target`` ``[*B, 1]``; ``[*B]``."""
+        check_shape("OneOf.loss", "target", target, (*self.logits.shape[:-1], 1), "[*B, 1]")
+        nearest = (target - self.values).abs().argmin(-1, keepdim=True)
+        return -torch.log_softmax(self.logits, -1).gather(-1, nearest).squeeze(-1)
 
 
 def total_loss(prediction: Any, *targets: Tensor) -> Tensor:

@@ -52,6 +52,21 @@ class SquaredError:
         )
 
 
+class AbsoluteError(SquaredError):
+    """A mean scored by its absolute error, a mean over the event (IRIS, arXiv:2209.00588).
+
+    >>> AbsoluteError(torch.zeros(2, 3), 1).loss(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]]))
+    tensor([2., 0.])
+    """
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Absolute error to ``target`` of the same shape; uint8 targets are read as /255; ``[*B]``."""
+        check_shape("AbsoluteError.loss", "target", target, self.mean.shape, "[*B, *event]")
+        if target.dtype == torch.uint8:
+            target = target * (1 / 255)
+        return (self.mean - target).abs().flatten(-self.event_dims).mean(-1)
+
+
 class SymlogSquaredError(SquaredError):
     """Squared error in symlog units; :attr:`mean` stays in symlog units.
 

@@ -12,7 +12,7 @@ from torch import nn
 from wmkit.affordance.published import fill as fill_published
 from wmkit.errors import CheckpointError
 from wmkit.nn.weights import as_float32, read_weights
-from wmkit.systems.convert import le_wm, ls_imagine, storm, td_mpc2, transdreamer, twm
+from wmkit.systems.convert import iris, le_wm, ls_imagine, storm, td_mpc2, transdreamer, twm
 from wmkit.systems.convert.dreamerv3_jax import dreamerv3_jax_parameters, load_dreamerv3_jax
 from wmkit.systems.convert.latest import agent_of, load_ls_imagine
 from wmkit.systems.convert.strict import export, load
@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 _CODES: dict[str, Any] = {
+    "iris": iris,
     "le_wm": le_wm,
     "ls_imagine": ls_imagine,
     "storm": storm,
@@ -43,6 +44,7 @@ def load_released(system: System | nn.Module, weights: Mapping[str, Any] | str |
     system            ``weights``
     ================  ====================================================================================
     ``dreamer_v3``    the JAX agent's parameters (:func:`load_dreamerv3_jax`)
+    ``iris``          the state dict of ``Agent``; its perceptual loss may be left out
     ``le_wm``         the state dict of its model
     ``ls_imagine``    ``latest.pt``, or its ``agent_state_dict``; build with ``size=paper``
     ``storm``         the state dicts of world model and agent in one; ``wm.`` and ``ag.`` may stand before
