@@ -66,7 +66,7 @@ def test_train_without_a_system_lists_the_systems():
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("preset", "minigrid"), ("size", "paper"), ("domain", None), ("backbone", "lstm")],
+    [("preset", "quick"), ("size", "paper"), ("domain", None), ("backbone", "lstm")],
 )
 def test_choices_are_listed_by_the_systems_that_have_them(kind: str, name: str | None):
     rows = [line.split() for line in call("list", kind).stdout.splitlines()]
