@@ -35,6 +35,7 @@ class ResidualBlock(nn.Module):
     Args:
         width: channels C.
 
+    >>> import torch
     >>> ResidualBlock(8)(torch.zeros(2, 8, 4, 4)).shape
     torch.Size([2, 8, 4, 4])
     """
@@ -56,6 +57,7 @@ class AttentionBlock(nn.Module):
     Args:
         width: channels C.
 
+    >>> import torch
     >>> AttentionBlock(8)(torch.zeros(2, 8, 4, 4)).shape
     torch.Size([2, 8, 4, 4])
     """
@@ -93,6 +95,7 @@ class _Level(nn.Module):
 class HalvingConv3(nn.Conv2d):
     """Convolution of kernel 3, stride 2, one position of zeros right and below alone.
 
+    >>> import torch
     >>> HalvingConv3(8)(torch.zeros(2, 8, 8, 8)).shape
     torch.Size([2, 8, 4, 4])
     """
@@ -108,6 +111,7 @@ class HalvingConv3(nn.Conv2d):
 class DoublingConv3(nn.Conv2d):
     """Each position four times, then a convolution of kernel 3.
 
+    >>> import torch
     >>> DoublingConv3(8)(torch.zeros(2, 8, 4, 4)).shape
     torch.Size([2, 8, 8, 8])
     """
@@ -159,6 +163,7 @@ class ResidualImageEncoder(nn.Module):
     Attributes:
         grid: side h.
 
+    >>> import torch
     >>> encoder = ResidualImageEncoder({"pixels": (3, 64, 64)}, depth=8, width=6, blocks=1)
     >>> encoder(torch.zeros(2, 3, 64, 64)).shape  # 4 x 4 tokens of 6 numbers
     torch.Size([2, 96])
@@ -220,6 +225,7 @@ class ResidualImageDecoder(nn.Module):
         SpecError: an image that is not square or of another size.
         ConfigError: a ``patch`` that leaves no level, or a width that is no grid of tokens.
 
+    >>> import torch
     >>> decoder = ResidualImageDecoder(96, {"pixels": (3, 64, 64)}, depth=8, blocks=1)
     >>> decoder(torch.zeros(2, 96)).shape
     torch.Size([2, 3, 64, 64])

@@ -33,7 +33,7 @@ class CodebookLatent(nn.Module):
     >>> latent = CodebookLatent(groups=2, rows=3, width=1)
     >>> latent.table.data = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> latent.nearest(latent.statistics(torch.tensor([[0.6, -0.4]])))
-    (tensor([[1., 0.]], grad_fn=<AddBackward0>), tensor([[2, 1]]))
+    (tensor([[1., 0.]]), tensor([[2, 1]]))
     """
 
     unimix = 0.0

@@ -163,9 +163,9 @@ class OneOf:
         logits: ``[*B, K]`` float; computed with in float32.
         values: ``[K]`` float.
 
-    >>> prediction = OneOf(torch.tensor([[0.0, 0.0, 99.0]]), torch.tensor([-1.0, 0.0, 1.0]))
+    >>> prediction = OneOf(torch.zeros(1, 3), torch.tensor([-1.0, 0.0, 1.0]))
     >>> prediction.mean, prediction.loss(torch.tensor([[1.0]]))
-    (tensor([[1.]]), tensor([0.]))
+    (tensor([[0.]]), tensor([1.0986]))
     """
 
     def __init__(self, logits: Tensor, values: Tensor) -> None:
