@@ -15,7 +15,7 @@ from torchrl.envs.utils import check_env_specs
 from torchrl.modules import CEMPlanner
 
 import wmkit
-from support import golden, images, transdreamer
+from support import golden, images, iris, transdreamer
 from wmkit import fast
 from wmkit.systems import System
 
@@ -48,7 +48,7 @@ def td_mpc2() -> System:
     )
 
 
-SYSTEMS["td_mpc2"] = td_mpc2
+SYSTEMS |= {"iris": iris.build, "td_mpc2": td_mpc2}
 
 
 def embedded(name: str, *overrides: str) -> System:

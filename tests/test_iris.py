@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchrl.data import Composite, OneHot, UnboundedDiscrete
+from torchrl.data import OneHot
 from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import wmkit
+from support.iris import ATARI, build
 from support.tokens import parameters
 from wmkit.dynamics import Latent, rollout
 from wmkit.envs.counting import CountingEnv
@@ -19,19 +20,7 @@ from wmkit.errors import ConfigError, SpecError
 from wmkit.objectives import Perceptual, Scene
 from wmkit.systems import System, released_parameters
 
-ATARI = Composite(pixels=UnboundedDiscrete((3, 64, 64), dtype=torch.uint8))
-TINY = [
-    *("preset=paper", "size=micro", "size.deter=16", "size.hidden=8", "size.units=8", "size.depth=8"),
-    *("size.width=6", "size.classes=7", "size.vision=4", "size.patch=4"),
-    *("batch.size=3", "batch.length=5", "controller.starts.count=6", "controller.starts.burn_in=3"),
-    *("controller.horizon=3", "schedule.batches.frames.size=8", "begin.dynamics=1", "begin.agent=1"),
-]
 EXACT = {"atol": 1e-5, "rtol": 0}
-
-
-def build(*overrides: str) -> System:
-    torch.manual_seed(0)
-    return wmkit.build("iris", observation_spec=ATARI, action_spec=OneHot(5), overrides=[*TINY, *overrides])
 
 
 def test_parameter_counts_and_published_numbers() -> None:

@@ -195,6 +195,7 @@ PUBLISHED = {  # parameters of world model, actor and critic with 18 actions
     "dreamer_v3": (140_509_187, 12_607_506, 12_850_431),
     "dreamer_v3_2023": (181_570_947, 9_465_874, 9_708_799),
     "dreamer_v3_2024": (140_909_443, 12_607_506, 12_850_431),
+    "iris": (12_478_600, 3_224_626, 513),  # 4,027,523 of it the tokenizer's; 8,451,077; 3,225,139
     "le_wm": (18_034_478, 0, 0),  # of 224 x 224 pixels and ten numbers of an action
     "ls_imagine": (235_889_794, 9_465_874, 6_556_927),
     "pldm": (2_498_898, 0, 0),

@@ -299,11 +299,12 @@ class System(nn.Module):
         self,
         scene: Scene,
         metrics: dict,
-        learners: tuple[str, ...],
+        learners: Sequence[str] | None = None,
         names: tuple[str, ...] | None = None,
         own: Mapping[str, Scene] | None = None,
     ) -> dict[str, Loss]:
-        """Weighted losses of the world model that teach these learners, by term."""
+        """Weighted losses of the world model that teach these learners, or all, by term."""
+        learners = tuple(self.schedule.learners if learners is None else learners)
         losses = {}
         for name, objective in self.objectives.items():
             if names is not None and name not in names:
