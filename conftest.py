@@ -11,6 +11,7 @@ import pytest
 import torch
 
 pytest.register_assert_rewrite("support")
+collect_ignore_glob = ["tests/support/*_game.py"]  # programs that tests start
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # there is a worker per core

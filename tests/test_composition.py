@@ -48,7 +48,10 @@ def td_mpc2() -> System:
     )
 
 
-SYSTEMS |= {"iris": iris.build, "td_mpc2": td_mpc2}
+MEANS = [
+    f"world_model.heads.{name}.readout=mean" for name in ("reward", "continuation")
+]  # they draw as published
+SYSTEMS |= {"iris": partial(iris.build, *MEANS), "td_mpc2": td_mpc2}
 
 
 def embedded(name: str, *overrides: str) -> System:

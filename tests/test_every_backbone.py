@@ -35,7 +35,7 @@ OWN = {
     "transdreamer": (CLASSES, LAYERS, "size.width=8", "controller.starts.most=2"),  # an acting window
     "twm": (CLASSES, LAYERS, "controller.starts.count=2"),  # three tokens a step
 }
-LAYERED = {"gpt", "s5", "stacked_transformer", "transformer_xl"}
+LAYERED = {"adaln", "gpt", "s5", "stacked_transformer", "transformer_xl"}
 
 
 def build(system: str, backbone: str, *overrides: str) -> System:
@@ -83,7 +83,7 @@ def test_only_layers_can_start_alike(backbone: str) -> None:
             "+backbone.window=8",
             "backbone.window is 8, which GRU does not take: wanted one of .*initial",
         ),
-        ("nothing", "seed=0", "'nothing'.*wanted one of block_gru, .*transformer_xl"),
+        ("nothing", "seed=0", "'nothing'.*wanted one of adaln, .*transformer_xl"),
     ],
 )
 @pytest.mark.parametrize("system", ["dreamer_v3", "twm"])

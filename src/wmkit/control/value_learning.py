@@ -110,7 +110,8 @@ class ValueLearning(nn.Module):
             critic: an ensemble of action values.
             slow: slow copies by name; the critic itself where there is no ``critic`` among them.
         """
-        terms, metrics = dict[str, Term](), dict[str, Tensor]()
+        terms: dict[str, Term] = {}
+        metrics: dict[str, Tensor] = {}
         if _learns(critic):
             terms["critic"] = self._critic(scene, actor, critic, slow.get("critic", critic), metrics)
             metrics["loss_critic"] = terms["critic"].loss

@@ -337,7 +337,7 @@ class Guarded(EnvBase):
         except Exception as error:
             self._broken = True
             if not isinstance(error, _Cut):
-                self._watch.failed(self._number, "being seeded", told(error), fresh=self._fresh)
+                self._watch.failed(self.number, "being seeded", told(error), fresh=self._fresh)
         return seed if seed is None or static_seed else seed_generator(seed)
 
     def _set_seed(self, seed: int | None) -> None:

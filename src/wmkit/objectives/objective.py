@@ -351,7 +351,7 @@ class Objective(LossModule):
         observed = None
         if all(value is not None for value in values):
             state, belief, posterior, prior = values
-            latent = Latent(state, belief)
+            latent = Latent(state, belief, None, model.dynamics.latent.classes_of(state))
             observed = Observed(latent, posterior, prior, latent.map(lambda x: x[:, -1]))
         scene = Scene(model, tensordict, observed=observed)
         losses = {f"loss_{name}": self.weights[name] * term.loss for name, term in self.terms(scene).items()}

@@ -132,7 +132,8 @@ class HeadLosses(Objective):
     def terms(self, scene: Scene, score: Score | None = None) -> dict[str, Term]:
         """See :meth:`Objective.terms <wmkit.objectives.Objective.terms>`."""
         model, score = scene.world_model, score or plain
-        mask, found = None, dict[str, Term]()
+        mask: Any = None
+        found: dict[str, Term] = {}
         if self.unrolled:
             latent: Latent = scene.unrolled.latent
             mask = scene.unrolled.unbroken[:, self.first :]

@@ -131,6 +131,6 @@ def _describe(spec: TensorSpec, lead: int) -> str:
 def _takers(kind: str) -> list[str]:
     """The systems whose page has an actor for actions of a kind."""
     pages = {name: load_whole(path) for name in available("system") if (path := find_page(name))}
-    actors = {name: str(page["actor"]["_target_"]) for name, page in pages.items() if "actor" in page}
+    actors = {name: str(page["actor"]["_target_"]) for name, page in pages.items() if page.get("actor")}
     found = {name: actor if "." in actor else full_name("head", actor) for name, actor in actors.items()}
     return [name for name, actor in found.items() if kind in pkgutil.resolve_name(actor).actions]

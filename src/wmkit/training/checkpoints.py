@@ -234,7 +234,9 @@ def _check_contents(state: Mapping[str, Any], source: str) -> None:
         fits = isinstance(recent, list) and all(map(_is_episode, recent))
         check(fits, "tracker/recent", recent, "a list of return, length, success and achievements")
         check(_are_sums(tracker.get("sums", {})), "tracker/sums", tracker.get("sums"), "sums of the log")
-        check(_are_open(tracker.get("open", _NONE)), "tracker/open", tracker["open"], "unfinished episodes")
+        check(
+            _are_open(tracker.get("open", _NONE)), "tracker/open", tracker.get("open"), "unfinished episodes"
+        )
 
 
 _NONE: list[list[Any]] = [[], [], [], []]
