@@ -31,7 +31,7 @@ from wmkit.arguments import check_arguments, check_page, check_range, check_valu
 from wmkit.errors import ConfigError, MissingWeightsError
 from wmkit.places import made
 from wmkit.registry import resolve
-from wmkit.training.affordance_frames import follow, options_of, walk
+from wmkit.training.affordance_frames import follow, label, options_of, place, walk
 from wmkit.training.progress import Stages
 from wmkit.training.report.evidence import read_evidence, save_evidence
 from wmkit.training.report.pictures import channels_last
@@ -242,7 +242,8 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
     block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
     count = int(block.get("frames", 400))
     scorer = None if _is_trained_here(config) else _find_scorer(config, folder / "scorer")
-    frames, masks = walk(config, stages, count, None if scorer is None else scorer.reads)
+    data = place(folder, config)
+    frames, masks = walk(config, stages, count, None if scorer is None else scorer.reads, data)
     if scorer is None:
         scorer = _train_scorer(config, folder / "scorer", stages, frames, masks, prompt)
     images = frames
@@ -251,7 +252,10 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
         images = masks[:, None]
     explore = VirtualExploration(scorer, **options_of(block.get("exploration")))
     with stages.stage("label frames", count, "frames") as bar:
-        labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
+        if masks is None:
+            labels = label(images, lambda batch: explore(batch, [prompt])[:, 0], bar, data)
+        else:
+            labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
     model = _make_unet(block, text.shape[-1]).to(find_device(config))
     fit = {"how": "small", **options_of(block.get("fit"))}
@@ -269,6 +273,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
         )
     save_affordance(folder / "model", model, text, prompt)
     (folder / "fit.pt").unlink(missing_ok=True)
+    shutil.rmtree(data, ignore_errors=True)
     numbers = {f"affordance/agreement_{k}": v for k, v in report.agreement.items()}
     numbers |= {f"affordance/truth_{k}": v for k, v in report.truth.items()}
     numbers |= {f"affordance/label_truth_{k}": v for k, v in report.label_truth.items()}
