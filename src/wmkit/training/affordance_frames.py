@@ -127,6 +127,7 @@ def _collect_parts(env: Any, count: int, probability: float, seed: int, progress
             ).frames
 
         found.append(_kept(keep / f"frames-{start}-{size}.npy", wander))
+        progress(start + size, count, {})
     return torch.cat(found)
 
 
