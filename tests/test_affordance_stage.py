@@ -75,3 +75,28 @@ def test_an_environment_without_masks_is_refused_before_it_is_walked_in(
     with pytest.raises(error, match=words):
         fit_only(compose("ls_imagine", [f"affordance={affordance}", f"run_dir={tmp_path / 'run'}"]))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_was_made_is_read_and_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(affordance_frames, "CHUNK", 2)
+    frames, asked = torch.randint(256, (5, 3, 4, 6), dtype=torch.uint8), []
+
+    def explore(part):
+        asked.append(len(part))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return part[:, 0] / 255
+
+    with Stages().stage("label frames", 5) as bar:
+        with pytest.raises(KeyboardInterrupt):
+            affordance_frames.label(frames, explore, bar, tmp_path)
+        labels = affordance_frames.label(frames, explore, bar, tmp_path)
+        assert asked == [2, 2, 2, 1] and torch.equal(labels, frames[:, 0])
+        affordance_frames.label(frames, explore, bar, tmp_path)
+    assert len(asked) == 4
+
+
+def test_another_task_prompt_or_scorer_shares_no_labels(tmp_path):
+    given = ("", "affordance.prompt='a rose'", "affordance.scorer.path=there", "env=shear_sheep", "seed=1")
+    configs = [compose("ls_imagine", [one] if one else []) for one in given]
+    assert len({affordance_frames.place(tmp_path, config) for config in configs}) == len(given)

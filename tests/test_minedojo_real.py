@@ -24,6 +24,8 @@ from torchrl.collectors import Collector
 from torchrl.envs import check_env_specs
 
 from support.malmo import Malmo
+from support.merges import write_merges
+from wmkit.affordance import MineCLIP
 from wmkit.cli.app import read_config
 from wmkit.data import ReplayStreams
 from wmkit.envs import make_env
@@ -32,7 +34,7 @@ from wmkit.envs.minedojo.client import MineDojoServer
 from wmkit.envs.minedojo.interpreter import MALMO, find_python
 from wmkit.envs.minedojo.recording import Recorder, Recording, missing
 from wmkit.errors import ConfigError, EnvironmentCrashError
-from wmkit.training import train
+from wmkit.training import affordance_frames, affordance_stage, train
 
 try:
     PYTHON = find_python()
@@ -366,6 +368,39 @@ def test_a_run_survives_its_simulator_and_its_trainer(tmp_path):
         assert summary.steps >= steps
         assert sum(transitions(run)) == summary.steps - cut  # nothing else is missing
         assert gone(lambda: malmo.open)
+
+
+def small_mineclip(folder):
+    """Overrides for a random MineCLIP of 32 numbers, saved in a folder."""
+    sizes = dict(width=32, layers=1, heads=2, dim=32, text_width=32, text_layers=1, text_heads=2)
+    merges = write_merges(folder / "merges.txt.gz")
+    MineCLIP(resolution=(32, 64), **sizes, time_layers=1, time_heads=2).save(folder / "mineclip")
+    return (
+        "affordance=mineclip",
+        f"affordance.scorer.path={folder / 'mineclip'}",
+        f"affordance.scorer.merges={merges}",
+        *("~affordance.unet.fusion=constant_query", "affordance.unet.name=small"),
+    )
+
+
+def test_ls_imagine_goes_through_every_stage_and_walks_once(tmp_path, monkeypatch):
+    """Frames, labels by MineCLIP, U-Net, prefill, training, evaluation; stopped before its labels."""
+    monkeypatch.setattr(affordance_frames, "PART", 3)
+    run, stages = tmp_path / "run", small_mineclip(tmp_path)
+    budget = ("affordance.frames=4", "affordance.save_every=2", "env.num_envs=1", "training.prefill=48")
+    with Malmo(faults={4: "drop"}) as malmo:
+        overrides = [*RUN, *stages, *budget, "training.steps=80", "training.final_episodes=1"]
+        overrides += [f"env.options.port={malmo.port}", f"run_dir={run}", "training.report=true"]
+        with monkeypatch.context() as patch:
+            patch.setattr(affordance_stage, "label", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(read_config("ls_imagine", overrides))
+        assert [len(np.load(file)) for file in sorted(run.glob("affordance/data-*/*"))] == [3, 1]
+        monkeypatch.setattr("wmkit.affordance.unet.dataset.collect_frames", lambda *_: pytest.fail("again"))
+        summary = train(read_config("ls_imagine", [f"resume={run}"]))
+        assert gone(lambda: malmo.open)
+    assert summary.steps >= 80 and summary.updates and (run / "report.html").is_file()
+    assert not list(run.glob("affordance/data-*")) and (run / "affordance/model/config.json").is_file()
 
 
 # ---------------------------------------------------------------- what is recorded

@@ -115,11 +115,11 @@ def test_the_released_unet_and_mineclip_are_found_beside_the_agent(latest: Path,
 def test_weights_of_a_unet_are_for_the_swin_unet(tmp_path: Path) -> None:
     page = ["affordance=mineclip", "affordance.unet.name=small", "affordance.unet.fusion=null"]
     config = compose("ls_imagine", page)
-    from wmkit.training.affordance_stage import _make_unet
+    from wmkit.training.affordance_stage import make_unet
 
     config.affordance.unet = {"name": "small", "weights": "x.pth"}
     with pytest.raises(ConfigError, match=r"affordance\.unet\.name=swin"):
-        _make_unet(config.affordance, 512)
+        make_unet(config.affordance, 512)
     config.affordance.unet = {"name": "swin", "fusion": "constant_query", "weights": str(tmp_path / "x.pth")}
     with pytest.raises(MissingWeightsError, match=r"x\.pth"):
-        _make_unet(config.affordance, 512)
+        make_unet(config.affordance, 512)

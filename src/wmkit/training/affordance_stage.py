@@ -31,7 +31,7 @@ from wmkit.arguments import check_arguments, check_page, check_range, check_valu
 from wmkit.errors import ConfigError, MissingWeightsError
 from wmkit.places import made
 from wmkit.registry import resolve
-from wmkit.training.affordance_frames import follow, options_of, walk
+from wmkit.training.affordance_frames import follow, label, options_of, place, walk
 from wmkit.training.progress import Stages
 from wmkit.training.report.evidence import read_evidence, save_evidence
 from wmkit.training.report.pictures import channels_last
@@ -153,7 +153,7 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
     if path.is_file():  # the released file, which has no text with it
         unet, scorer = (
             load_swin_unet(path).to(find_device(config)),
-            _find_scorer(config, path.parent / "scorer"),
+            find_scorer(config, path.parent / "scorer"),
         )
         text = scorer.text_features([prompt])[0].detach().float().cpu()
         return AffordanceTools(unet, text, prompt, scorer if block.get("video_score", False) else None)
@@ -162,7 +162,7 @@ def prepare_affordance(config: DictConfig, run: RunDirectory, stages: Stages) ->
         _look(config, run, stages, saved)
     saved.model.to(find_device(config))
     text = saved.text_features[saved.prompts.index(prompt) if prompt in saved.prompts else 0]
-    scorer = _find_scorer(config, path.parent / "scorer") if block.get("video_score", False) else None
+    scorer = find_scorer(config, path.parent / "scorer") if block.get("video_score", False) else None
     return AffordanceTools(saved.model, text, prompt, scorer)
 
 
@@ -241,8 +241,9 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
 
     block, folder, seed = config.affordance, run.folder("affordance"), int(config.get("seed", 0))
     count = int(block.get("frames", 400))
-    scorer = None if _is_trained_here(config) else _find_scorer(config, folder / "scorer")
-    frames, masks = walk(config, stages, count, None if scorer is None else scorer.reads)
+    scorer = None if _is_trained_here(config) else find_scorer(config, folder / "scorer")
+    data = place(folder, config)
+    frames, masks = walk(config, stages, count, None if scorer is None else scorer.reads, data)
     if scorer is None:
         scorer = _train_scorer(config, folder / "scorer", stages, frames, masks, prompt)
     images = frames
@@ -251,9 +252,12 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
         images = masks[:, None]
     explore = VirtualExploration(scorer, **options_of(block.get("exploration")))
     with stages.stage("label frames", count, "frames") as bar:
-        labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
+        if masks is None:
+            labels = label(images, lambda batch: explore(batch, [prompt])[:, 0], bar, data)
+        else:
+            labels = label_frames(images, lambda batch: explore(batch, [prompt])[:, 0], progress=follow(bar))
     text = scorer.text_features([prompt])[0].detach().float().cpu()
-    model = _make_unet(block, text.shape[-1]).to(find_device(config))
+    model = make_unet(block, text.shape[-1]).to(find_device(config))
     fit = {"how": "small", **options_of(block.get("fit"))}
     with stages.stage("fit affordance", 1, "updates") as bar:
         report = fit_affordance(
@@ -269,6 +273,7 @@ def _make(config: DictConfig, run: RunDirectory, stages: Stages, prompt: str) ->
         )
     save_affordance(folder / "model", model, text, prompt)
     (folder / "fit.pt").unlink(missing_ok=True)
+    shutil.rmtree(data, ignore_errors=True)
     numbers = {f"affordance/agreement_{k}": v for k, v in report.agreement.items()}
     numbers |= {f"affordance/truth_{k}": v for k, v in report.truth.items()}
     numbers |= {f"affordance/label_truth_{k}": v for k, v in report.label_truth.items()}
@@ -298,7 +303,7 @@ def _train_scorer(
     return scorer
 
 
-def _find_scorer(config: DictConfig, folder: Path) -> Any:
+def find_scorer(config: DictConfig, folder: Path) -> Any:
     """A scorer by name, with weights from ``affordance.scorer.path`` or ``folder`` where it needs some."""
     from wmkit.affordance.scorers import EmbeddedScorer, build_scorer
 
@@ -341,7 +346,7 @@ def _look(config: DictConfig, run: RunDirectory, stages: Stages, saved: SavedAff
     _show(run, panels)
 
 
-def _make_unet(block: DictConfig, text_dim: int) -> Any:
+def make_unet(block: DictConfig, text_dim: int) -> Any:
     """The U-Net to be fitted; ``weights`` of its options are the released ones to begin with."""
     from wmkit.affordance.unet.swin import SwinUNet
     from wmkit.affordance.unet.swin_weights import WHAT, fill_swin_unet, read_swin_unet
