@@ -102,8 +102,7 @@ class Policy(TensorDictModuleBase):
         if acts_on not in ACTS_ON or (acts_on == "mode" and not self.memoryless):
             raise ConfigError(
                 f"acts_on is {acts_on!r}: wanted one of {', '.join(ACTS_ON)}, and mode only for an actor "
-                "that reads "
-                "the state of a myopic posterior alone; correct acts_on"
+                "that reads the state of a myopic posterior alone; correct acts_on"
             )
         self.precision = torch.float32
         self.acts_on, self.across_episodes = acts_on, across_episodes

@@ -238,10 +238,8 @@ class System(nn.Module):
                 wanted.
         """
         first = 0 if self.dream_windows is None else 1
-        schedule, scene = (
-            self.schedule,
-            self.scene(batch, *beside[:first] if first or self.own_windows else beside),
-        )
+        dreams = beside[:first] if first or self.own_windows else beside  # one too many is refused
+        schedule, scene = self.schedule, self.scene(batch, *dreams)
         own = self._own_scenes(beside[first:]) if self.own_windows else {}
         metrics: dict[str, Any] = {}
         phase = schedule.now

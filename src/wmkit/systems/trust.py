@@ -24,7 +24,7 @@ from wmkit.registry import available, full_name
 from wmkit.systems.page_files import find_pages, load
 
 ROOMS = ("backbones", "codecs", "control", "dynamics", "heads", "nn", "objectives", "optim")
-"""Rooms whose public classes are parts: they make networks and numbers, and touch no file."""
+"""Rooms whose public classes are parts: they make networks and numbers, and read no file but tensors."""
 
 KINDS = ("backbone", "codec", "controller", "dynamics", "head", "objective")
 """Kinds of registered parts that a page puts behind ``_target_``."""
